@@ -1,0 +1,179 @@
+//! Audit records: what was decided, for whom, under which policy, and what came of it. The ledger stores
+//! them, hash-chained, in the transaction of the act they tell of. They hold digests and ids, never values
+//! of a quote but the named few (quote id, sequence, partner, corridor, kid).
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    clock::UtcTime,
+    domain::{Caller, CorrelationId, Corridor, Environment, Kid, PartnerId, QuoteId, SequenceNumber, sha256},
+};
+
+/// The version of the record's schema, in every record.
+pub const SCHEMA: &str = "quotesign.audit.v1";
+
+/// What a record tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A number was bound to a payload, before anything was signed.
+    #[serde(rename = "quote.reserved")]
+    Reserved,
+    /// A reservation was bound to another kid, since its own may no longer sign.
+    #[serde(rename = "quote.rekeyed")]
+    Rekeyed,
+    /// A verified JWS was stored and may be released.
+    #[serde(rename = "quote.committed")]
+    Committed,
+    /// A reservation ended unsigned; its number is burnt.
+    #[serde(rename = "quote.voided")]
+    Voided,
+    /// A stored JWS was given again.
+    #[serde(rename = "quote.replayed")]
+    Replayed,
+    /// A call was refused.
+    #[serde(rename = "quote.refused")]
+    Refused,
+    /// A sequence's scope was created, or its floor raised.
+    #[serde(rename = "sequence.seeded")]
+    Seeded,
+    /// A policy bundle came into force.
+    #[serde(rename = "policy.loaded")]
+    PolicyLoaded,
+    /// A policy bundle was refused.
+    #[serde(rename = "policy.refused")]
+    PolicyRefused,
+    /// A gateway started.
+    #[serde(rename = "gateway.started")]
+    Started,
+}
+
+/// What all records of one call share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Joins the call's log lines, records and answers.
+    pub correlation_id: CorrelationId,
+    /// Where.
+    pub environment: Environment,
+    /// The gateway's version.
+    pub gateway_version: String,
+    /// The policy bundle under which it was decided: SHA-256, lower-case hex.
+    pub policy_digest: String,
+    /// That bundle's serial.
+    pub policy_serial: u64,
+    /// Who called; absent for what the gateway does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Caller>,
+    /// The gRPC method; absent for what the gateway does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The partner concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partner: Option<PartnerId>,
+    /// The quote concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quote_id: Option<QuoteId>,
+    /// The quote's corridor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corridor: Option<Corridor>,
+    /// The contract the quote was held against.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contract: Option<String>,
+    /// The Cedar rules that decided, by `@id`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rule_ids: Vec<String>,
+}
+
+/// One record. Its bytes are its RFC 8785 form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// This record's own id.
+    pub id: Uuid,
+    /// What it tells of.
+    pub event: Event,
+    /// When, by the gateway's clock.
+    pub at: UtcTime,
+    /// Who, where, under which policy.
+    pub context: Context,
+    /// What came of it.
+    #[serde(default)]
+    pub facts: Facts,
+}
+
+/// What a record says beyond its context; each is absent where it does not apply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The sequence's scope.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// The number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceNumber>,
+    /// The number before it in its scope, so that a removed record shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_sequence: Option<SequenceNumber>,
+    /// The key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<Kid>,
+    /// How often the reservation was bound to a key; the first time is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// SHA-256 of the payload's RFC 8785 form, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_sha256: Option<String>,
+    /// SHA-256 of the JWS signing input, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_sha256: Option<String>,
+    /// SHA-256 of the compact JWS, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jws_sha256: Option<String>,
+    /// The quote's expiry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UtcTime>,
+    /// The stable reason of a refusal or a void.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// A fixed text or a person's own words for an administrative act; no payload value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Record {
+    /// A record of `event` at `at`, with an id of its own.
+    #[must_use]
+    pub fn new(event: Event, at: UtcTime, context: Context, facts: Facts) -> Self {
+        Self { schema: SCHEMA.to_owned(), id: Uuid::now_v7(), event, at, context, facts }
+    }
+
+    /// The record's bytes: its RFC 8785 form.
+    ///
+    /// # Errors
+    /// Never for a record of this type, which holds nothing that JSON cannot; the error is passed on all the same.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_jcs::to_vec(self)
+    }
+}
+
+/// The leaf of a record in the hash chain: SHA-256(0x01 | bytes).
+#[must_use]
+pub fn leaf(record: &[u8]) -> [u8; 32] {
+    sha256(&[&[0x01], record].concat())
+}
+
+/// The link of a batch: SHA-256(0x02 | link before | index of its first record, u64 big-endian | number of its
+/// records, u32 big-endian | leaves).
+#[must_use]
+pub fn link(before: &[u8; 32], first_index: u64, leaves: &[[u8; 32]]) -> [u8; 32] {
+    let count = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
+    let mut bytes = vec![0x02];
+    bytes.extend_from_slice(before);
+    bytes.extend_from_slice(&first_index.to_be_bytes());
+    bytes.extend_from_slice(&count.to_be_bytes());
+    bytes.extend(leaves.iter().flatten());
+    sha256(&bytes)
+}
+
+/// The link before the first batch of a lane.
+pub const GENESIS: [u8; 32] = [0; 32];

@@ -1,0 +1,314 @@
+//! The gateway's only memory: which number belongs to which payload, which JWS to which quote, and the
+//! journal of what was decided. A reservation is durable before a key is used; a JWS is durable before it is
+//! released.
+//!
+//! [`step`] is the whole state machine, pure; an [`Engine`] makes batches of steps durable; [`Ledger`] is the
+//! front that the pipeline calls: it queues operations to one writer, which commits whatever waits together.
+
+use std::time::Duration;
+
+use crate::{
+    audit,
+    clock::UtcTime,
+    domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
+    jws::CompactJws,
+};
+
+pub mod chain;
+mod front;
+pub mod sqlite;
+pub mod step;
+
+pub use front::{Ledger, LedgerConfig};
+
+/// Binds a number and a key to a payload, before anything is signed.
+#[derive(Debug, Clone)]
+pub struct Reserve {
+    /// The quote.
+    pub identity: Identity,
+    /// Its sequence.
+    pub scope: Scope,
+    /// The number the caller gave it.
+    pub sequence: SequenceNumber,
+    /// How far beyond the last number a number may lie.
+    pub jump_max: u64,
+    /// Development alone: an unknown scope starts at zero by itself.
+    pub seed_if_unknown: bool,
+    /// What the identity is bound to.
+    pub payload: PayloadDigest,
+    /// What will be signed with `kid`.
+    pub input: InputDigest,
+    /// The key that signs.
+    pub kid: Kid,
+    /// From when on the quote is refused.
+    pub expires_at: UtcTime,
+    /// The quotas that a new reservation is charged to. A replay or retry is free.
+    pub charges: Vec<Charge>,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// One unit taken from a quota, by GCRA: `burst` at once, one more each `interval`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    /// The quota's name and what it is counted for, such as `burst/partner/acme-remit`.
+    pub quota: String,
+    /// The time in which one unit comes back.
+    pub interval: Duration,
+    /// How many units may be taken at once.
+    pub burst: u32,
+}
+
+/// Stores the verified JWS of a reservation and its audit record, so that it may be released.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The reservation, as [`Reserved::Pending`] gave it.
+    pub reservation: Reservation,
+    /// The verified JWS.
+    pub jws: CompactJws,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// Creates a scope, or raises its floor.
+#[derive(Debug, Clone)]
+pub struct Seed {
+    /// The scope.
+    pub scope: Scope,
+    /// The last number that counts as taken.
+    pub floor: SequenceNumber,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// Ends a reservation that expired unsigned. Its number stays taken.
+#[derive(Debug, Clone)]
+pub struct Void {
+    /// The quote.
+    pub identity: Identity,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// One operation of the ledger.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// See [`Reserve`].
+    Reserve(Reserve),
+    /// See [`Commit`].
+    Commit(Commit),
+    /// See [`Void`].
+    Void(Void),
+    /// See [`Seed`].
+    Seed(Seed),
+    /// Journals a refusal or an administrative act.
+    Record(audit::Record),
+}
+
+/// A durable hold on a number for a payload. Only the ledger makes one; the sign stage takes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    identity: Identity,
+    sequence: SequenceNumber,
+    kid: Kid,
+    generation: u32,
+    input: InputDigest,
+}
+
+impl Reservation {
+    /// The quote.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+    /// Its number.
+    #[must_use]
+    pub fn sequence(&self) -> SequenceNumber {
+        self.sequence
+    }
+    /// The key it is bound to.
+    #[must_use]
+    pub fn kid(&self) -> &Kid {
+        &self.kid
+    }
+    /// How often it was bound to a key; the first time is 1. A commit of an older generation releases nothing.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+    /// What is to be signed.
+    #[must_use]
+    pub fn input(&self) -> InputDigest {
+        self.input
+    }
+}
+
+/// What reserving came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reserved {
+    /// The number is held: sign and commit. The same for a new reservation and for one that an earlier call left.
+    Pending(Reservation),
+    /// Signed by an earlier call: here it is again.
+    Replay(Released),
+}
+
+/// A stored JWS that may leave the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// The JWS, byte for byte as first released.
+    pub jws: CompactJws,
+    /// The key that signed it.
+    pub kid: Kid,
+    /// Its number.
+    pub sequence: SequenceNumber,
+    /// The digest its identity is bound to.
+    pub payload: PayloadDigest,
+    /// The quote's expiry.
+    pub expires_at: UtcTime,
+    /// The audit record of the commit.
+    pub record: uuid::Uuid,
+}
+
+/// Why the ledger refuses an operation. Nothing was changed; no number was taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The identity is bound to another payload.
+    #[error("the quote id is bound to another payload (number {})", bound.1)]
+    Conflict {
+        /// The digest and number of the payload it is bound to: for the record, not for another caller.
+        bound: (PayloadDigest, SequenceNumber),
+    },
+    /// The number is not greater than the last one taken.
+    #[error("the number {given} is not greater than {last}, the last one taken")]
+    NotMonotonic {
+        /// The number given.
+        given: SequenceNumber,
+        /// The last one taken in its scope.
+        last: SequenceNumber,
+    },
+    /// The number is further ahead than policy allows.
+    #[error("the number {given} is beyond {highest}, the highest one acceptable after {last}")]
+    TooFarAhead {
+        /// The number given.
+        given: SequenceNumber,
+        /// The last one taken in its scope.
+        last: SequenceNumber,
+        /// The highest one acceptable now.
+        highest: SequenceNumber,
+    },
+    /// The scope was never seeded.
+    #[error("the sequence's scope was never seeded")]
+    UnknownScope,
+    /// A quota is spent.
+    #[error("the quota `{quota}` is spent")]
+    QuotaSpent {
+        /// Which.
+        quota: String,
+        /// When to come again, from now.
+        retry_after: Duration,
+    },
+    /// The quote's expiry has come.
+    #[error("the quote has expired")]
+    Expired,
+    /// A reservation's rebuilt signing input is not what was reserved. A fault of the gateway.
+    #[error("the signing input is not the one that was reserved")]
+    InputMismatch,
+    /// No reservation of that generation waits: it was never made, was voided, or was bound to another key since.
+    #[error("no such reservation waits for a signature")]
+    NotReserved,
+    /// The floor is not above the present one.
+    #[error("the floor {given} is not above {present}")]
+    FloorNotRaised {
+        /// The floor asked for.
+        given: SequenceNumber,
+        /// The last number taken, or the present floor.
+        present: SequenceNumber,
+    },
+}
+
+/// What an operation came to, once durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// Of [`Op::Reserve`].
+    Reserved(Reserved),
+    /// Of [`Op::Commit`]: ours, or the one that was first.
+    Committed(Released),
+    /// Of [`Op::Void`].
+    Voided,
+    /// Of [`Op::Seed`]: the floor before, and the record of the act.
+    Seeded(Option<SequenceNumber>, uuid::Uuid),
+    /// Of [`Op::Record`].
+    Recorded,
+}
+
+/// Why the ledger could not do its part. Nothing is released on any of these.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Refused; the caller's or the operator's to mend.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The queue is full. Nothing was begun.
+    #[error("the ledger's queue is full")]
+    Full,
+    /// The store failed, or its outcome is unknown. Asking again is safe.
+    #[error("the ledger is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Why an engine could not make a batch durable.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Nothing of the batch was applied.
+    #[error("the store refused the transaction: {0}")]
+    RolledBack(String),
+    /// Whether the batch was applied is not known; the engine was closed and must be opened again.
+    #[error("the outcome of a transaction is unknown: {0}")]
+    Unknown(String),
+    /// The store is not what this gateway can use: another environment, another version, a broken chain.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// One durable transaction per call. Queueing, batching and retrying live above it, once.
+pub trait Engine: Send + 'static {
+    /// Applies each operation by [`step::step`], appends the records with one link, and commits once. A refused
+    /// operation is refused alone.
+    ///
+    /// # Errors
+    /// Where the transaction did not commit, or may not have.
+    fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError>;
+
+    /// Opens the store again after [`EngineError::Unknown`].
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    fn reopen(&mut self) -> Result<(), EngineError>;
+
+    /// Reservations that expired unsigned before `now`, at most `count`.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError>;
+
+    /// The last number taken in `scope`; absent where it was never seeded.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError>;
+
+    /// The time of the newest record; absent in an empty journal.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError>;
+}
