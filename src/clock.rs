@@ -60,7 +60,7 @@ impl UtcTime {
             return Err(Malformed::time());
         }
         let instant = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| Malformed::time())?;
-        i64::try_from(instant.unix_timestamp_nanos() / 1_000_000).map(Self).map_err(|_| Malformed::time())
+        i64::try_from(instant.unix_timestamp_nanos().div_euclid(1_000_000)).map(Self).map_err(|_| Malformed::time())
     }
 }
 
@@ -69,11 +69,19 @@ fn millis_of(span: Duration) -> i64 {
 }
 
 impl fmt::Display for UtcTime {
+    /// Whole seconds, or three digits behind them: what [`UtcTime::parse`] takes back.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
-            .ok()
-            .and_then(|instant| instant.format(&Rfc3339).ok());
-        f.write_str(text.as_deref().unwrap_or("beyond-the-calendar"))
+        let Ok(instant) = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000)) else {
+            return f.write_str("beyond-the-calendar");
+        };
+        let (date, time, millis) = (instant.date(), instant.time(), self.0.rem_euclid(1000));
+        let (hour, minute, second) = time.as_hms();
+        write!(f, "{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())?;
+        write!(f, "T{hour:02}:{minute:02}:{second:02}")?;
+        if millis != 0 {
+            write!(f, ".{millis:03}")?;
+        }
+        f.write_str("Z")
     }
 }
 
@@ -222,6 +230,7 @@ fn offset_ms(clock: &dyn Clock) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn times_have_one_spelling() {
@@ -241,6 +250,14 @@ mod tests {
             "２026-06-30T23:59Z",
         ] {
             assert!(UtcTime::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(millis in -62_135_596_800_000_i64..253_402_300_800_000) {
+            let at = UtcTime(millis);
+            prop_assert_eq!(UtcTime::parse(&at.to_string()), Ok(at));
         }
     }
 

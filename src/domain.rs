@@ -115,6 +115,14 @@ word!(
     "a correlation id is 1 to 64 of A-Z, a-z, 0-9, `-`, `.`, `_` and `:`"
 );
 
+impl CorrelationId {
+    /// One made here, for a call that brought none.
+    #[must_use]
+    pub fn made() -> Self {
+        Self(uuid::Uuid::now_v7().to_string())
+    }
+}
+
 /// Where a gateway, its bundle, its keys and its ledger belong. They must all agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

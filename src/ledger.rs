@@ -288,11 +288,12 @@ pub trait Engine: Send + 'static {
     /// Where the transaction did not commit, or may not have.
     fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError>;
 
-    /// Opens the store again after [`EngineError::Unknown`].
+    /// Opens the store again after [`EngineError::Unknown`] and says what became of that batch: its replies where
+    /// it had been committed after all, nothing where none of it was applied.
     ///
     /// # Errors
     /// Where it cannot be opened.
-    fn reopen(&mut self) -> Result<(), EngineError>;
+    fn reopen(&mut self) -> Result<Option<Vec<Result<Done, Refusal>>>, EngineError>;
 
     /// Reservations that expired unsigned before `now`, at most `count`.
     ///

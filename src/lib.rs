@@ -1,7 +1,48 @@
 //! quotesign: a gateway that signs price quotes with keys that never leave their hardware.
+//!
+//! The modules stand in the order in which a quote meets them; `ARCHITECTURE.md` tells the whole.
 
+/// The words of the gateway as types.
 pub mod domain;
+/// Time, and whether to trust it.
 pub mod clock;
+/// Exact money.
+pub mod money;
+/// What a quote says, read into types.
+pub mod terms;
+/// Public keys as JWKs.
 pub mod jwk;
+/// Compact JWS: the only bytes a device signs, and the one verifier.
 pub mod jws;
+/// TOML that is read strictly.
+pub mod strict_toml;
+/// The generated types of the gRPC API.
+pub mod proto;
+/// What the transport knows of a call.
+pub mod call;
+/// TLS, connections and the edge of a call.
+pub mod transport;
+/// Who may sign what, with which key, until when.
+pub mod policy;
+/// What is recorded of it.
 pub mod audit;
+/// The only memory.
+pub mod ledger;
+/// The devices.
+pub mod signer;
+/// The path of one quote, top to bottom.
+pub mod pipeline;
+/// The control plane.
+pub mod control;
+/// Log lines and metrics.
+pub mod telemetry;
+/// The gRPC services and the HTTP fronts.
+pub mod service;
+/// How one gateway is run.
+pub mod config;
+/// Puts it together and runs it.
+pub mod gateway;
+/// How the commands reach a gateway.
+pub mod client;
+/// The commands.
+pub mod cli;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use crate::{jwk::PublicKey, jws::SigningInput};
 
+pub mod locator;
 pub mod keyring;
 pub mod pkcs11;
 

@@ -1,0 +1,53 @@
+# The commands of this project. CI runs `make ci`; nothing is checked there that cannot be checked here.
+
+CARGO_TEST = cargo test --locked --features failpoints
+TRIALS ?= 200
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help build demo test test-unit torture fmt fmt-check lint deny advisories ci release clean-dev
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the gateway for development
+	cargo build --locked
+
+demo: ## Start a gateway, sign a quote, verify it with openssl, show its audit record
+	scripts/setup demo
+	cargo build --locked
+	scripts/demo
+
+test: ## Run all tests, doc tests included
+	scripts/setup test
+	$(CARGO_TEST)
+
+test-unit: ## Run the unit tests alone; they need no packages
+	$(CARGO_TEST) --lib
+
+torture: ## Run the integration tests with many trials each (TRIALS=200)
+	scripts/setup test
+	QUOTESIGN_TRIALS=$(TRIALS) $(CARGO_TEST) --test '*'
+
+fmt: ## Format the code
+	cargo fmt
+
+fmt-check:
+	cargo fmt --check
+
+lint: fmt-check ## Check the format, and run clippy with every warning an error
+	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+
+deny: ## Check the dependencies' licences, names and sources against deny.toml
+	scripts/cargo-deny --locked check licenses bans sources
+
+advisories: ## Check the dependencies for known vulnerabilities; needs the network
+	scripts/cargo-deny --locked check advisories
+
+ci: lint deny test ## Everything that must pass before a change goes in
+
+release: ## Build the gateway for production
+	cargo build --locked --release
+
+clean-dev: ## Remove the development environment: its keys, ledger and certificates
+	rm -rf .dev

@@ -1,0 +1,163 @@
+//! The commands. Each is a file of its own name under `cli/`; exit codes are 0 for done, 1 for refused or
+//! failed, 2 for arguments or configuration that cannot be used.
+
+use std::{fmt::Display, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{client::ClientFile, config::Config};
+
+mod admin;
+mod audit;
+mod completions;
+mod config;
+mod dev;
+mod health;
+mod jwks;
+mod keys;
+mod ledger;
+mod policy;
+mod serve;
+mod sign;
+mod verify;
+
+/// Signs price quotes with keys that never leave their hardware: checked against policy, numbered, recorded,
+/// verified before release.
+///
+/// New here? `quotesign dev` makes a whole gateway in `.dev/` and tells what to try next.
+#[derive(Debug, Parser)]
+#[command(name = "quotesign", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve(serve::Serve),
+    /// Make a development environment with its own token, keys and certificates, and serve it.
+    Dev(dev::Dev),
+    /// Check what `serve` would read, without starting anything.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Have a quote signed.
+    Sign(sign::Sign),
+    /// Verify a signed quote.
+    Verify(verify::Verify),
+    /// Fetch a partner's public keys as callers of the public endpoint see them.
+    Jwks(jwks::Jwks),
+    /// Ask whether the gateway can sign; exit code 0 where it can.
+    Health(health::Health),
+    /// Act on a running gateway as an operator.
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+    /// Make keys on a device and show their public halves.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Create or migrate the ledger.
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
+    /// Read and verify the audit journal.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Check a policy bundle.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Write completions for a shell to standard output.
+    Completions(completions::Completions),
+}
+
+/// Where the gateway's config is.
+#[derive(Debug, Args)]
+struct ConfigPath {
+    /// The gateway's config.
+    #[arg(long, env = "QUOTESIGN_CONFIG", default_value = "quotesign.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl ConfigPath {
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(&self.config).map_err(Failure::unfit)
+    }
+}
+
+/// Where the client file is.
+#[derive(Debug, Args)]
+struct ClientPath {
+    /// How to reach the gateway: addresses, CA, and this client's certificate.
+    #[arg(long, env = "QUOTESIGN_CLIENT", default_value = ".dev/client.toml", value_name = "FILE")]
+    client: PathBuf,
+}
+
+impl ClientPath {
+    fn load(&self) -> Result<ClientFile, Failure> {
+        ClientFile::load(&self.client).map_err(Failure::unfit)
+    }
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl Failure {
+    /// The command was understood, and what it asked for was refused or failed.
+    fn failed(text: impl Display) -> Self {
+        Self { code: 1, text: text.to_string() }
+    }
+
+    /// What it was given cannot be used.
+    fn unfit(text: impl Display) -> Self {
+        Self { code: 2, text: text.to_string() }
+    }
+
+    /// A gateway refused a call: its reason, what it says, and each violation.
+    fn refused(status: &tonic::Status) -> Self {
+        use tonic_types::StatusExt as _;
+        let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
+        let mut text = format!("{reason}: {}", status.message());
+        for field in status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default() {
+            text.push_str(&format!("\n  {} {}", field.field, field.description));
+        }
+        Self::failed(text)
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let done = match self.command {
+            Command::Serve(command) => command.run(),
+            Command::Dev(command) => command.run(),
+            Command::Config(command) => command.run(),
+            Command::Sign(command) => command.run(),
+            Command::Verify(command) => command.run(),
+            Command::Jwks(command) => command.run(),
+            Command::Health(command) => command.run(),
+            Command::Admin(command) => command.run(),
+            Command::Keys(command) => command.run(),
+            Command::Ledger(command) => command.run(),
+            Command::Audit(command) => command.run(),
+            Command::Policy(command) => command.run(),
+            Command::Completions(command) => command.run(),
+        };
+        match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                for line in failure.text.lines() {
+                    eprintln!("quotesign: {line}");
+                }
+                ExitCode::from(failure.code)
+            }
+        }
+    }
+}
+
+/// Runs a client command's future on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?.block_on(future)
+}

@@ -1,0 +1,110 @@
+//! `quotesign admin`: an operator's acts on a running gateway.
+
+use clap::{Args, Subcommand};
+use tonic::transport::Channel;
+
+use crate::{
+    domain::Environment,
+    proto::{GetStatusRequest, ReloadPolicyRequest, SeedSequenceRequest, admin_service_client::AdminServiceClient},
+};
+
+use super::{ClientPath, Failure, block_on, jwks::partner_of};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminCommand {
+    /// What the gateway is and how each part of it fares.
+    Status(Reach),
+    /// Create a sequence with a floor, or raise its floor. Production needs this once before the first quote.
+    SeedSequence(SeedSequence),
+    /// Have the gateway read its policy bundle again.
+    ReloadPolicy(Reach),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reach {
+    #[command(flatten)]
+    path: ClientPath,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SeedSequence {
+    #[command(flatten)]
+    path: ClientPath,
+    /// The partner; the client file's own where it is not given.
+    #[arg(long)]
+    partner: Option<String>,
+    /// The corridor, where policy tells the partner's sequences apart by it.
+    #[arg(long, default_value = "")]
+    corridor: String,
+    /// The last number that counts as taken: the first quote must carry a greater one.
+    #[arg(long)]
+    floor: u64,
+    /// For the record: why.
+    #[arg(long)]
+    reason: String,
+}
+
+type Gateway = AdminServiceClient<Channel>;
+
+impl AdminCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let path = match &self {
+            Self::Status(reach) | Self::ReloadPolicy(reach) => &reach.path,
+            Self::SeedSequence(seed) => &seed.path,
+        };
+        let client = path.load()?;
+        block_on(async {
+            let gateway = Gateway::new(client.admin().await.map_err(Failure::failed)?);
+            match self {
+                Self::Status(_) => status(gateway).await,
+                Self::ReloadPolicy(_) => reload(gateway).await,
+                Self::SeedSequence(seed) => {
+                    let partner = partner_of(&client, seed.partner.as_deref())?.to_string();
+                    let SeedSequence { corridor, floor, reason, .. } = seed;
+                    seeded(gateway, SeedSequenceRequest { partner, corridor, floor, reason }).await
+                }
+            }
+        })
+    }
+}
+
+async fn status(mut gateway: Gateway) -> Result<(), Failure> {
+    let status =
+        gateway.get_status(GetStatusRequest {}).await.map_err(|status| Failure::refused(&status))?.into_inner();
+    let environment =
+        if status.environment == Environment::Production.as_str() { "PRODUCTION" } else { &status.environment };
+    println!("quotesign {} for {environment}", status.version);
+    println!("policy serial {}, digest {}", status.policy_serial, status.policy_digest);
+    if !status.last_reload_error.is_empty() {
+        println!("the newest reload was refused: {}", status.last_reload_error);
+    }
+    for part in status.components {
+        println!(
+            "{:<11} {}{}",
+            if part.serving { "serving" } else { "NOT SERVING" },
+            part.name,
+            if part.detail.is_empty() { String::new() } else { format!(": {}", part.detail) }
+        );
+    }
+    Ok(())
+}
+
+async fn reload(mut gateway: Gateway) -> Result<(), Failure> {
+    let done =
+        gateway.reload_policy(ReloadPolicyRequest {}).await.map_err(|status| Failure::refused(&status))?.into_inner();
+    println!("policy serial {}, digest {}", done.policy_serial, done.policy_digest);
+    println!("before {}", done.previous_digest);
+    println!("audit record {}", done.audit_record_id);
+    Ok(())
+}
+
+async fn seeded(mut gateway: Gateway, request: SeedSequenceRequest) -> Result<(), Failure> {
+    let floor = request.floor;
+    let done = gateway.seed_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
+    match done.previous {
+        None => println!("the sequence was created with the floor {floor}"),
+        Some(previous) => println!("the floor was raised from {previous} to {floor}"),
+    }
+    println!("audit record {}", done.audit_record_id);
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! `quotesign audit`: reads the journal of a ledger, also while the gateway writes it.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::ledger::{chain, sqlite::Reader};
+
+use super::{ConfigPath, Failure};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AuditCommand {
+    /// Print one record by its id.
+    Show(Show),
+    /// Print the newest records, a JSON line each.
+    Tail(Tail),
+    /// Recompute the whole hash chain and say up to where it holds.
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// The record's id, as an answer of the gateway gave it.
+    id: Uuid,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// How many.
+    #[arg(short = 'n', long, default_value_t = 10)]
+    count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    #[command(flatten)]
+    path: ConfigPath,
+}
+
+/// How many rows are read at once.
+const PAGE: u32 = 1000;
+
+impl AuditCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Show(show) => {
+                let reader = reader(&show.path)?;
+                let stored = reader.record(&show.id).map_err(Failure::failed)?;
+                let stored =
+                    stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", show.id)))?;
+                let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
+                println!("{record:#}");
+                Ok(())
+            }
+            Self::Tail(tail) => {
+                for stored in reader(&tail.path)?.tail(tail.count).map_err(Failure::failed)? {
+                    println!("{}", String::from_utf8_lossy(&stored.bytes));
+                }
+                Ok(())
+            }
+            Self::Verify(verify) => verify_chain(&reader(&verify.path)?),
+        }
+    }
+}
+
+fn reader(path: &ConfigPath) -> Result<Reader, Failure> {
+    Reader::open(&path.load()?.ledger.sqlite).map_err(Failure::failed)
+}
+
+fn verify_chain(reader: &Reader) -> Result<(), Failure> {
+    let head = reader.head().map_err(Failure::failed)?;
+    let mut from = 0;
+    let mut fault = None;
+    let pages = std::iter::from_fn(|| {
+        let page = reader.records(from, PAGE).unwrap_or_else(|error| {
+            fault = Some(error);
+            Vec::new()
+        });
+        from = page.last()?.index + 1;
+        Some(page)
+    });
+    let summary = chain::verify(chain::Position::GENESIS, pages.flatten());
+    if let Some(fault) = fault {
+        return Err(Failure::failed(fault));
+    }
+    let summary = summary.map_err(Failure::failed)?;
+    if summary.head.next_index < head.next_index {
+        return Err(Failure::failed(format!(
+            "the journal ends at {}, and its head says {}",
+            summary.head.next_index, head.next_index
+        )));
+    }
+    println!("vouched for: records 0 to {} in {} links", summary.head.next_index.saturating_sub(1), summary.links);
+    println!("head {}", hex::encode(summary.head.link));
+    Ok(())
+}

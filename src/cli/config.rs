@@ -1,0 +1,31 @@
+//! `quotesign config check`.
+
+use clap::Subcommand;
+
+use crate::{gateway, ledger::sqlite::Sqlite};
+
+use super::{ConfigPath, Failure};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check config, certificates, PINs' places, policy bundle and ledger, as `serve` would.
+    Check(Check),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    path: ConfigPath,
+}
+
+impl ConfigCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Self::Check(check) = self;
+        let config = check.path.load()?;
+        let bundle = gateway::check(&config).map_err(Failure::unfit)?;
+        Sqlite::check(&config.ledger.sqlite, config.environment).map_err(Failure::unfit)?;
+        println!("{}: good", check.path.config.display());
+        println!("environment {}, policy serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! `quotesign dev`: a whole gateway in one directory, with nothing to configure: a SoftHSM token with a key
+//! generated in it, a CA and certificates, the shipped policy bundle, a ledger, a config.
+
+use std::{
+    env, fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clap::Args;
+
+use crate::{config::Config, gateway::Gateway, ledger::sqlite::Sqlite};
+
+use super::{Failure, serve::serve};
+
+mod certificates;
+mod files;
+mod token;
+
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    /// Where the environment is kept.
+    #[arg(long, default_value = ".dev", value_name = "DIR")]
+    dir: PathBuf,
+    /// Make the environment and do not serve.
+    #[arg(long)]
+    prepare: bool,
+}
+
+/// Where `SoftHSM` reads its own config from.
+const SOFTHSM2_CONF: &str = "SOFTHSM2_CONF";
+
+impl Dev {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let dir = make_dir(&self.dir)?;
+        let softhsm = dir.join("softhsm2.conf");
+        if env::var_os(SOFTHSM2_CONF).as_deref() != Some(softhsm.as_os_str()) {
+            return again_with(&dir, &softhsm);
+        }
+        if !dir.join(files::COMPLETE).exists() {
+            prepare(&dir)?;
+        }
+        if self.prepare {
+            println!("{} is ready; `quotesign dev --dir {}` serves it", self.dir.display(), self.dir.display());
+            return Ok(());
+        }
+        files::write_addresses(&dir)?;
+        let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
+        serve(config, |gateway| tell(&self.dir, gateway))
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<PathBuf, Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let named = |fault: std::io::Error| Failure::failed(format!("{}: {fault}", dir.display()));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(named)?;
+    dir.canonicalize().map_err(named)
+}
+
+/// `SoftHSM` finds its tokens by an environment variable alone, so this process starts itself anew with it.
+fn again_with(dir: &Path, softhsm: &Path) -> Result<(), Failure> {
+    files::write_softhsm(dir, softhsm)?;
+    let this = env::current_exe().map_err(Failure::failed)?;
+    Err(Failure::failed(Command::new(this).args(env::args_os().skip(1)).env(SOFTHSM2_CONF, softhsm).exec()))
+}
+
+/// Makes everything anew. What an interrupted run has left goes first; the mark of completion is set last.
+fn prepare(dir: &Path) -> Result<(), Failure> {
+    files::clear(dir)?;
+    files::write_softhsm(dir, &dir.join("softhsm2.conf"))?;
+    certificates::make(&dir.join("tls"))?;
+    files::write_addresses(dir)?;
+    let key = token::make(dir)?;
+    files::write_policy(&dir.join("policy"), &key)?;
+    let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
+    Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
+    files::write(&dir.join(files::COMPLETE), b"the environment beside this file is complete\n")
+}
+
+fn tell(dir: &Path, gateway: &Gateway) {
+    let dir = dir.display();
+    println!("A development gateway, for this machine alone. Its keys and PINs are in {dir} and protect nothing.\n");
+    for (front, address) in gateway.addresses().into_iter().flatten() {
+        println!("  {front:<11} {address}");
+    }
+    println!(
+        "\nIn another terminal:\n\n  \
+         quotesign sign examples/quote.json --fill --save quote.json --client {dir}/client.toml > signed.jws\n  \
+         quotesign verify signed.jws --client {dir}/client.toml\n  \
+         quotesign sign quote.json --client {dir}/client.toml --format json    # the same again: the same JWS\n  \
+         quotesign admin status --client {dir}/client.toml\n  \
+         quotesign audit tail --config {dir}/quotesign.toml\n\n\
+         Ctrl-C ends it; the environment stays. Policy is in {dir}/policy: change it, raise its serial, and\n  \
+         quotesign admin reload-policy --client {dir}/client.toml\n"
+    );
+}

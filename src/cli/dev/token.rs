@@ -1,0 +1,57 @@
+//! The development environment's `SoftHSM` token with an RSA-3072 key generated in it.
+
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use crate::{
+    cli::Failure,
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    domain::Kid,
+    gateway,
+    jwk::PublicKey,
+    signer::pkcs11::keygen,
+};
+
+use super::files::{CONFIG, write};
+
+pub(super) const LABEL: &str = "quotesign-dev";
+const BITS: u32 = 3072;
+/// Where Debian and others put the module.
+const MODULES: [&str; 4] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+];
+
+/// Where `SoftHSM`'s module is on this machine.
+pub(super) fn module() -> Result<PathBuf, Failure> {
+    let found = MODULES.iter().map(PathBuf::from).find(|path| path.exists());
+    found.ok_or_else(|| Failure::unfit("SoftHSM is not installed; on Debian: apt-get install softhsm2"))
+}
+
+/// Initialises the token with PINs of its own and generates the key.
+pub(super) fn make(dir: &Path) -> Result<PublicKey, Failure> {
+    let (pin, so_pin) = (secret(), secret());
+    write(&dir.join("pin"), format!("{pin}\n").as_bytes())?;
+    write(&dir.join("so-pin"), format!("{so_pin}\n").as_bytes())?;
+    keygen::init_token(&module()?, &SecretString::from(so_pin), &SecretString::from(pin), LABEL)
+        .map_err(Failure::failed)?;
+    let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
+    let signer = config.signers.first().ok_or_else(|| Failure::failed("the development config has no signer"))?;
+    let token = gateway::token_config(signer).map_err(Failure::unfit)?;
+    keygen::generate(&token, &kid()?, BITS).map_err(Failure::failed)
+}
+
+/// Named after this month, as the contract's good examples are.
+fn kid() -> Result<Kid, Failure> {
+    let today = SystemClock.now().to_string();
+    format!("quote-signing-{}", today.get(..7).unwrap_or_default()).parse().map_err(Failure::failed)
+}
+
+fn secret() -> String {
+    Uuid::new_v4().simple().to_string()
+}

@@ -1,0 +1,33 @@
+//! `quotesign serve`.
+
+use clap::Args;
+
+use crate::{config::Config, gateway::Gateway, telemetry};
+
+use super::{ConfigPath, Failure};
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    path: ConfigPath,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        serve(self.path.load()?, |_| {})
+    }
+}
+
+/// Serves until told to end. `ready` is called once every address is bound.
+pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), Failure> {
+    telemetry::start_logging(&config.log).map_err(Failure::unfit)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    runtime.block_on(async {
+        if cfg!(feature = "failpoints") {
+            tracing::warn!("this build has failpoints and is for tests alone");
+        }
+        let gateway = Gateway::prepare(config).await.map_err(Failure::unfit)?;
+        ready(&gateway);
+        gateway.run().await.map_err(Failure::failed)
+    })
+}

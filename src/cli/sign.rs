@@ -1,0 +1,129 @@
+//! `quotesign sign`.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+use tonic::{Request, transport::Channel};
+
+use crate::{
+    client::ClientFile,
+    clock::{Clock as _, SystemClock, UtcTime},
+    proto::{
+        GetSequenceRequest, SignQuoteRequest, SignQuoteResponse,
+        quote_signing_service_client::QuoteSigningServiceClient,
+    },
+};
+
+use super::{ClientPath, Failure, block_on};
+
+#[derive(Debug, Args)]
+pub(super) struct Sign {
+    #[command(flatten)]
+    path: ClientPath,
+    /// The quote: one JSON object.
+    file: PathBuf,
+    /// Fill in what an example cannot keep: a fresh quote id, times from now, and the next sequence number as the
+    /// gateway tells it. For quotes of the shipped contract.
+    #[arg(long)]
+    fill: bool,
+    /// Write the quote that was sent to this file, so that it can be sent again.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// The quote's id, where its contract names no claim for it.
+    #[arg(long, default_value = "")]
+    quote_id: String,
+    /// How long to wait, in milliseconds.
+    #[arg(long, default_value_t = 10_000)]
+    deadline_ms: u64,
+    /// What to print: the JWS alone, or everything.
+    #[arg(long, value_enum, default_value_t = Format::Jws)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Jws,
+    Json,
+}
+
+impl Sign {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let client = self.path.load()?;
+        let named = |fault| Failure::unfit(format!("{}: {fault}", self.file.display()));
+        let mut payload = fs::read(&self.file).map_err(named)?;
+        block_on(async {
+            let channel = client.grpc().await.map_err(Failure::failed)?;
+            let mut gateway = QuoteSigningServiceClient::new(channel);
+            if self.fill {
+                payload = fill(&payload, &mut gateway).await?;
+            }
+            if let Some(path) = &self.save {
+                fs::write(path, &payload).map_err(|fault| Failure::failed(format!("{}: {fault}", path.display())))?;
+            }
+            let signed = self.send(&client, payload, &mut gateway).await?;
+            self.print(&signed);
+            Ok(())
+        })
+    }
+
+    async fn send(
+        &self,
+        client: &ClientFile,
+        payload: Vec<u8>,
+        gateway: &mut QuoteSigningServiceClient<Channel>,
+    ) -> Result<SignQuoteResponse, Failure> {
+        let environment = client.environment.to_string();
+        let mut request = Request::new(SignQuoteRequest { environment, payload, quote_id: self.quote_id.clone() });
+        request.set_timeout(Duration::from_millis(self.deadline_ms));
+        Ok(gateway.sign_quote(request).await.map_err(|status| Failure::refused(&status))?.into_inner())
+    }
+
+    fn print(&self, signed: &SignQuoteResponse) {
+        match self.format {
+            Format::Jws => println!("{}", signed.jws),
+            Format::Json => {
+                let all = json!({
+                    "jws": signed.jws,
+                    "kid": signed.kid,
+                    "sequence": signed.sequence,
+                    "payload_sha256": hex::encode(&signed.payload_sha256),
+                    "policy_digest": signed.policy_digest,
+                    "replayed": signed.replayed,
+                    "audit_record_id": signed.audit_record_id,
+                    "expires_at": signed.expires_at.map(|at| UtcTime::from_millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000).to_string()),
+                });
+                println!("{all:#}");
+            }
+        }
+    }
+}
+
+/// Fills in the claims of the shipped contract that go stale. The quote keeps its length of validity.
+async fn fill(payload: &[u8], gateway: &mut QuoteSigningServiceClient<Channel>) -> Result<Vec<u8>, Failure> {
+    let mut quote: Map<String, Value> =
+        serde_json::from_slice(payload).map_err(|fault| Failure::unfit(format!("--fill: {fault}")))?;
+    let text = |claim: &str| quote.get(claim).and_then(Value::as_str);
+    let partner = text("partner_id").ok_or_else(|| Failure::unfit("--fill: the quote has no `partner_id`"))?.to_owned();
+    let time = |claim| text(claim).and_then(|text| UtcTime::parse(text).ok());
+    let valid_for = match (time("issued_at"), time("expires_at")) {
+        (Some(issued), Some(expires)) => expires.since(issued),
+        _ => {
+            return Err(Failure::unfit(
+                "--fill: the quote has no `issued_at` and `expires_at` to take its validity from",
+            ));
+        }
+    };
+    let request = GetSequenceRequest { partner, corridor: String::new() };
+    let answer = gateway.get_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
+    let now = whole_seconds(SystemClock.now());
+    quote.insert("quote_id".to_owned(), json!(uuid::Uuid::now_v7().to_string()));
+    quote.insert("quote_sequence".to_owned(), json!(answer.last + 1));
+    quote.insert("issued_at".to_owned(), json!(now));
+    quote.insert("expires_at".to_owned(), json!(now.plus(valid_for)));
+    serde_json::to_vec_pretty(&quote).map_err(Failure::failed)
+}
+
+fn whole_seconds(at: UtcTime) -> UtcTime {
+    UtcTime::from_millis(at.millis() - at.millis().rem_euclid(1000))
+}

@@ -1,0 +1,169 @@
+//! The control plane: reads the policy bundle again and swaps it in. The path of a quote reads snapshots and
+//! never waits for it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::{
+    audit::{self, Event, Facts, Record},
+    clock::{Clock as _, SystemClock},
+    domain::Environment,
+    ledger::{Ledger, LedgerError},
+    policy::{Bundle, Problem},
+    signer::{
+        keyring::{Keyring, KeyringError},
+        locator::Locator,
+    },
+};
+
+/// Why a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The bundle is not good, or may not follow the one in force. Everything that is wrong, a line each.
+    #[error("the bundle was refused: {}", .0.join("; "))]
+    Refused(Vec<String>),
+    /// The act could not be journalled.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// A bundle that came into force.
+pub struct Reloaded {
+    /// The bundle.
+    pub bundle: Arc<Bundle>,
+    /// The audit record of the act.
+    pub record: Uuid,
+}
+
+/// Reads bundles and swaps them in.
+pub struct Control {
+    /// Where the bundle lies.
+    pub dir: PathBuf,
+    /// The gateway's environment.
+    pub environment: Environment,
+    /// The bundle in force, shared with the path of a quote.
+    pub policy: Arc<ArcSwap<Bundle>>,
+    /// Bound anew to each bundle's keys.
+    pub keyring: Arc<Keyring>,
+    /// Where acts are journalled.
+    pub ledger: Ledger,
+    /// Why the newest reload was refused; nothing where it was not.
+    pub refused: Mutex<Option<String>>,
+    /// One reload at a time.
+    pub turn: tokio::sync::Mutex<()>,
+}
+
+impl Control {
+    /// Reads the bundle, checks it, journals the act, and swaps it in. A bad bundle changes nothing but
+    /// [`Control::last_error`].
+    ///
+    /// # Errors
+    /// Where the bundle is refused, or the act cannot be journalled.
+    pub async fn reload(&self, context: audit::Context) -> Result<Reloaded, ReloadError> {
+        let _turn = self.turn.lock().await;
+        let current = self.policy.load_full();
+        match self.read(&current).await {
+            Ok(bundle) => self.adopt(bundle, &current, context).await,
+            Err(problems) => {
+                let text = problems.join("; ");
+                tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
+                *self.refused.lock() = Some(text.clone());
+                let facts = Facts { detail: Some(text), ..Facts::default() };
+                self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
+                Err(ReloadError::Refused(problems))
+            }
+        }
+    }
+
+    /// Why the newest reload was refused.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+
+    async fn read(&self, current: &Bundle) -> Result<Bundle, Vec<String>> {
+        let dir = self.dir.clone();
+        let loaded = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await;
+        let bundle = loaded
+            .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
+            .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
+        let mut problems = fits(&bundle, self.environment, |name| self.keyring.has_signer(name));
+        problems.extend(follows(&bundle, current));
+        if problems.is_empty() { Ok(bundle) } else { Err(problems) }
+    }
+
+    async fn adopt(
+        &self,
+        bundle: Bundle,
+        current: &Bundle,
+        mut context: audit::Context,
+    ) -> Result<Reloaded, ReloadError> {
+        context.policy_digest = bundle.digest.to_string();
+        context.policy_serial = bundle.serial;
+        let detail = format!("before: {} serial {}", current.digest, current.serial);
+        let record = Record::new(
+            Event::PolicyLoaded,
+            SystemClock.now(),
+            context,
+            Facts { detail: Some(detail), ..Facts::default() },
+        );
+        let id = record.id;
+        self.ledger.record(record).await?;
+        let bundle = Arc::new(bundle);
+        bind(&self.keyring, &bundle).map_err(|fault| ReloadError::Refused(vec![fault.to_string()]))?;
+        self.policy.store(bundle.clone());
+        *self.refused.lock() = None;
+        tracing::info!(digest = %bundle.digest, serial = bundle.serial, "a policy bundle came into force");
+        Ok(Reloaded { bundle, record: id })
+    }
+}
+
+/// What must hold between a bundle and this gateway.
+#[must_use]
+pub fn fits(bundle: &Bundle, environment: Environment, has_signer: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut problems = Vec::new();
+    if bundle.environment != environment {
+        let theirs = bundle.environment;
+        problems.push(format!(
+            "policy.toml: `environment` = `{theirs}`, and this gateway is for {environment}; use its own bundle"
+        ));
+    }
+    for key in bundle.timeline.all() {
+        if !has_signer(&key.signer) {
+            problems.push(format!(
+                "policy.toml: key `{}`: no signer of the gateway's config is named `{}`; add it or mend the name",
+                key.kid, key.signer
+            ));
+        }
+    }
+    problems
+}
+
+/// What must hold between a bundle and the one before it: the serial rises with every change.
+fn follows(bundle: &Bundle, current: &Bundle) -> Option<String> {
+    let (new, old) = (bundle.serial, current.serial);
+    match () {
+        () if new < old => {
+            Some(format!("policy.toml: `serial` = {new} is below {old}, which is in force; a serial never falls"))
+        }
+        () if new == old && bundle.digest != current.digest => {
+            Some(format!("policy.toml: the bundle has changed and `serial` is still {old}; raise it"))
+        }
+        () => None,
+    }
+}
+
+/// Binds the keyring to the keys of a bundle. The loader has checked every locator.
+///
+/// # Errors
+/// Where a key names a signer that the config does not have; [`fits`] says it better and earlier.
+pub fn bind(keyring: &Keyring, bundle: &Bundle) -> Result<(), KeyringError> {
+    let keys = bundle.timeline.all().filter_map(|key| {
+        let locator = Locator::parse(&key.locator).ok()?;
+        Some((key.kid.clone(), key.signer.clone(), locator, key.public.clone()))
+    });
+    keyring.bind(keys)
+}

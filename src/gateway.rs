@@ -1,0 +1,416 @@
+//! Puts the gateway together and runs it: the one place that knows every part.
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::Router};
+
+use crate::{
+    audit::{Event, Facts, Record},
+    clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
+    config::{AttributesRule, Config, GrpcListener, SignerEntry},
+    control::{self, Control},
+    ledger::{Ledger, sqlite::Sqlite},
+    pipeline::{Pipeline, admit::Admission, attempts::Attempts},
+    policy::Bundle,
+    proto::{
+        DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
+        quote_signing_service_server::QuoteSigningServiceServer,
+    },
+    service::{
+        access,
+        admin::Admin,
+        health::{Components, Watch},
+        jwks,
+        keys::Keys,
+        operations::{self, Operations},
+        quotes::Quotes,
+    },
+    signer::{
+        keyring::Keyring,
+        pkcs11::{AttributePolicy, Token, TokenConfig},
+    },
+    telemetry::Metrics,
+    transport::{
+        accept::{self, Bounds, Identify},
+        edge::EdgeLayer,
+        peer::Peer,
+        tls,
+    },
+};
+
+mod fronts;
+
+/// Why a gateway did not start. Nothing of it runs then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something that the operator gave it cannot be used; one line a problem.
+    #[error("{}", .0.join("\n"))]
+    Unfit(Vec<String>),
+    /// The machine did not give it what it needs.
+    #[error("{0}")]
+    Machine(String),
+}
+
+impl StartError {
+    fn unfit(text: impl ToString) -> Self {
+        Self::Unfit(vec![text.to_string()])
+    }
+}
+
+/// How many connections may wait to be accepted by the kernel is its own affair; these are ours.
+const MESSAGE_OVERHEAD_BYTES: usize = 4096;
+/// How large a header list of a call may be.
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// How often an idle connection is asked whether it lives, and how long it may take to say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// A gateway whose parts are made and whose addresses are bound, before it serves.
+pub struct Gateway {
+    config: Config,
+    pipeline: Arc<Pipeline>,
+    control: Arc<Control>,
+    metrics: Arc<Metrics>,
+    components: Arc<Components>,
+    listeners: Listeners,
+    started_at: UtcTime,
+}
+
+struct Listeners {
+    grpc: TcpListener,
+    admin: TcpListener,
+    jwks: TcpListener,
+    operations: TcpListener,
+}
+
+/// What can be checked of a config without starting anything: `config check` and `serve` both begin here.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn check(config: &Config) -> Result<Bundle, StartError> {
+    tls::mutual(&config.grpc).map_err(StartError::unfit)?;
+    tls::mutual(&config.admin).map_err(StartError::unfit)?;
+    tls::public(&config.jwks).map_err(StartError::unfit)?;
+    for signer in &config.signers {
+        signer.pin().map_err(StartError::unfit)?;
+    }
+    let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
+    let bundle = Bundle::load(&config.policy)
+        .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
+    let named = |name: &str| config.signers.iter().any(|signer| signer.name == name);
+    let problems = control::fits(&bundle, config.environment, named);
+    if problems.is_empty() {
+        Ok(bundle)
+    } else {
+        Err(StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))
+    }
+}
+
+impl Gateway {
+    /// Makes every part and binds every address. Devices may be down; the ledger may not.
+    ///
+    /// # Errors
+    /// Where something given cannot be used. Nothing is left running.
+    pub async fn prepare(config: Config) -> Result<Self, StartError> {
+        let bundle = Arc::new(check(&config)?);
+        let listeners = Listeners::bind(&config).await?;
+        let engine = Sqlite::open(&config.ledger.sqlite, config.environment).map_err(StartError::unfit)?;
+        let ledger = Ledger::start(engine, config.ledger.front());
+        let newest = ledger.newest_record_at().await.map_err(StartError::unfit)?;
+        let clock = Arc::new(SystemClock);
+        let guard = ClockGuard::new(clock, config.clock.bounds(), newest.unwrap_or(UtcTime::from_millis(0)));
+        let tokens = tokens(&config)?;
+        let keyring = Arc::new(Keyring::new(tokens));
+        control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
+        let policy = Arc::new(ArcSwap::from(bundle.clone()));
+        let control = Arc::new(Control {
+            dir: config.policy.clone(),
+            environment: config.environment,
+            policy: policy.clone(),
+            keyring: keyring.clone(),
+            ledger: ledger.clone(),
+            refused: parking_lot::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        let context = access::own_trail(config.environment, &bundle);
+        let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
+        ledger.record(started).await.map_err(StartError::unfit)?;
+        let pipeline = Arc::new(Pipeline {
+            environment: config.environment,
+            limits: config.limits.payload(),
+            attempts: Attempts::default(),
+            admission: Admission::new(config.limits.in_flight_max, Duration::from_millis(200)),
+            policy,
+            ledger,
+            keyring,
+            clock: Arc::new(guard),
+            finishing: TaskTracker::new(),
+        });
+        Ok(Self {
+            pipeline,
+            control,
+            metrics: Arc::default(),
+            components: Arc::default(),
+            listeners,
+            started_at: SystemClock.now(),
+            config,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains: health turns, calls under way end, the ledger closes.
+    ///
+    /// # Errors
+    /// Where a front ends by itself.
+    pub async fn run(self) -> Result<(), StartError> {
+        let mut ends = Ends::new()?;
+        let (stop_watch, stop_fronts) = (CancellationToken::new(), CancellationToken::new());
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let watch = Watch {
+            pipeline: self.pipeline.clone(),
+            components: self.components.clone(),
+            reporter,
+            metrics: self.metrics.clone(),
+        };
+        let watch = tokio::spawn(watch.run(stop_watch.clone()));
+        let sweep = tokio::spawn(sweep(self.pipeline.clone(), self.config.ledger.sweep_s, stop_watch.clone()));
+        let reload = tokio::spawn(reload_on_hangup(self.control.clone(), self.pipeline.clone(), stop_watch.clone()));
+        let drain = self.config.drain;
+        let pipeline = self.pipeline.clone();
+        let mut fronts = self.fronts(health, &stop_fronts)?;
+        tracing::info!("serving");
+        let ended = tokio::select! {
+            () = ends.wait() => None,
+            ended = fronts.join_next() => ended,
+        };
+        tracing::info!(grace_ms = drain.grace_ms, "draining");
+        stop_watch.cancel();
+        if ended.is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(drain.grace_ms)) => {}
+                () = ends.wait() => {}
+            }
+        }
+        stop_fronts.cancel();
+        let all_ended = async { while fronts.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), all_ended).await.is_err() {
+            tracing::warn!("calls under way were cut off at the drain's timeout");
+            fronts.abort_all();
+        }
+        pipeline.finishing.close();
+        pipeline.finishing.wait().await;
+        let _ended = tokio::join!(watch, sweep, reload);
+        pipeline.ledger.close().await;
+        pipeline.keyring.close().await;
+        tracing::info!("stopped");
+        match ended {
+            None => Ok(()),
+            Some(_) => Err(StartError::Machine("a listener ended by itself; the log says why".to_owned())),
+        }
+    }
+
+    fn fronts<H>(
+        self,
+        health: tonic_health::pb::health_server::HealthServer<H>,
+        stop: &CancellationToken,
+    ) -> Result<JoinSet<()>, StartError>
+    where
+        H: tonic_health::pb::health_server::Health,
+    {
+        let mut fronts = JoinSet::new();
+        let limits = &self.config.limits;
+        let message_bytes = limits.payload_bytes_max + MESSAGE_OVERHEAD_BYTES;
+        let quotes = QuoteSigningServiceServer::new(Quotes { pipeline: self.pipeline.clone() })
+            .max_decoding_message_size(message_bytes);
+        let keys = KeyDirectoryServiceServer::new(Keys { pipeline: self.pipeline.clone() })
+            .max_decoding_message_size(message_bytes);
+        let admin = AdminServiceServer::new(Admin {
+            pipeline: self.pipeline.clone(),
+            control: self.control.clone(),
+            components: self.components.clone(),
+            started_at: self.started_at,
+        })
+        .max_decoding_message_size(message_bytes);
+        let grpc = self.server().add_service(health.clone()).add_service(quotes).add_service(keys);
+        let admin = self.server().add_service(health).add_service(admin);
+        let bounds = Bounds {
+            connections_max: limits.connections_max,
+            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+        };
+        for (router, listener, section) in
+            [(grpc, self.listeners.grpc, &self.config.grpc), (admin, self.listeners.admin, &self.config.admin)]
+        {
+            let router = with_reflection(router, section)?;
+            let connections = accept::accept(
+                listener,
+                tls::mutual(section).map_err(StartError::unfit)?,
+                identify(section),
+                bounds,
+                stop.clone(),
+            );
+            let stop = stop.clone();
+            fronts.spawn(async move {
+                if let Err(fault) = router.serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
+                    tracing::error!(%fault, "a gRPC front ended");
+                }
+            });
+        }
+        let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
+        let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), bounds, stop.clone());
+        fronts.spawn(fronts::serve_https(connections, jwks::routes(self.pipeline.policy.clone()), stop.clone()));
+        let operations = operations::routes(Operations { components: self.components, metrics: self.metrics });
+        let (listener, stop) = (self.listeners.operations, stop.clone());
+        fronts.spawn(async move {
+            if let Err(fault) = axum::serve(listener, operations).with_graceful_shutdown(stop.cancelled_owned()).await {
+                tracing::error!(%fault, "the operations front ended");
+            }
+        });
+        Ok(fronts)
+    }
+
+    fn server(&self) -> Server<tower::layer::util::Stack<EdgeLayer, tower::layer::util::Identity>> {
+        let limits = &self.config.limits;
+        Server::builder()
+            .max_concurrent_streams(limits.streams_max)
+            .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .layer(EdgeLayer { deadline_max: limits.deadline_max(), metrics: self.metrics.clone() })
+    }
+
+    /// The addresses it listens on: gRPC, admin, JWKS, operations.
+    ///
+    /// # Errors
+    /// Where the machine does not tell.
+    pub fn addresses(&self) -> io::Result<[(&'static str, std::net::SocketAddr); 4]> {
+        let listeners = &self.listeners;
+        Ok([
+            ("grpc", listeners.grpc.local_addr()?),
+            ("admin", listeners.admin.local_addr()?),
+            ("jwks", listeners.jwks.local_addr()?),
+            ("operations", listeners.operations.local_addr()?),
+        ])
+    }
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = async |field: &str, address: std::net::SocketAddr| {
+            TcpListener::bind(address).await.map_err(|fault| {
+                StartError::unfit(format!("`{field}` = `{address}` cannot be bound: {fault}; free it or give another"))
+            })
+        };
+        Ok(Self {
+            grpc: bind("grpc.listen", config.grpc.listen).await?,
+            admin: bind("admin.listen", config.admin.listen).await?,
+            jwks: bind("jwks.listen", config.jwks.listen).await?,
+            operations: bind("operations.listen", config.operations.listen).await?,
+        })
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct Ends {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| tokio::signal::unix::signal(kind).map_err(|fault| StartError::Machine(fault.to_string()));
+        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+fn tokens(config: &Config) -> Result<HashMap<String, Token>, StartError> {
+    let token = |entry: &SignerEntry| {
+        let config = token_config(entry).map_err(StartError::unfit)?;
+        Ok((entry.name.clone(), Token::start(config)))
+    };
+    config.signers.iter().map(token).collect()
+}
+
+/// What the signer needs to know of a config's entry.
+///
+/// # Errors
+/// Where the PIN is not there.
+pub fn token_config(entry: &SignerEntry) -> Result<TokenConfig, String> {
+    Ok(TokenConfig {
+        name: entry.name.clone(),
+        module: entry.module.clone(),
+        token_label: entry.token.clone(),
+        token_serial: entry.serial.clone(),
+        pin: entry.pin()?,
+        sessions: entry.sessions,
+        queue_max: entry.queue_max,
+        call_timeout: Duration::from_millis(entry.call_timeout_ms),
+        probe_interval: Duration::from_millis(entry.probe_interval_ms),
+        attributes: match entry.attributes {
+            AttributesRule::Require => AttributePolicy::Require,
+            AttributesRule::Warn => AttributePolicy::Warn,
+            AttributesRule::Off => AttributePolicy::Off,
+        },
+    })
+}
+
+fn identify(section: &GrpcListener) -> Identify {
+    let trust_domain = section.trust_domain.clone();
+    Arc::new(move |connection| {
+        let leaf = connection.peer_certificates()?.first()?;
+        Some(Peer::of(leaf, trust_domain.as_deref()))
+    })
+}
+
+fn with_reflection<L: Clone>(router: Router<L>, section: &GrpcListener) -> Result<Router<L>, StartError> {
+    if !section.reflection {
+        return Ok(router);
+    }
+    let build = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (v1, v1alpha) = (build().build_v1(), build().build_v1alpha());
+    let fault = |fault: tonic_reflection::server::Error| StartError::Machine(fault.to_string());
+    Ok(router.add_service(v1.map_err(fault)?).add_service(v1alpha.map_err(fault)?))
+}
+
+/// Voids what expired unsigned, so that every burnt number is explained.
+async fn sweep(pipeline: Arc<Pipeline>, every_s: u64, stop: CancellationToken) {
+    let every = Duration::from_secs(every_s.max(1));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Ok(now) = pipeline.clock.now() else { continue };
+        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+        match pipeline.ledger.sweep(context, now).await {
+            Ok(0) => {}
+            Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),
+            Err(fault) => tracing::warn!(%fault, "expired reservations could not be voided"),
+        }
+    }
+}
+
+async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    let Ok(mut hangups) = tokio::signal::unix::signal(SignalKind::hangup()) else { return };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangups.recv() => {}
+        }
+        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+        if let Err(fault) = control.reload(context).await {
+            tracing::error!(%fault, "SIGHUP: the policy bundle was not reloaded");
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The ledger's front: a bounded queue before one writer thread, which commits whatever waits together (group
+//! commit, no timer).
+//!
+//! The queue bounds and batches, the writer retries and reopens: once, for all engines. What an operation comes to
+//! is for [`step`](super::step()) to say, and making it durable is the engine's.
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{Commit, Done, Engine, EngineError, LedgerError, Op, Released, Reserve, Reserved, Seed, Void};
+use crate::{
+    audit::{Context, Record},
+    clock::UtcTime,
+    domain::{Environment, PartnerId, QuoteId, Scope, SequenceNumber},
+};
+
+mod queue;
+mod writer;
+
+use queue::{Job, Outcome, Queue};
+use writer::Writer;
+
+/// How many reservations one sweep voids, so that calls need not wait behind it.
+const SWEEP_MAX: usize = 64;
+
+/// The bounds of the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerConfig {
+    /// How many operations may wait; as many journalled records may wait besides.
+    pub queue_max: usize,
+    /// How many operations are committed together at most; a quarter as many journalled records join them.
+    pub batch_max: usize,
+}
+
+/// A handle on the ledger. Clones share one writer, which ends with the last of them or by [`Ledger::close`].
+#[derive(Debug, Clone)]
+pub struct Ledger(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    queue: Arc<Queue>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl Ledger {
+    /// Starts the writer over `engine`, which is open.
+    #[must_use]
+    pub fn start(engine: impl Engine, config: LedgerConfig) -> Self {
+        let queue = Arc::new(Queue::new(config));
+        let writer = Writer::new(engine, Arc::clone(&queue));
+        // A thread that cannot start drops the writer, which closes the queue: every call is then refused.
+        let writer = thread::Builder::new().name("ledger-writer".to_owned()).spawn(move || writer.run());
+        Self(Arc::new(Handle { queue, writer: Mutex::new(writer.ok()) }))
+    }
+
+    /// Binds a number and a key to a payload; returns once that is durable.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn reserve(&self, op: Reserve) -> Result<Reserved, LedgerError> {
+        match self.ask(Op::Reserve(op)).await? {
+            Done::Reserved(reserved) => Ok(reserved),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Stores a verified JWS; returns what may be released once that is durable.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn commit(&self, op: Commit) -> Result<Released, LedgerError> {
+        match self.ask(Op::Commit(op)).await? {
+            Done::Committed(released) => Ok(released),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Ends a reservation that expired unsigned.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn void(&self, op: Void) -> Result<(), LedgerError> {
+        match self.ask(Op::Void(op)).await? {
+            Done::Voided => Ok(()),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Creates a scope or raises its floor; returns the floor before, and the record of the act.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn seed(&self, op: Seed) -> Result<(Option<SequenceNumber>, Uuid), LedgerError> {
+        match self.ask(Op::Seed(op)).await? {
+            Done::Seeded(before, record) => Ok((before, record)),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Journals a record; returns once it is durable. The same record again is journalled once.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable.
+    pub async fn record(&self, record: Record) -> Result<(), LedgerError> {
+        match self.ask(Op::Record(record)).await? {
+            Done::Recorded => Ok(()),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Journals a record with the next batch and does not wait for it. Where its share of the queue is full, or
+    /// the batch fails, it is dropped and counted.
+    pub fn journal(&self, record: Record) {
+        self.0.queue.journal(record);
+    }
+
+    /// The last number taken in `scope`; absent where it was never seeded.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn last_taken(&self, scope: Scope) -> Result<Option<SequenceNumber>, LedgerError> {
+        self.read(move |engine| engine.last_taken(&scope)).await
+    }
+
+    /// The time of the newest record; absent in an empty journal.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn newest_record_at(&self) -> Result<Option<UtcTime>, LedgerError> {
+        self.read(|engine| engine.newest_record_at()).await
+    }
+
+    /// Voids some of what expired unsigned, and says how many. `context` is completed with each quote's partner
+    /// and id.
+    ///
+    /// # Errors
+    /// Where the store cannot be read, or not all of them can be made durable.
+    pub async fn sweep(&self, context: Context, now: UtcTime) -> Result<usize, LedgerError> {
+        let expired = self.read(move |engine| engine.expired(now, SWEEP_MAX)).await?;
+        let voids = expired.into_iter().map(|identity| {
+            let mut context = context.clone();
+            if let Ok((_, partner, quote)) =
+                serde_json::from_str::<(Environment, PartnerId, QuoteId)>(identity.as_str())
+            {
+                (context.partner, context.quote_id) = (Some(partner), Some(quote));
+            }
+            self.begin(Op::Void(Void { identity, context, now }))
+        });
+        let mut voided = 0;
+        for answer in voids.collect::<Result<Vec<_>, _>>()? {
+            match answered(answer).await {
+                Ok(_) => voided += 1,
+                // Signed or voided by another call meanwhile.
+                Err(LedgerError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(voided)
+    }
+
+    /// Whether the ledger does its part.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn health(&self) -> Result<(), String> {
+        self.0.queue.health()
+    }
+
+    /// How many journalled records were dropped since the start.
+    #[must_use]
+    pub fn dropped_records(&self) -> u64 {
+        self.0.queue.dropped_records()
+    }
+
+    /// Takes no more operations, finishes those that wait, and returns when the engine is closed.
+    pub async fn close(&self) {
+        self.0.queue.close();
+        let writer = self.0.writer.lock().take();
+        if let Some(writer) = writer {
+            // The writer's panics are caught where they arise, so there is nothing to learn from the join.
+            let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+        }
+    }
+
+    async fn ask(&self, op: Op) -> Result<Done, LedgerError> {
+        answered(self.begin(op)?).await
+    }
+
+    fn begin(&self, op: Op) -> Result<oneshot::Receiver<Outcome>, LedgerError> {
+        let (answer, outcome) = oneshot::channel();
+        self.0.queue.push(Job::Op(op, answer))?;
+        Ok(outcome)
+    }
+
+    /// Reads on the writer's connection, between two batches.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Engine) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (answer, outcome) = oneshot::channel();
+        let read = move |engine: &mut dyn Engine| {
+            let outcome = read(engine).map_err(|error| LedgerError::Unavailable(error.to_string()));
+            drop(answer.send(outcome));
+        };
+        self.0.queue.push(Job::Read(Box::new(read)))?;
+        answered(outcome).await
+    }
+}
+
+async fn answered<T>(answer: oneshot::Receiver<Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    answer.await.unwrap_or_else(|_| Err(LedgerError::Unavailable("the writer gave no answer".to_owned())))
+}
+
+fn misplaced() -> LedgerError {
+    LedgerError::Unavailable("the engine answered another operation".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::mpsc, time::Duration};
+
+    use tempfile::TempDir;
+
+    use super::{
+        super::{
+            Refusal,
+            chain::{self, Position, Summary},
+            sqlite::{Reader, Sqlite},
+            step::tests::{at, commit, context, identity, reserve, scope, seed},
+        },
+        *,
+    };
+    use crate::{
+        audit::{Event, Facts},
+        domain::Identity,
+    };
+    use queue::CLOSED;
+
+    const CONFIG: LedgerConfig = LedgerConfig { queue_max: 8, batch_max: 64 };
+
+    /// What goes wrong with the next call of the engine.
+    #[derive(Debug, Clone, Copy)]
+    enum Fault {
+        RolledBack,
+        /// The connection is lost before the commit, or after it.
+        LostBefore,
+        LostAfter,
+        Panic,
+        /// The store cannot be opened again.
+        Shut,
+    }
+
+    /// The real engine behind faults, and a gate that each batch waits at.
+    struct Flaky {
+        inner: Sqlite,
+        faults: VecDeque<Fault>,
+        poison: Option<Identity>,
+        gate: Option<mpsc::Receiver<()>>,
+        lost: Option<Vec<Result<Done, Refusal>>>,
+    }
+
+    impl Engine for Flaky {
+        fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
+            if let Some(gate) = &self.gate {
+                let _ = gate.recv();
+            }
+            if batch.iter().any(|op| op.identity().is_some() && op.identity() == self.poison.as_ref()) {
+                return Err(EngineError::RolledBack("poison".to_owned()));
+            }
+            match self.faults.pop_front() {
+                None => self.inner.apply(batch),
+                Some(Fault::RolledBack) => Err(EngineError::RolledBack("not now".to_owned())),
+                Some(Fault::LostBefore) => Err(EngineError::Unknown("lost".to_owned())),
+                Some(Fault::LostAfter) => {
+                    self.lost = Some(self.inner.apply(batch)?);
+                    Err(EngineError::Unknown("lost".to_owned()))
+                }
+                Some(fault) => panic!("{fault:?}"),
+            }
+        }
+
+        fn reopen(&mut self) -> Result<Option<Vec<Result<Done, Refusal>>>, EngineError> {
+            if let Some(Fault::Shut) = self.faults.front() {
+                self.faults.pop_front();
+                return Err(EngineError::RolledBack("shut".to_owned()));
+            }
+            self.inner.reopen().map(|replies| self.lost.take().or(replies))
+        }
+
+        fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
+            self.inner.expired(now, count)
+        }
+
+        fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+            self.inner.last_taken(scope)
+        }
+
+        fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
+            self.inner.newest_record_at()
+        }
+    }
+
+    struct Bench {
+        home: TempDir,
+        ledger: Ledger,
+    }
+
+    fn bench(faults: &[Fault], config: LedgerConfig, change: impl FnOnce(&mut Flaky)) -> Bench {
+        let home = TempDir::new().unwrap();
+        let path = home.path().join("ledger.sqlite");
+        Sqlite::migrate(&path, Environment::Sandbox).unwrap();
+        let mut inner = Sqlite::open(&path, Environment::Sandbox).unwrap();
+        inner.apply(&[Op::Seed(seed(0))]).unwrap();
+        let faults = faults.iter().copied().collect();
+        let mut engine = Flaky { inner, faults, poison: None, gate: None, lost: None };
+        change(&mut engine);
+        Bench { ledger: Ledger::start(engine, config), home }
+    }
+
+    impl Bench {
+        fn journal(&self) -> Summary {
+            let reader = Reader::open(&self.home.path().join("ledger.sqlite")).unwrap();
+            chain::verify(Position::GENESIS, reader.records(0, u32::MAX).unwrap()).unwrap()
+        }
+
+        /// Until the writer has taken all that waits.
+        async fn taken(&self) {
+            while self.ledger.0.queue.len() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    fn refused() -> Record {
+        Record::new(Event::Refused, at(0), context(), Facts::default())
+    }
+
+    async fn sign(ledger: &Ledger, quote: &str, number: u64, jws: &str) -> Result<Released, LedgerError> {
+        match ledger.reserve(reserve(quote, number)).await? {
+            Reserved::Pending(held) => ledger.commit(commit(&held, jws)).await,
+            Reserved::Replay(released) => Ok(released),
+        }
+    }
+
+    /// 64 callers, each for two quotes that another caller asks for as well.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn callers_who_race_get_one_jws_for_each_quote_and_share_commits() {
+        let bench = bench(&[], LedgerConfig { queue_max: 256, batch_max: 64 }, |_| {});
+        let callers: Vec<_> = (0..64_u64)
+            .map(|caller| {
+                let ledger = bench.ledger.clone();
+                tokio::spawn(async move {
+                    let mut released = Vec::new();
+                    for round in 0..8 {
+                        let number = 1 + caller / 2 + round * 32;
+                        let quote = format!("q{number}");
+                        match sign(&ledger, &quote, number, &format!("{quote} {caller}")).await {
+                            Ok(one) => released.push((number, one.jws, one.record)),
+                            // A later number of another caller was first.
+                            Err(LedgerError::Refused(Refusal::NotMonotonic { .. })) => {}
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                    released
+                })
+            })
+            .collect();
+        let mut by_number = std::collections::HashMap::new();
+        for caller in callers {
+            for (number, jws, record) in caller.await.unwrap() {
+                let first = by_number.entry(number).or_insert_with(|| (jws.clone(), record));
+                assert_eq!(*first, (jws, record), "number {number}");
+            }
+        }
+        bench.ledger.close().await;
+        let journal = bench.journal();
+        assert!(by_number.len() >= 32, "{}", by_number.len());
+        assert!(journal.links * 4 < journal.records, "{journal:?}");
+        assert_eq!(bench.ledger.health(), Err(CLOSED.to_owned()));
+        assert!(matches!(bench.ledger.last_taken(scope("GB-IN")).await, Err(LedgerError::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_rolled_back_once_is_tried_again() {
+        let bench = bench(&[Fault::RolledBack], CONFIG, |_| {});
+        assert!(sign(&bench.ledger, "q1", 1, "x").await.is_ok());
+        assert_eq!(bench.ledger.newest_record_at().await.unwrap(), Some(at(1)));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_outcome_is_resolved_and_nothing_is_done_twice() {
+        for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Panic] {
+            let bench = bench(&[fault], CONFIG, |_| {});
+            let (before, _) = bench.ledger.seed(seed(7)).await.unwrap();
+            assert_eq!(before, Some(SequenceNumber::ZERO), "{fault:?}");
+            assert_eq!(bench.journal().records, 2, "{fault:?}");
+            assert_eq!(bench.ledger.health(), Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_told_and_heals_by_itself() {
+        let bench = bench(&[Fault::LostBefore, Fault::Shut, Fault::Shut], CONFIG, |_| {});
+        assert!(matches!(bench.ledger.reserve(reserve("q1", 1)).await, Err(LedgerError::Unavailable(_))));
+        assert!(bench.ledger.health().unwrap_err().ends_with("shut"));
+        assert!(matches!(bench.ledger.record(refused()).await, Err(LedgerError::Unavailable(_))));
+        while bench.ledger.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(sign(&bench.ledger, "q1", 1, "x").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_bad_operation_fails_alone() {
+        let (open, gate) = mpsc::channel();
+        let bench = bench(&[], CONFIG, |engine| {
+            engine.gate = Some(gate);
+            engine.poison = Some(identity("q3"));
+        });
+        let first = bench.ledger.begin(Op::Reserve(reserve("q0", 1))).unwrap();
+        bench.taken().await;
+        let begin = |number: u64| bench.ledger.begin(Op::Reserve(reserve(&format!("q{number}"), number + 1)));
+        let rest: Vec<_> = (1..6).map(|number| begin(number).unwrap()).collect();
+        drop(open);
+        assert!(answered(first).await.is_ok());
+        for (number, answer) in (1..).zip(rest) {
+            assert_eq!(answered(answer).await.is_ok(), number != 3, "q{number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once_and_journalled_records_have_their_own() {
+        let (open, gate) = mpsc::channel();
+        let bench = bench(&[], CONFIG, |engine| engine.gate = Some(gate));
+        let first = bench.ledger.begin(Op::Reserve(reserve("q0", 1))).unwrap();
+        bench.taken().await;
+        for _ in 0..10 {
+            bench.ledger.journal(refused());
+        }
+        assert_eq!(bench.ledger.dropped_records(), 2);
+        let waiting: Vec<_> = (1..9)
+            .map(|number| bench.ledger.begin(Op::Reserve(reserve(&format!("q{number}"), number + 1))).unwrap())
+            .collect();
+        assert!(matches!(bench.ledger.reserve(reserve("q9", 10)).await, Err(LedgerError::Full)));
+        drop(open);
+        for answer in waiting.into_iter().chain([first]) {
+            assert!(answered(answer).await.is_ok());
+        }
+        bench.ledger.close().await;
+        bench.ledger.journal(refused());
+        assert_eq!(bench.ledger.dropped_records(), 3);
+        assert_eq!((bench.journal().records, bench.journal().links), (18, 3));
+    }
+
+    #[tokio::test]
+    async fn a_reservation_nobody_waits_for_is_not_begun() {
+        let (open, gate) = mpsc::channel();
+        let bench = bench(&[], CONFIG, |engine| engine.gate = Some(gate));
+        let first = bench.ledger.begin(Op::Record(refused())).unwrap();
+        bench.taken().await;
+        drop(bench.ledger.begin(Op::Reserve(reserve("q1", 1))).unwrap());
+        drop(bench.ledger.begin(Op::Seed(seed(3))).unwrap());
+        drop(open);
+        assert!(answered(first).await.is_ok());
+        assert!(matches!(
+            bench.ledger.reserve(reserve("q1", 1)).await,
+            Err(LedgerError::Refused(Refusal::NotMonotonic { .. }))
+        ));
+        bench.ledger.close().await;
+        assert_eq!(bench.journal().records, 3);
+    }
+
+    #[tokio::test]
+    async fn a_sweep_voids_what_expired_unsigned() {
+        let bench = bench(&[], CONFIG, |_| {});
+        sign(&bench.ledger, "q1", 1, "x").await.unwrap();
+        for number in 2..5 {
+            bench.ledger.reserve(reserve(&format!("q{number}"), number)).await.unwrap();
+        }
+        assert_eq!(bench.ledger.sweep(context(), at(59_999)).await.unwrap(), 0);
+        assert_eq!(bench.ledger.sweep(context(), at(60_000)).await.unwrap(), 3);
+        assert_eq!(bench.ledger.sweep(context(), at(60_000)).await.unwrap(), 0);
+        let reader = Reader::open(&bench.home.path().join("ledger.sqlite")).unwrap();
+        let record: Record = serde_json::from_slice(&reader.tail(1).unwrap()[0].bytes).unwrap();
+        assert_eq!((record.event, record.context.quote_id), (Event::Voided, Some("q4".parse().unwrap())));
+    }
+}

@@ -1,0 +1,203 @@
+//! What waits for the writer, bounded, and how it is batched.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::LedgerConfig;
+use crate::{
+    audit::Record,
+    ledger::{Done, Engine, LedgerError, Op},
+};
+
+pub(super) const CLOSED: &str = "the ledger is closed";
+
+pub(super) type Outcome = Result<Done, LedgerError>;
+
+pub(super) type Read = Box<dyn FnOnce(&mut dyn Engine) + Send>;
+
+#[expect(clippy::large_enum_variant, reason = "nearly every job is an operation")]
+pub(super) enum Job {
+    Op(Op, oneshot::Sender<Outcome>),
+    Read(Read),
+}
+
+/// Jobs and records on their way to the writer, and what is to be known of it.
+pub(super) struct Queue {
+    config: LedgerConfig,
+    waiting: Mutex<Waiting>,
+    ready: Condvar,
+    fault: Mutex<Option<String>>,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    records: VecDeque<Record>,
+    closed: bool,
+}
+
+/// What the writer took at once.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub reads: Vec<Read>,
+    pub ops: Vec<Op>,
+    /// Of the operations in their order; journalled records stand last and have none.
+    pub answers: Vec<oneshot::Sender<Outcome>>,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    pub fn new(config: LedgerConfig) -> Self {
+        Self {
+            config,
+            waiting: Mutex::default(),
+            ready: Condvar::new(),
+            fault: Mutex::new(None),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    pub fn push(&self, job: Job) -> Result<(), LedgerError> {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(LedgerError::Unavailable(CLOSED.to_owned()));
+        }
+        if waiting.jobs.len() >= self.config.queue_max {
+            return Err(LedgerError::Full);
+        }
+        waiting.jobs.push_back(job);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    pub fn journal(&self, record: Record) {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed || waiting.records.len() >= self.config.queue_max {
+            self.drop_records(1);
+            return;
+        }
+        waiting.records.push_back(record);
+        self.ready.notify_one();
+    }
+
+    /// Why the writer cannot do its part, or that it can again.
+    pub fn set_fault(&self, fault: Option<String>) {
+        *self.fault.lock() = fault;
+    }
+
+    pub fn health(&self) -> Result<(), String> {
+        if self.waiting.lock().closed {
+            return Err(CLOSED.to_owned());
+        }
+        self.fault.lock().clone().map_or(Ok(()), Err)
+    }
+
+    pub fn dropped_records(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    pub fn drop_records(&self, count: usize) {
+        self.dropped.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What waits, as soon as anything does; nothing at `until`; absent once closed and empty.
+    pub fn take(&self, until: Option<Instant>) -> Option<Batch> {
+        let mut waiting = self.waiting.lock();
+        while waiting.jobs.is_empty() && waiting.records.is_empty() {
+            if waiting.closed {
+                return None;
+            }
+            match until {
+                None => self.ready.wait(&mut waiting),
+                Some(until) if self.ready.wait_until(&mut waiting, until).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        Some(waiting.batch(self.config.batch_max.max(1)))
+    }
+
+    pub fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.ready.notify_one();
+    }
+
+    /// Closes it, and lets nobody wait for what will not come.
+    pub fn abandon(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.closed = true;
+        waiting.jobs.clear();
+        self.drop_records(waiting.records.drain(..).count());
+    }
+}
+
+impl Waiting {
+    /// At most one operation of each quote: another waits for the next batch, before all that came later.
+    fn batch(&mut self, ops_max: usize) -> Batch {
+        let mut batch = Batch::default();
+        let mut quotes = HashSet::new();
+        let mut carried = Vec::new();
+        while batch.ops.len() < ops_max
+            && let Some(job) = self.jobs.pop_front()
+        {
+            match job {
+                Job::Read(read) => batch.reads.push(read),
+                Job::Op(Op::Reserve(_), answer) if answer.is_closed() => {}
+                Job::Op(op, answer) if op.identity().is_some_and(|quote| !quotes.insert(quote.clone())) => {
+                    carried.push(Job::Op(op, answer));
+                }
+                Job::Op(op, answer) => {
+                    batch.ops.push(op);
+                    batch.answers.push(answer);
+                }
+            }
+        }
+        for job in carried.into_iter().rev() {
+            self.jobs.push_front(job);
+        }
+        let records = self.records.len().min(ops_max.div_ceil(4));
+        batch.ops.extend(self.records.drain(..records).map(Op::Record));
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::step::tests::reserve;
+
+    impl Queue {
+        pub fn len(&self) -> usize {
+            let waiting = self.waiting.lock();
+            waiting.jobs.len() + waiting.records.len()
+        }
+    }
+
+    #[test]
+    fn two_operations_on_a_quote_go_into_two_batches() {
+        let mut waiting = Waiting::default();
+        let mut answers = Vec::new();
+        for (quote, number) in [("a", 1), ("a", 2), ("b", 3), ("a", 4), ("c", 5)] {
+            let (answer, outcome) = oneshot::channel();
+            answers.push(outcome);
+            waiting.jobs.push_back(Job::Op(Op::Reserve(reserve(quote, number)), answer));
+        }
+        let mut numbers = || {
+            let number = |op: &Op| if let Op::Reserve(op) = op { op.sequence.get() } else { 0 };
+            waiting.batch(9).ops.iter().map(number).collect::<Vec<_>>()
+        };
+        assert_eq!([numbers(), numbers(), numbers(), numbers()], [vec![1, 3, 5], vec![2], vec![4], vec![]]);
+    }
+}

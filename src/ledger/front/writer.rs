@@ -1,0 +1,126 @@
+//! The one thread that holds the engine: applies batch after batch, and sees to it that every caller is answered
+//! whatever the engine does.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::queue::{Outcome, Queue};
+use crate::ledger::{Done, Engine, EngineError, LedgerError, Op, Refusal};
+
+/// How often a batch that the store refuses is divided to find the operation to blame.
+const DIVISIONS_MAX: u32 = 32;
+/// The first and the longest pause between attempts to open a store that failed.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// The engine, its queue, and whether it is to be opened again.
+pub(super) struct Writer<E> {
+    engine: E,
+    queue: Arc<Queue>,
+    outage: Option<Outage>,
+}
+
+/// The store failed, and is to be opened again before anything is applied.
+struct Outage {
+    why: String,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+impl<E: Engine> Writer<E> {
+    pub fn new(engine: E, queue: Arc<Queue>) -> Self {
+        Self { engine, queue, outage: None }
+    }
+
+    /// Until the queue is closed and empty.
+    pub fn run(mut self) {
+        while let Some(batch) = self.queue.take(self.outage.as_ref().map(|outage| outage.retry_at)) {
+            self.recover();
+            for read in batch.reads {
+                // Its caller learns of a panic from the answer that never comes.
+                let _ = self.guarded(|engine| {
+                    read(engine);
+                    Ok(())
+                });
+            }
+            let mut divisions = DIVISIONS_MAX;
+            let mut outcomes = self.apply(&batch.ops, &mut divisions).into_iter();
+            for (answer, outcome) in batch.answers.into_iter().zip(&mut outcomes) {
+                // A caller that went away asks again and finds what became of it.
+                drop(answer.send(outcome));
+            }
+            self.queue.drop_records(outcomes.filter(Result::is_err).count());
+        }
+    }
+
+    /// Applies `ops`, dividing what the store refuses, so that one bad operation cannot fail the others.
+    fn apply(&mut self, ops: &[Op], divisions: &mut u32) -> Vec<Outcome> {
+        let unavailable = |why: &str| ops.iter().map(|_| Err(LedgerError::Unavailable(why.to_owned()))).collect();
+        if ops.is_empty() {
+            return Vec::new();
+        }
+        if let Some(outage) = &self.outage {
+            return unavailable(&outage.why);
+        }
+        match self.attempt(ops) {
+            Ok(replies) if replies.len() != ops.len() => unavailable("the engine's replies are not its batch's"),
+            Ok(replies) => replies.into_iter().map(|reply| reply.map_err(LedgerError::from)).collect(),
+            Err(EngineError::RolledBack(_)) if ops.len() > 1 && *divisions > 0 => {
+                *divisions = divisions.saturating_sub(1);
+                let (first, second) = ops.split_at(ops.len() / 2);
+                let mut outcomes = self.apply(first, divisions);
+                outcomes.extend(self.apply(second, divisions));
+                outcomes
+            }
+            Err(EngineError::RolledBack(why)) => unavailable(&why),
+            Err(EngineError::Unknown(why) | EngineError::Unfit(why)) => {
+                self.fail(&why, PAUSES.0);
+                unavailable(&why)
+            }
+        }
+    }
+
+    /// Applies `ops` once; a second time only where the first is known to have left no trace.
+    fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
+        match self.guarded(|engine| engine.apply(ops)) {
+            Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
+            Err(EngineError::Unknown(_)) => match self.guarded(E::reopen) {
+                Ok(Some(replies)) => Ok(replies),
+                Ok(None) => self.guarded(|engine| engine.apply(ops)),
+                // Still unknown, whatever kept the store from being opened: nothing of it may be tried again.
+                Err(error) => Err(EngineError::Unknown(error.to_string())),
+            },
+            decided => decided,
+        }
+    }
+
+    /// After a panic nothing is known of the engine but that it can be opened again.
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut E) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        catch_unwind(AssertUnwindSafe(|| act(&mut self.engine)))
+            .unwrap_or_else(|_| Err(EngineError::Unknown("the engine panicked".to_owned())))
+    }
+
+    /// Opens the store again where it failed and its pause is over.
+    fn recover(&mut self) {
+        let Some(outage) = self.outage.take_if(|outage| outage.retry_at <= Instant::now()) else { return };
+        match self.guarded(E::reopen) {
+            // Those who asked were told that it is unavailable: the replies of their batch are nobody's now.
+            Ok(_) => self.queue.set_fault(None),
+            Err(error) => self.fail(&error.to_string(), outage.pause.saturating_mul(2).min(PAUSES.1)),
+        }
+    }
+
+    fn fail(&mut self, why: &str, pause: Duration) {
+        self.queue.set_fault(Some(why.to_owned()));
+        self.outage = Some(Outage { why: why.to_owned(), retry_at: Instant::now() + pause, pause });
+    }
+}
+
+impl<E> Drop for Writer<E> {
+    /// However the writer ends.
+    fn drop(&mut self) {
+        self.queue.abandon();
+    }
+}

@@ -1,0 +1,554 @@
+//! The ledger in one SQLite file, for a gateway that runs alone: the engine that writes, and the reader for all
+//! who only look.
+//!
+//! Each batch is one transaction, durable when COMMIT returns (write-ahead log, `synchronous = FULL`). What an
+//! operation comes to is for [`step`](super::step()) to say; queueing and retrying are the front's.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, TransactionBehavior};
+use uuid::Uuid;
+
+use super::{
+    Done, Engine, EngineError, Op, Refusal,
+    chain::{Position, StoredRecord},
+    step::{Quote, in_order, step},
+};
+use crate::{
+    clock::UtcTime,
+    domain::{Environment, Identity, Scope, SequenceNumber},
+};
+use rows::{Chain, Entry};
+
+mod rows;
+mod schema;
+
+/// The one writer of a ledger's file.
+#[derive(Debug)]
+pub struct Sqlite {
+    path: PathBuf,
+    environment: Environment,
+    /// Absent after an error that leaves the connection's state in doubt.
+    connection: Option<Connection>,
+    /// Where this gateway left the journal. The file must agree before anything is written.
+    chain: Chain,
+    /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
+    undecided: Option<(Chain, Replies)>,
+    _lock: File,
+}
+
+type Replies = Vec<Result<Done, Refusal>>;
+
+impl Sqlite {
+    /// Creates the file at `path` for `environment`, or brings an older one to this version.
+    ///
+    /// # Errors
+    /// Where the file cannot be made, is in use, belongs to another environment, is newer, or is no ledger.
+    pub fn migrate(path: &Path, environment: Environment) -> Result<(), EngineError> {
+        let _lock = schema::lock(path)?;
+        schema::migrate(path, environment)
+    }
+
+    /// Whether [`Sqlite::open`] would take the file; it may be in use.
+    ///
+    /// # Errors
+    /// Where the file is absent, or of another environment or version.
+    pub fn check(path: &Path, environment: Environment) -> Result<(), EngineError> {
+        schema::check(path, environment)
+    }
+
+    /// Opens the file at `path` and holds it for this process.
+    ///
+    /// # Errors
+    /// Where the file is absent, in use, of another environment or version, or not whole.
+    pub fn open(path: &Path, environment: Environment) -> Result<Self, EngineError> {
+        schema::present(path)?;
+        let lock = schema::lock(path)?;
+        let mut connection = schema::open(path, environment)?;
+        let chain = take_over(&mut connection)?;
+        let (path, connection) = (path.to_owned(), Some(connection));
+        Ok(Self { path, environment, connection, chain, undecided: None, _lock: lock })
+    }
+
+    fn connection(&self) -> Result<&Connection, EngineError> {
+        self.connection.as_ref().ok_or_else(|| unknown("the ledger is closed"))
+    }
+
+    fn transact(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+        let connection = self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+        // No operation is to blame where a transaction cannot begin: the store is to be opened again.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
+        self.undecided = Some(write(&transaction, self.chain, batch)?);
+        fail::fail_point!("ledger::before-commit");
+        transaction.commit().map_err(unknown)?;
+        fail::fail_point!("ledger::after-commit");
+        let (chain, replies) = self.undecided.take().ok_or_else(|| unknown("the replies are gone"))?;
+        self.chain = chain;
+        Ok(replies)
+    }
+}
+
+impl Engine for Sqlite {
+    fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+        match self.transact(batch) {
+            Err(EngineError::Unknown(why)) => {
+                self.connection = None;
+                Err(EngineError::Unknown(why))
+            }
+            // Rolled back; where even that failed, only closing ends the transaction.
+            Err(error) if self.connection.as_ref().is_some_and(|connection| !connection.is_autocommit()) => {
+                self.connection = None;
+                Err(unknown(error))
+            }
+            decided => decided,
+        }
+    }
+
+    fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
+        self.connection = None;
+        let mut connection = schema::open(&self.path, self.environment)?;
+        let chain = take_over(&mut connection)?;
+        let replies = match self.undecided.take_if(|(after, _)| after.position == chain.position) {
+            Some((_, replies)) => Some(replies),
+            None if self.chain.position == chain.position => None,
+            None => return Err(moved()),
+        };
+        (self.connection, self.chain, self.undecided) = (Some(connection), chain, None);
+        Ok(replies)
+    }
+
+    fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
+        rows::expired(self.connection()?, now, count)
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        rows::last_taken(self.connection()?, scope)
+    }
+
+    fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
+        rows::newest_record_at(self.connection()?)
+    }
+}
+
+/// Raises the epoch, so that whoever held the file before can write no more. Its commit also makes durable
+/// whatever a process that was killed had written and not yet synchronised.
+fn take_over(connection: &mut Connection) -> Result<Chain, EngineError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let Chain { epoch, position } = rows::chain(&transaction)?;
+    let end = rows::tail(&transaction, 1)?.pop().map_or(Position::GENESIS, |newest| Position {
+        next_index: newest.index.saturating_add(1),
+        link: newest.link.unwrap_or_default(),
+    });
+    if end != position {
+        return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
+    }
+    let chain = Chain { epoch: epoch.saturating_add(1), position };
+    rows::put_chain(&transaction, chain)?;
+    transaction.commit()?;
+    Ok(chain)
+}
+
+/// Writes all of a batch but the COMMIT, and says where the journal stands then.
+fn write(transaction: &Connection, held: Chain, batch: &[Op]) -> Result<(Chain, Replies), EngineError> {
+    if rows::chain(transaction)? != held {
+        return Err(moved());
+    }
+    let mut index = held.position.next_index;
+    let mut entries: Vec<Entry<'_>> = Vec::with_capacity(batch.len());
+    let mut replies = Vec::with_capacity(batch.len());
+    for (place, op) in in_order(batch) {
+        let reply = match step(&rows::state(transaction, op)?, op) {
+            Ok(step) => {
+                rows::put(transaction, &step, index)?;
+                if let Some(record) = step.record {
+                    entries.push(Entry::new(op.identity(), record)?);
+                    index = index.saturating_add(1);
+                }
+                Ok(step.done)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        replies.push((place, reply));
+    }
+    let chain = Chain { position: rows::append(transaction, held.position, &entries)?, ..held };
+    if chain != held {
+        rows::put_chain(transaction, chain)?;
+    }
+    replies.sort_unstable_by_key(|(place, _)| *place);
+    Ok((chain, replies.into_iter().map(|(_, reply)| reply).collect()))
+}
+
+fn unknown(why: impl ToString) -> EngineError {
+    EngineError::Unknown(why.to_string())
+}
+
+fn moved() -> EngineError {
+    EngineError::Unfit("the journal is not where this gateway left it".to_owned())
+}
+
+/// Reads a ledger's file on a connection of its own: needs no lock, changes nothing, and waits for no writer.
+#[derive(Debug)]
+pub struct Reader(Mutex<Connection>);
+
+impl Reader {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// Where it is absent, of another version, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
+        schema::open_to_read(path).map(Mutex::new).map(Self)
+    }
+
+    /// The record of this id.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
+        rows::record(&self.0.lock(), *id)
+    }
+
+    /// At most `count` records, from the index `from` on.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn records(&self, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        rows::records(&self.0.lock(), from, count)
+    }
+
+    /// The newest `count` records, oldest first.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        rows::tail(&self.0.lock(), count)
+    }
+
+    /// Where the journal stands: what a verifier's head must equal, or the newest records are missing.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn head(&self) -> Result<Position, EngineError> {
+        rows::chain(&self.0.lock()).map(|chain| chain.position)
+    }
+
+    /// The quote of this identity.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn quote(&self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        rows::quote(&self.0.lock(), identity)
+    }
+
+    /// The last number taken in `scope`; absent where it was never seeded.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn last_taken(&self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        rows::last_taken(&self.0.lock(), scope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+
+    use tempfile::TempDir;
+
+    use super::{
+        super::{
+            Charge, Reserve, Reserved, Seed,
+            chain::{self, Break, Summary},
+            step::tests::{at, commit, context, identity, pending, reserve, scope, seed, void},
+        },
+        *,
+    };
+    use crate::audit::{Event, Facts, Record};
+
+    const HERE: Environment = Environment::Sandbox;
+
+    /// A ledger in a directory of its own, closed and opened again at will.
+    struct Home(TempDir);
+
+    impl Home {
+        fn new() -> Self {
+            let home = Self(TempDir::new().unwrap());
+            Sqlite::migrate(&home.path(), HERE).unwrap();
+            home
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("ledger.sqlite")
+        }
+
+        fn open(&self) -> Sqlite {
+            Sqlite::open(&self.path(), HERE).unwrap()
+        }
+
+        fn seeded(&self) -> Sqlite {
+            let mut ledger = self.open();
+            ledger.one(Op::Seed(seed(0))).unwrap();
+            ledger
+        }
+
+        fn refusal(&self) -> String {
+            Sqlite::open(&self.path(), HERE).unwrap_err().to_string()
+        }
+
+        /// An operator with a shell.
+        fn shell(&self, sql: &str) {
+            Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
+        }
+
+        fn verified(&self) -> Result<Summary, Break> {
+            let reader = Reader::open(&self.path()).unwrap();
+            chain::verify(Position::GENESIS, reader.records(0, u32::MAX).unwrap())
+        }
+    }
+
+    impl Sqlite {
+        fn one(&mut self, op: Op) -> Result<Done, Refusal> {
+            self.apply(&[op]).unwrap().pop().unwrap()
+        }
+    }
+
+    fn other_payload(op: Reserve) -> Reserve {
+        Reserve { payload: crate::domain::PayloadDigest([9; 32]), ..op }
+    }
+
+    #[test]
+    fn what_was_told_is_told_again_after_reopening() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
+        let Ok(Done::Committed(first)) = ledger.one(Op::Commit(commit(&held, "e30.e30.first"))) else { panic!() };
+        let waiting = ledger.one(Op::Reserve(reserve("q2", 6))).unwrap();
+        drop(ledger);
+
+        let mut ledger = home.open();
+        let replay = Ok(Done::Reserved(Reserved::Replay(first.clone())));
+        assert_eq!(ledger.one(Op::Reserve(reserve("q1", 5))), replay);
+        assert_eq!(ledger.one(Op::Commit(commit(&held, "e30.e30.second"))), Ok(Done::Committed(first)));
+        assert_eq!(ledger.one(Op::Reserve(reserve("q2", 6))), Ok(waiting));
+        let conflict = ledger.one(Op::Reserve(other_payload(reserve("q1", 7))));
+        assert!(matches!(conflict, Err(Refusal::Conflict { .. })));
+        let repeated = ledger.one(Op::Reserve(reserve("q3", 6)));
+        assert!(matches!(repeated, Err(Refusal::NotMonotonic { .. })));
+        assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(6));
+        assert_eq!(ledger.last_taken(&scope("GB-US")).unwrap(), None);
+        assert_eq!(ledger.newest_record_at().unwrap(), Some(at(0)));
+    }
+
+    #[test]
+    fn quotas_survive_reopening() {
+        let home = Home::new();
+        let charges = vec![Charge { quota: "daily".to_owned(), interval: Duration::from_secs(10), burst: 2 }];
+        let charged = |quote, number| Op::Reserve(Reserve { charges: charges.clone(), ..reserve(quote, number) });
+        let mut ledger = home.seeded();
+        assert!(ledger.one(charged("q1", 1)).is_ok());
+        assert!(ledger.one(charged("q2", 2)).is_ok());
+        drop(ledger);
+        let mut ledger = home.open();
+        let retry_after = Duration::from_secs(10);
+        assert_eq!(ledger.one(charged("q3", 3)), Err(Refusal::QuotaSpent { quota: "daily".to_owned(), retry_after }));
+        assert!(ledger.one(charged("q2", 2)).is_ok(), "a retry is free");
+        assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(2));
+    }
+
+    #[test]
+    fn a_batch_answers_in_its_order_and_refuses_alone() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let batch = [
+            Op::Reserve(reserve("q3", 3)),
+            Op::Reserve(reserve("q1", 1)),
+            Op::Void(void("q9", 0)),
+            Op::Reserve(reserve("q2", 2)),
+        ];
+        let replies = ledger.apply(&batch).unwrap();
+        assert_eq!(replies[2], Err(Refusal::NotReserved));
+        for (place, number) in [(0, 3), (1, 1), (3, 2)] {
+            assert_eq!(pending(replies[place].clone().unwrap()).sequence().get(), number);
+        }
+        let summary = home.verified().unwrap();
+        assert_eq!((summary.records, summary.links), (4, 2));
+        assert_eq!(Reader::open(&home.path()).unwrap().head().unwrap(), summary.head);
+    }
+
+    #[test]
+    fn what_expires_unsigned_is_found_and_voided() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        for number in 1..4 {
+            ledger.one(Op::Reserve(reserve(&format!("q{number}"), number))).unwrap();
+        }
+        assert_eq!(ledger.expired(at(59_999), 9).unwrap(), []);
+        assert_eq!(ledger.expired(at(60_000), 2).unwrap().len(), 2);
+        assert_eq!(ledger.one(Op::Void(void("q2", 60_000))), Ok(Done::Voided));
+        assert_eq!(ledger.expired(at(60_000), 9).unwrap(), [identity("q1"), identity("q3")]);
+    }
+
+    #[test]
+    fn readers_see_what_was_committed_while_the_writer_is_open_and_after() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held = pending(ledger.one(Op::Reserve(reserve("q1", 1))).unwrap());
+        let Ok(Done::Committed(released)) = ledger.one(Op::Commit(commit(&held, "e30.e30.x"))) else { panic!() };
+        let check = || {
+            let reader = Reader::open(&home.path()).unwrap();
+            let quote = reader.quote(&identity("q1")).unwrap().unwrap();
+            assert_eq!(quote.released().as_ref(), Some(&released));
+            let stored = reader.record(&released.record).unwrap().unwrap();
+            let record: Record = serde_json::from_slice(&stored.bytes).unwrap();
+            assert_eq!((record.id, record.event), (released.record, Event::Committed));
+            assert_eq!(reader.tail(2).unwrap(), reader.records(1, 5).unwrap());
+            assert_eq!(reader.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(1));
+            assert_eq!(reader.record(&Uuid::nil()).unwrap(), None);
+        };
+        check();
+        drop(ledger);
+        check();
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_refused_in_a_line() {
+        let home = Home::new();
+        let other = Sqlite::open(&home.path(), Environment::Production).unwrap_err().to_string();
+        assert!(other.ends_with("belongs to the environment `sandbox`, not to `production`"), "{other}");
+        assert!(Sqlite::migrate(&home.path(), Environment::Production).is_err());
+        Sqlite::migrate(&home.path(), HERE).unwrap();
+
+        let held = home.open();
+        assert!(home.refusal().ends_with("is in use by another process"));
+        assert!(Sqlite::migrate(&home.path(), HERE).is_err());
+        drop(held);
+
+        home.shell("UPDATE meta SET version = 2");
+        assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
+        assert!(Sqlite::migrate(&home.path(), HERE).is_err());
+        home.shell("UPDATE meta SET version = 0");
+        assert!(home.refusal().ends_with("run `quotesign ledger migrate`"));
+        home.shell("DROP TABLE meta");
+        assert!(Sqlite::migrate(&home.path(), HERE).unwrap_err().to_string().ends_with("is not a ledger"));
+
+        fs::remove_file(home.path()).unwrap();
+        assert!(home.refusal().ends_with("does not exist: run `quotesign ledger migrate`"));
+        fs::write(home.path(), "").unwrap();
+        assert!(home.refusal().ends_with("was never migrated: run `quotesign ledger migrate`"));
+        fs::write(home.path(), "x".repeat(4096)).unwrap();
+        assert!(home.refusal().starts_with("the ledger's file is damaged"));
+    }
+
+    #[test]
+    fn only_the_owner_may_read_what_it_writes() {
+        let home = Home::new();
+        let _ledger = home.seeded();
+        let files: Vec<_> = fs::read_dir(home.0.path()).unwrap().map(Result::unwrap).collect();
+        assert!(files.len() >= 4, "{files:?}");
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn tampering_with_the_journal_is_found() {
+        let tampered = |sql: &str| {
+            let home = Home::new();
+            let mut ledger = home.seeded();
+            let batch: Vec<_> = (1..4).map(|n| Op::Reserve(reserve(&format!("q{n}"), n))).collect();
+            ledger.apply(&batch).unwrap();
+            drop(ledger);
+            home.shell(sql);
+            (home.verified(), Sqlite::open(&home.path(), HERE).is_ok())
+        };
+        assert!(tampered("").0.is_ok());
+        let flip = "UPDATE audit SET record = CAST(replace(CAST(record AS TEXT), 'q', 'p') AS BLOB) WHERE idx = 2";
+        assert_eq!(tampered(flip).0, Err(Break::Leaf { index: 2 }));
+        assert_eq!(tampered("DELETE FROM audit WHERE idx = 1").0, Err(Break::Gap { expected: 1, found: 2 }));
+        let swap = "UPDATE audit SET idx = 9 WHERE idx = 1; UPDATE audit SET idx = 1 WHERE idx = 2;
+                    UPDATE audit SET idx = 2 WHERE idx = 9";
+        assert_eq!(tampered(swap).0, Err(Break::Link { first: 1, index: 3 }));
+        // A missing end is whole in itself; what gives it away is the head kept elsewhere.
+        let (verified, opens) = tampered("DELETE FROM audit WHERE idx > 0");
+        assert_eq!((verified.unwrap().records, opens), (1, false));
+    }
+
+    #[test]
+    fn stored_values_that_cannot_be_are_unfit_and_never_a_panic() {
+        for sql in [
+            "UPDATE quote SET scope = '[\"sandbox\", \"acme-remit\"]'",
+            "UPDATE quote SET sequence = -1",
+            "UPDATE quote SET kid = 'key'",
+            "UPDATE quote SET generation = 4294967296",
+            "PRAGMA ignore_check_constraints = 1; UPDATE quote SET input = x'00'",
+            "PRAGMA ignore_check_constraints = 1; UPDATE quote SET state = 7",
+            "PRAGMA ignore_check_constraints = 1; UPDATE quote SET state = 2",
+            "UPDATE quote SET state = 2, release_idx = 1, record_id = x'00'",
+            "DELETE FROM chain",
+            "UPDATE chain SET epoch = epoch + 1",
+            "UPDATE chain SET next_idx = -1",
+        ] {
+            let home = Home::new();
+            let mut ledger = home.seeded();
+            ledger.one(Op::Reserve(reserve("q1", 1))).unwrap();
+            home.shell(sql);
+            let applied = ledger.apply(&[Op::Reserve(reserve("q1", 1))]);
+            assert!(matches!(applied, Err(EngineError::Unfit(_))), "{sql}: {applied:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_the_store_refuses_leaves_no_trace() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let record = Record::new(Event::Refused, at(0), context(), Facts::default());
+        let batch = [Op::Reserve(reserve("q1", 1)), Op::Record(record.clone()), Op::Record(record.clone())];
+        assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
+        assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap(), Some(SequenceNumber::ZERO));
+        for _ in 0..2 {
+            assert_eq!(ledger.one(Op::Record(record.clone())), Ok(Done::Recorded));
+        }
+        assert_eq!(home.verified().unwrap().records, 2);
+    }
+
+    #[test]
+    fn a_store_that_cannot_begin_is_opened_again() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        ledger.connection().unwrap().busy_timeout(Duration::ZERO).unwrap();
+        let shell = Connection::open(home.path()).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let op = [Op::Reserve(reserve("q1", 1))];
+        assert!(matches!(ledger.apply(&op), Err(EngineError::Unknown(_))));
+        assert!(matches!(ledger.apply(&op), Err(EngineError::Unknown(_))));
+        drop(shell);
+        assert_eq!(ledger.reopen().unwrap(), None);
+        assert!(ledger.apply(&op).is_ok());
+    }
+
+    #[test]
+    fn reopening_says_what_became_of_a_batch() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let before = ledger.chain;
+        let raise = Op::Seed(Seed { floor: 5_u64.try_into().unwrap(), ..seed(0) });
+        let replies = ledger.apply(&[raise]).unwrap();
+        let after = ledger.chain;
+
+        (ledger.chain, ledger.undecided) = (before, Some((after, replies.clone())));
+        assert_eq!(ledger.reopen().unwrap(), Some(replies.clone()));
+        assert!(ledger.chain.epoch > after.epoch && ledger.chain.position == after.position);
+
+        let never = Chain { position: Position { next_index: 9, ..after.position }, ..after };
+        ledger.undecided = Some((never, replies));
+        assert_eq!(ledger.reopen().unwrap(), None);
+        assert!(ledger.one(Op::Reserve(reserve("q1", 6))).is_ok());
+
+        ledger.chain = never;
+        assert!(matches!(ledger.reopen(), Err(EngineError::Unfit(_))));
+        assert!(matches!(ledger.expired(at(0), 1), Err(EngineError::Unknown(_))));
+    }
+}

@@ -1,0 +1,299 @@
+//! The rows of the SQLite ledger and the values they hold, each way. Every value read is checked; what does not
+//! fit makes the store unfit. Transactions are for the caller.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
+use uuid::Uuid;
+
+use crate::{
+    audit::{self, Event, Record},
+    clock::UtcTime,
+    domain::{Corridor, Environment, Identity, InputDigest, PartnerId, PayloadDigest, QuoteId, Scope, SequenceNumber},
+    jws::CompactJws,
+    ledger::{
+        EngineError, Op,
+        chain::{Position, StoredRecord},
+        step::{Quotas, Quote, Stage, State, Step},
+    },
+};
+
+const RESERVED: i64 = 1;
+const SIGNED: i64 = 2;
+const VOIDED: i64 = 3;
+
+/// Where the journal stands, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub epoch: i64,
+    pub position: Position,
+}
+
+/// A record on its way into the journal.
+pub(super) struct Entry<'a> {
+    identity: Option<&'a Identity>,
+    record: Record,
+    bytes: Vec<u8>,
+    leaf: [u8; 32],
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn new(identity: Option<&'a Identity>, record: Record) -> Result<Self, EngineError> {
+        let bytes = record.to_bytes().map_err(|error| EngineError::RolledBack(error.to_string()))?;
+        Ok(Self { identity, leaf: audit::leaf(&bytes), record, bytes })
+    }
+}
+
+/// Loads what bears on `op`.
+pub(super) fn state(db: &Connection, op: &Op) -> Result<State, EngineError> {
+    let quote = op.identity().map_or(Ok(None), |identity| quote(db, identity))?;
+    Ok(match op {
+        Op::Reserve(op) if quote.is_none() => State {
+            last: last_taken(db, &op.scope)?,
+            quotas: quotas(db, op.charges.iter().map(|charge| charge.quota.as_str()))?,
+            ..State::default()
+        },
+        Op::Reserve(_) | Op::Commit(_) | Op::Void(_) => State { quote, ..State::default() },
+        Op::Seed(op) => State { last: last_taken(db, &op.scope)?, ..State::default() },
+        Op::Record(record) => State { recorded: is_recorded(db, record.id)?, ..State::default() },
+    })
+}
+
+/// Writes what `step` changed but its record, which will stand at `index` of the journal.
+pub(super) fn put(db: &Connection, step: &Step, index: u64) -> Result<(), EngineError> {
+    if let Some((identity, quote)) = &step.quote {
+        put_quote(db, identity, quote, index)?;
+    }
+    if let Some((scope, last)) = &step.taken {
+        put_last_taken(db, scope, *last)?;
+    }
+    put_quotas(db, &step.quotas)
+}
+
+pub(super) fn quote(db: &Connection, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+    let sql = "SELECT scope, sequence, payload, kid, generation, input, expires_at, state, jws, record_id
+               FROM quote LEFT JOIN release ON release.idx = quote.release_idx WHERE identity = ?1";
+    let read = |row: &Row<'_>| {
+        Ok(Quote {
+            scope: checked(row, 0, |text: String| scope_of(&text))?,
+            sequence: checked(row, 1, sequence_of)?,
+            payload: PayloadDigest(row.get(2)?),
+            kid: checked(row, 3, |text: String| text.try_into().ok())?,
+            generation: row.get(4)?,
+            input: InputDigest(row.get(5)?),
+            expires_at: UtcTime::from_millis(row.get(6)?),
+            stage: match row.get(7)? {
+                RESERVED => Stage::Reserved,
+                SIGNED => {
+                    Stage::Signed { jws: CompactJws::from_text(row.get(8)?), record: Uuid::from_bytes(row.get(9)?) }
+                }
+                VOIDED => Stage::Voided,
+                _ => return Err(misfit(7)),
+            },
+        })
+    };
+    Ok(db.prepare_cached(sql)?.query_row([identity.as_str()], read).optional()?)
+}
+
+/// Stores `quote`; one that is signed with its JWS, at the index of the record of its commit. What the identity
+/// is bound to never changes.
+fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: u64) -> Result<(), EngineError> {
+    let (state, release, record) = match &quote.stage {
+        Stage::Reserved => (RESERVED, None, None),
+        Stage::Voided => (VOIDED, None, None),
+        Stage::Signed { jws, record } => {
+            let index = stored(index)?;
+            db.prepare_cached("INSERT INTO release VALUES (?1, ?2)")?.execute(params![index, jws.as_str()])?;
+            (SIGNED, Some(index), Some(record.as_bytes()))
+        }
+    };
+    let sql = "INSERT INTO quote VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+               ON CONFLICT (identity) DO UPDATE SET
+               kid = ?5, generation = ?6, input = ?7, state = ?9, release_idx = ?10, record_id = ?11";
+    db.prepare_cached(sql)?.execute(params![
+        identity.as_str(),
+        quote.scope.as_str(),
+        stored(quote.sequence.get())?,
+        quote.payload.0,
+        quote.kid.as_str(),
+        quote.generation,
+        quote.input.0,
+        quote.expires_at.millis(),
+        state,
+        release,
+        record,
+    ])?;
+    Ok(())
+}
+
+pub(super) fn last_taken(db: &Connection, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+    let mut select = db.prepare_cached("SELECT last FROM scope WHERE scope = ?1")?;
+    Ok(select.query_row([scope.as_str()], |row| checked(row, 0, sequence_of)).optional()?)
+}
+
+fn put_last_taken(db: &Connection, scope: &Scope, last: SequenceNumber) -> Result<(), EngineError> {
+    let sql = "INSERT INTO scope VALUES (?1, ?2) ON CONFLICT (scope) DO UPDATE SET last = ?2";
+    db.prepare_cached(sql)?.execute(params![scope.as_str(), stored(last.get())?])?;
+    Ok(())
+}
+
+fn quotas<'a>(db: &Connection, keys: impl Iterator<Item = &'a str>) -> Result<Quotas, EngineError> {
+    let mut select = db.prepare_cached("SELECT tat_ns FROM quota WHERE key = ?1")?;
+    let mut quotas = Quotas::new();
+    for key in keys {
+        if let Some(tat_ns) = select.query_row([key], |row| row.get(0)).optional()? {
+            quotas.insert(key.to_owned(), tat_ns);
+        }
+    }
+    Ok(quotas)
+}
+
+fn put_quotas(db: &Connection, quotas: &Quotas) -> Result<(), EngineError> {
+    let sql = "INSERT INTO quota VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET tat_ns = ?2";
+    let mut upsert = db.prepare_cached(sql)?;
+    for (key, tat_ns) in quotas {
+        upsert.execute(params![key, tat_ns])?;
+    }
+    Ok(())
+}
+
+fn is_recorded(db: &Connection, id: Uuid) -> Result<bool, EngineError> {
+    Ok(db.prepare_cached("SELECT 1 FROM audit WHERE record_id = ?1")?.exists([id.as_bytes()])?)
+}
+
+pub(super) fn chain(db: &Connection) -> Result<Chain, EngineError> {
+    let read = |row: &Row<'_>| {
+        let position = Position { next_index: checked(row, 1, index_of)?, link: row.get(2)? };
+        Ok(Chain { epoch: row.get(0)?, position })
+    };
+    Ok(db.prepare_cached("SELECT epoch, next_idx, link FROM chain WHERE one = 1")?.query_row((), read)?)
+}
+
+pub(super) fn put_chain(db: &Connection, chain: Chain) -> Result<(), EngineError> {
+    let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3 WHERE one = 1";
+    let next_index = stored(chain.position.next_index)?;
+    db.prepare_cached(sql)?.execute(params![chain.epoch, next_index, chain.position.link])?;
+    Ok(())
+}
+
+/// Appends a batch's records at `position`, the last one with their link, and says where the journal stands then.
+pub(super) fn append(db: &Connection, position: Position, entries: &[Entry<'_>]) -> Result<Position, EngineError> {
+    let leaves: Vec<_> = entries.iter().map(|entry| entry.leaf).collect();
+    let after = position.after(&leaves);
+    let mut insert = db.prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    for (index, entry) in (position.next_index..).zip(entries) {
+        let is_last = index.saturating_add(1) == after.next_index;
+        insert.execute(params![
+            stored(index)?,
+            entry.record.at.millis(),
+            name_of(entry.record.event)?,
+            entry.identity.map(Identity::as_str),
+            entry.record.id.as_bytes(),
+            entry.bytes,
+            entry.leaf,
+            is_last.then_some(after.link),
+        ])?;
+    }
+    Ok(after)
+}
+
+const STORED_RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
+
+fn stored_record(row: &Row<'_>) -> rusqlite::Result<StoredRecord> {
+    Ok(StoredRecord { index: checked(row, 0, index_of)?, bytes: row.get(1)?, leaf: row.get(2)?, link: row.get(3)? })
+}
+
+pub(super) fn record(db: &Connection, id: Uuid) -> Result<Option<StoredRecord>, EngineError> {
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id = ?1"))?;
+    Ok(select.query_row([id.as_bytes()], stored_record).optional()?)
+}
+
+pub(super) fn records(db: &Connection, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE idx >= ?1 ORDER BY idx LIMIT ?2"))?;
+    Ok(select.query_map(params![stored(from)?, count], stored_record)?.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} ORDER BY idx DESC LIMIT ?1"))?;
+    let mut records: Vec<_> = select.query_map([count], stored_record)?.collect::<Result<_, _>>()?;
+    records.reverse();
+    Ok(records)
+}
+
+pub(super) fn newest_record_at(db: &Connection) -> Result<Option<UtcTime>, EngineError> {
+    let mut select = db.prepare_cached("SELECT at FROM audit ORDER BY idx DESC LIMIT 1")?;
+    Ok(select.query_row((), |row| row.get(0).map(UtcTime::from_millis)).optional()?)
+}
+
+pub(super) fn expired(db: &Connection, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
+    let sql = "SELECT identity FROM quote WHERE state = 1 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let mut select = db.prepare_cached(sql)?;
+    let rows =
+        select.query_map(params![now.millis(), count], |row| checked(row, 0, |text: String| identity_of(&text)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+impl From<rusqlite::Error> for EngineError {
+    /// Only for errors that come before COMMIT: whatever went wrong, the transaction will not be applied.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::{Error, ErrorCode};
+        match &error {
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::QueryReturnedNoRows => Self::Unfit(format!("the ledger holds a value that it cannot: {error}")),
+            Error::SqliteFailure(failure, _)
+                if matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) =>
+            {
+                Self::Unfit(format!("the ledger's file is damaged: {error}"))
+            }
+            _ => Self::RolledBack(error.to_string()),
+        }
+    }
+}
+
+/// Reads a column as what `of` makes of it.
+fn checked<S: rusqlite::types::FromSql, T>(
+    row: &Row<'_>,
+    column: usize,
+    of: impl FnOnce(S) -> Option<T>,
+) -> rusqlite::Result<T> {
+    of(row.get(column)?).ok_or_else(|| misfit(column))
+}
+
+fn misfit(column: usize) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Null, "it is not well formed".into())
+}
+
+fn stored(number: u64) -> Result<i64, EngineError> {
+    i64::try_from(number).map_err(|_| EngineError::Unfit("a number is larger than the ledger can hold".to_owned()))
+}
+
+fn index_of(index: i64) -> Option<u64> {
+    index.try_into().ok()
+}
+
+fn sequence_of(number: i64) -> Option<SequenceNumber> {
+    u64::try_from(number).ok()?.try_into().ok()
+}
+
+/// Takes only the one encoding that an identity has.
+fn identity_of(text: &str) -> Option<Identity> {
+    let (environment, partner, quote): (Environment, PartnerId, QuoteId) = serde_json::from_str(text).ok()?;
+    Some(Identity::new(environment, &partner, &quote)).filter(|identity| identity.as_str() == text)
+}
+
+/// Takes only the one encoding that a scope has.
+fn scope_of(text: &str) -> Option<Scope> {
+    let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
+        .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
+        .ok()?;
+    Some(Scope::new(environment, &partner, corridor.as_ref())).filter(|scope| scope.as_str() == text)
+}
+
+/// The event as its records name it.
+fn name_of(event: Event) -> Result<String, EngineError> {
+    match serde_json::to_value(event) {
+        Ok(serde_json::Value::String(name)) => Ok(name),
+        _ => Err(EngineError::RolledBack("an event has no name".to_owned())),
+    }
+}

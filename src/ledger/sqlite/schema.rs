@@ -1,0 +1,174 @@
+//! The SQLite file as such: its tables, who may open it, and the settings that make a commit durable. What the
+//! rows mean is for [`super::rows`].
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
+
+use crate::{domain::Environment, ledger::EngineError};
+
+/// What brings a file of version n to version n + 1.
+const MIGRATIONS: [&str; 1] = [include_str!("v1.sql")];
+
+/// Longer than a checkpoint by another process, shorter than an operator's patience.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+const WAL_BYTES_MAX: i64 = 64 << 20;
+const STATEMENTS_MAX: usize = 32;
+
+/// Holds the file for this process, until dropped.
+pub(super) fn lock(path: &Path) -> Result<File, EngineError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let file = private().create(true).truncate(false).open(&name).map_err(|error| unusable(&name, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(unfit(path, "is in use by another process")),
+        Err(TryLockError::Error(error)) => Err(unusable(&name, &error)),
+    }
+}
+
+/// Creates the file where it is absent, and brings it to this version.
+pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), EngineError> {
+    match private().create_new(true).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(path, &error)),
+        _ => {}
+    }
+    let mut connection = connect(path)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version = match stamp(&transaction, path)? {
+        Some((version, stamped)) => {
+            same_environment(path, &stamped, environment)?;
+            version
+        }
+        None if is_empty(&transaction)? => 0,
+        None => return Err(unfit(path, "is not a ledger")),
+    };
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    let missing = MIGRATIONS.get(done..).ok_or_else(|| newer(path))?;
+    for migration in missing {
+        transaction.execute_batch(migration)?;
+    }
+    let sql = "INSERT INTO meta VALUES (1, ?1, ?2) ON CONFLICT (one) DO UPDATE SET version = ?1";
+    transaction.execute(sql, (current(), environment.as_str()))?;
+    transaction.commit()?;
+    drop(connection);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| unusable(parent, &error))
+}
+
+/// A connection that writes, durably.
+pub(super) fn open(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+    present(path)?;
+    let connection = connect(path)?;
+    let stamped = this_version(&connection, path)?;
+    same_environment(path, &stamped, environment)?;
+    fold_wal(&connection, path)?;
+    Ok(connection)
+}
+
+/// A connection that only reads; the file may be in use.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, EngineError> {
+    present(path)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_MAX)?;
+    this_version(&connection, path)?;
+    Ok(connection)
+}
+
+/// Whether [`open`] would take the file; it may be in use, and nothing of it is changed.
+pub(super) fn check(path: &Path, environment: Environment) -> Result<(), EngineError> {
+    let stamped = this_version(&open_to_read(path)?, path)?;
+    same_environment(path, &stamped, environment)
+}
+
+fn connect(path: &Path) -> Result<Connection, EngineError> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_MAX)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(unfit(path, "cannot be used with a write-ahead log"));
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
+    Ok(connection)
+}
+
+/// Moves the whole log into the file. After a failed fsync the kernel may hold the log's newest pages without
+/// ever writing them; to append behind them would put every later commit behind a hole.
+fn fold_wal(connection: &Connection, path: &Path) -> Result<(), EngineError> {
+    let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
+    if busy { Err(unfit(path, "is being read by another process: end it and try again")) } else { Ok(()) }
+}
+
+pub(super) fn present(path: &Path) -> Result<(), EngineError> {
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(unfit(path, "does not exist: run `quotesign ledger migrate`")),
+        Err(error) => Err(unusable(path, &error)),
+    }
+}
+
+/// The environment of a file of this version.
+fn this_version(connection: &Connection, path: &Path) -> Result<String, EngineError> {
+    match stamp(connection, path)? {
+        None => Err(unfit(path, "was never migrated: run `quotesign ledger migrate`")),
+        Some((version, _)) if version < current() => {
+            Err(unfit(path, "has an older schema: run `quotesign ledger migrate`"))
+        }
+        Some((version, _)) if version > current() => Err(newer(path)),
+        Some((_, environment)) => Ok(environment),
+    }
+}
+
+/// The version and environment a file bears; absent in a file without tables of ours.
+fn stamp(connection: &Connection, path: &Path) -> Result<Option<(i64, String)>, EngineError> {
+    if !connection.table_exists(None, "meta")? {
+        return Ok(None);
+    }
+    let sql = "SELECT version, environment FROM meta";
+    let row = connection.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    row.map_or_else(|| Err(unfit(path, "bears no version")), |row| Ok(Some(row)))
+}
+
+fn is_empty(connection: &Connection) -> Result<bool, EngineError> {
+    Ok(connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", (), |row| row.get(0))?)
+}
+
+fn current() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+fn same_environment(path: &Path, stamped: &str, wanted: Environment) -> Result<(), EngineError> {
+    if stamped == wanted.as_str() {
+        return Ok(());
+    }
+    Err(unfit(path, &format!("belongs to the environment `{stamped}`, not to `{wanted}`")))
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    options
+}
+
+fn newer(path: &Path) -> EngineError {
+    unfit(path, "has a newer schema than this gateway knows")
+}
+
+fn unusable(path: &Path, error: &io::Error) -> EngineError {
+    unfit(path, &format!("cannot be used: {error}"))
+}
+
+fn unfit(path: &Path, why: &str) -> EngineError {
+    EngineError::Unfit(format!("the ledger `{}` {why}", path.display()))
+}

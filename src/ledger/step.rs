@@ -1,0 +1,738 @@
+//! The ledger's state machine: what one operation comes to, given what the store holds that bears on it.
+//!
+//! Pure but for the ids of the records it makes. Loading the state, writing the step and making it durable are
+//! the engines'; queueing is the front's. A refused operation has no step, so it cannot change anything.
+
+use std::collections::{BTreeMap, HashMap};
+
+use uuid::Uuid;
+
+use super::{Charge, Commit, Done, Op, Refusal, Released, Reservation, Reserve, Reserved, Seed, Void};
+use crate::{
+    audit::{Event, Facts, Record},
+    clock::UtcTime,
+    domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
+    jws::CompactJws,
+};
+
+/// What the store holds that bears on one operation.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The operation's quote.
+    pub quote: Option<Quote>,
+    /// The last number taken in the operation's scope.
+    pub last: Option<SequenceNumber>,
+    /// The quotas that the operation is charged to.
+    pub quotas: Quotas,
+    /// Whether the journal holds the operation's record already.
+    pub recorded: bool,
+}
+
+/// GCRA's theoretical arrival time of each quota, in nanoseconds since 1970: milliseconds would bend a rate such
+/// as 400 a second.
+pub type Quotas = BTreeMap<String, i64>;
+
+/// A quote, as the ledger keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quote {
+    /// Its sequence.
+    pub scope: Scope,
+    /// Its number.
+    pub sequence: SequenceNumber,
+    /// What its identity is bound to.
+    pub payload: PayloadDigest,
+    /// The key it is bound to.
+    pub kid: Kid,
+    /// How often it was bound to a key; the first time is 1.
+    pub generation: u32,
+    /// What is signed with `kid`.
+    pub input: InputDigest,
+    /// From when on it is refused.
+    pub expires_at: UtcTime,
+    /// How far it came.
+    pub stage: Stage,
+}
+
+/// How far a quote came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// Its number is held.
+    Reserved,
+    /// Its JWS is stored, for good.
+    Signed {
+        /// The JWS, byte for byte as first released.
+        jws: CompactJws,
+        /// The audit record of the commit.
+        record: Uuid,
+    },
+    /// It expired unsigned. Its number is burnt.
+    Voided,
+}
+
+impl Quote {
+    /// What may be released; absent until signed.
+    #[must_use]
+    pub fn released(&self) -> Option<Released> {
+        match &self.stage {
+            Stage::Signed { jws, record } => Some(self.release(jws, *record)),
+            Stage::Reserved | Stage::Voided => None,
+        }
+    }
+
+    fn release(&self, jws: &CompactJws, record: Uuid) -> Released {
+        Released {
+            jws: jws.clone(),
+            kid: self.kid.clone(),
+            sequence: self.sequence,
+            payload: self.payload,
+            expires_at: self.expires_at,
+            record,
+        }
+    }
+
+    fn pending(&self, identity: &Identity) -> Done {
+        Done::Reserved(Reserved::Pending(Reservation {
+            identity: identity.clone(),
+            sequence: self.sequence,
+            kid: self.kid.clone(),
+            generation: self.generation,
+            input: self.input,
+        }))
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            scope: Some(self.scope.to_string()),
+            sequence: Some(self.sequence),
+            kid: Some(self.kid.clone()),
+            generation: Some(self.generation),
+            payload_sha256: Some(self.payload.to_string()),
+            input_sha256: Some(self.input.to_string()),
+            expires_at: Some(self.expires_at),
+            ..Facts::default()
+        }
+    }
+}
+
+/// What to write, in one transaction, and what to answer once that is durable.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The quote to store in place of the one before. One that is [`Stage::Signed`] was not so before.
+    pub quote: Option<(Identity, Quote)>,
+    /// The last number taken in a scope.
+    pub taken: Option<(Scope, SequenceNumber)>,
+    /// The quotas that were charged.
+    pub quotas: Quotas,
+    /// The record to append. A step that changes anything has one.
+    pub record: Option<Record>,
+    /// The answer.
+    pub done: Done,
+}
+
+impl Step {
+    fn unchanged(done: Done) -> Self {
+        Self { quote: None, taken: None, quotas: Quotas::new(), record: None, done }
+    }
+}
+
+impl Op {
+    /// The quote it is about; absent for what is not about one quote.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Reserve(op) => Some(&op.identity),
+            Self::Commit(op) => Some(op.reservation.identity()),
+            Self::Void(op) => Some(&op.identity),
+            Self::Seed(_) | Self::Record(_) => None,
+        }
+    }
+}
+
+/// Says what `op` comes to.
+///
+/// # Errors
+/// Where it is refused.
+pub fn step(state: &State, op: &Op) -> Result<Step, Refusal> {
+    match (op, &state.quote) {
+        (Op::Reserve(op), None) => reserve(state, op),
+        (Op::Reserve(op), Some(quote)) => reserve_again(quote, op),
+        (Op::Commit(op), Some(quote)) => commit(quote, op),
+        (Op::Void(op), Some(quote)) => void(quote, op),
+        (Op::Commit(_) | Op::Void(_), None) => Err(Refusal::NotReserved),
+        (Op::Seed(op), _) => seed(state.last, op),
+        (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
+        (Op::Record(record), _) => Ok(Step { record: Some(record.clone()), ..Step::unchanged(Done::Recorded) }),
+    }
+}
+
+/// The batch in the order to apply it, each with its place: the reservations of one scope change places so that
+/// they come by number, since callers who race must not refuse each other; all else stays.
+pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
+    let mut by_number: HashMap<&Scope, BTreeMap<(SequenceNumber, usize), &Op>> = HashMap::new();
+    for (place, op) in batch.iter().enumerate() {
+        if let Op::Reserve(reserve) = op {
+            by_number.entry(&reserve.scope).or_default().insert((reserve.sequence, place), op);
+        }
+    }
+    batch.iter().enumerate().map(move |(place, op)| match op {
+        Op::Reserve(reserve) => by_number
+            .get_mut(&reserve.scope)
+            .and_then(BTreeMap::pop_first)
+            .map_or((place, op), |((_, place), op)| (place, op)),
+        _ => (place, op),
+    })
+}
+
+fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
+    if op.expires_at <= op.now {
+        return Err(Refusal::Expired);
+    }
+    let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
+    let last = state.last.or(unknown).ok_or(Refusal::UnknownScope)?;
+    let (given, highest) = (op.sequence, last.ahead(op.jump_max));
+    if given <= last {
+        return Err(Refusal::NotMonotonic { given, last });
+    }
+    if given > highest {
+        return Err(Refusal::TooFarAhead { given, last, highest });
+    }
+    let quotas = charge(&state.quotas, &op.charges, op.now)?;
+    let quote = Quote {
+        scope: op.scope.clone(),
+        sequence: op.sequence,
+        payload: op.payload,
+        kid: op.kid.clone(),
+        generation: 1,
+        input: op.input,
+        expires_at: op.expires_at,
+        stage: Stage::Reserved,
+    };
+    let facts = Facts { previous_sequence: Some(last), ..quote.facts() };
+    Ok(Step {
+        done: quote.pending(&op.identity),
+        record: Some(Record::new(Event::Reserved, op.now, op.context.clone(), facts)),
+        quote: Some((op.identity.clone(), quote)),
+        taken: Some((op.scope.clone(), op.sequence)),
+        quotas,
+    })
+}
+
+fn reserve_again(quote: &Quote, op: &Reserve) -> Result<Step, Refusal> {
+    if quote.payload != op.payload {
+        return Err(Refusal::Conflict { bound: (quote.payload, quote.sequence) });
+    }
+    if quote.expires_at <= op.now {
+        return Err(Refusal::Expired);
+    }
+    match &quote.stage {
+        Stage::Voided => Err(Refusal::Expired),
+        Stage::Signed { jws, record } => Ok(replay(quote, quote.release(jws, *record), op)),
+        Stage::Reserved if quote.sequence != op.sequence => Err(Refusal::InputMismatch),
+        Stage::Reserved if quote.kid != op.kid => Ok(rekey(quote, op)),
+        Stage::Reserved if quote.input != op.input => Err(Refusal::InputMismatch),
+        Stage::Reserved => Ok(Step::unchanged(quote.pending(&op.identity))),
+    }
+}
+
+fn replay(quote: &Quote, released: Released, op: &Reserve) -> Step {
+    let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..quote.facts() };
+    let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
+    Step { record: Some(record), ..Step::unchanged(Done::Reserved(Reserved::Replay(released))) }
+}
+
+fn rekey(quote: &Quote, op: &Reserve) -> Step {
+    let generation = quote.generation.saturating_add(1);
+    let quote = Quote { kid: op.kid.clone(), generation, input: op.input, ..quote.clone() };
+    let record = Record::new(Event::Rekeyed, op.now, op.context.clone(), quote.facts());
+    let pending = quote.pending(&op.identity);
+    Step { quote: Some((op.identity.clone(), quote)), record: Some(record), ..Step::unchanged(pending) }
+}
+
+fn commit(quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
+    if let Some(first) = quote.released() {
+        return Ok(Step::unchanged(Done::Committed(first)));
+    }
+    let held = &op.reservation;
+    let same = (quote.sequence, &quote.kid, quote.generation, quote.input)
+        == (held.sequence, &held.kid, held.generation, held.input);
+    if quote.stage != Stage::Reserved || !same {
+        return Err(Refusal::NotReserved);
+    }
+    if quote.expires_at <= op.now {
+        return Err(Refusal::Expired);
+    }
+    let facts = Facts { jws_sha256: Some(op.jws.digest().to_string()), ..quote.facts() };
+    let record = Record::new(Event::Committed, op.now, op.context.clone(), facts);
+    let released = quote.release(&op.jws, record.id);
+    let stage = Stage::Signed { jws: op.jws.clone(), record: record.id };
+    Ok(Step {
+        quote: Some((held.identity.clone(), Quote { stage, ..quote.clone() })),
+        record: Some(record),
+        ..Step::unchanged(Done::Committed(released))
+    })
+}
+
+fn void(quote: &Quote, op: &Void) -> Result<Step, Refusal> {
+    if quote.stage != Stage::Reserved || quote.expires_at > op.now {
+        return Err(Refusal::NotReserved);
+    }
+    let facts = Facts { reason: Some("QUOTE_EXPIRED".to_owned()), ..quote.facts() };
+    Ok(Step {
+        quote: Some((op.identity.clone(), Quote { stage: Stage::Voided, ..quote.clone() })),
+        record: Some(Record::new(Event::Voided, op.now, op.context.clone(), facts)),
+        ..Step::unchanged(Done::Voided)
+    })
+}
+
+fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refusal> {
+    if let Some(present) = last.filter(|last| op.floor <= *last) {
+        return Err(Refusal::FloorNotRaised { given: op.floor, present });
+    }
+    let facts = Facts {
+        scope: Some(op.scope.to_string()),
+        sequence: Some(op.floor),
+        previous_sequence: last,
+        detail: Some(op.reason.clone()),
+        ..Facts::default()
+    };
+    let record = Record::new(Event::Seeded, op.now, op.context.clone(), facts);
+    let done = Done::Seeded(last, record.id);
+    Ok(Step { taken: Some((op.scope.clone(), op.floor)), record: Some(record), ..Step::unchanged(done) })
+}
+
+/// Takes one unit from every quota by GCRA, or none from any. Wide integers, so that nothing overflows or is
+/// rounded but the wait, upwards.
+fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Refusal> {
+    const NANOS_PER_MILLI: i128 = 1_000_000;
+    let now = i128::from(now.millis()) * NANOS_PER_MILLI;
+    let mut taken = Quotas::new();
+    for Charge { quota, interval, burst } in charges {
+        let interval = i128::try_from(interval.as_nanos()).unwrap_or(i128::from(i64::MAX));
+        let arrival = taken.get(quota).or_else(|| held.get(quota)).map_or(now, |at| now.max(i128::from(*at)));
+        let next = arrival.saturating_add(interval);
+        let opens = next.saturating_sub(interval.saturating_mul(i128::from(*burst)));
+        if opens > now {
+            let wait_ms = u64::try_from((opens - now - 1) / NANOS_PER_MILLI + 1).unwrap_or(u64::MAX);
+            let retry_after = std::time::Duration::from_millis(wait_ms);
+            return Err(Refusal::QuotaSpent { quota: quota.clone(), retry_after });
+        }
+        taken.insert(quota.clone(), i64::try_from(next).unwrap_or(i64::MAX));
+    }
+    Ok(taken)
+}
+
+#[cfg(test)]
+pub(in crate::ledger) mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{audit::Context, domain::Environment};
+
+    pub fn at(millis: i64) -> UtcTime {
+        UtcTime::from_millis(1_780_000_000_000 + millis)
+    }
+
+    pub fn context() -> Context {
+        Context {
+            correlation_id: "test-1".parse().unwrap(),
+            environment: Environment::Sandbox,
+            gateway_version: "0".to_owned(),
+            policy_digest: "00".to_owned(),
+            policy_serial: 1,
+            caller: None,
+            method: None,
+            partner: None,
+            quote_id: None,
+            corridor: None,
+            contract: None,
+            rule_ids: Vec::new(),
+        }
+    }
+
+    pub fn scope(corridor: &str) -> Scope {
+        Scope::new(Environment::Sandbox, &"acme-remit".parse().unwrap(), Some(&corridor.parse().unwrap()))
+    }
+
+    pub fn identity(quote: &str) -> Identity {
+        Identity::new(Environment::Sandbox, &"acme-remit".parse().unwrap(), &quote.parse().unwrap())
+    }
+
+    pub fn reserve(quote: &str, number: u64) -> Reserve {
+        Reserve {
+            identity: identity(quote),
+            scope: scope("GB-IN"),
+            sequence: number.try_into().unwrap(),
+            jump_max: 1_000,
+            seed_if_unknown: false,
+            payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
+            input: InputDigest::of(format!("{quote} {number} quote-signing-a").as_bytes()),
+            kid: "quote-signing-a".parse().unwrap(),
+            expires_at: at(60_000),
+            charges: Vec::new(),
+            context: context(),
+            now: at(0),
+        }
+    }
+
+    pub fn commit(reservation: &Reservation, jws: &str) -> Commit {
+        Commit {
+            reservation: reservation.clone(),
+            jws: CompactJws::from_text(jws.to_owned()),
+            context: context(),
+            now: at(1),
+        }
+    }
+
+    pub fn seed(floor: u64) -> Seed {
+        Seed {
+            scope: scope("GB-IN"),
+            floor: floor.try_into().unwrap(),
+            reason: "OPS-1".to_owned(),
+            context: context(),
+            now: at(0),
+        }
+    }
+
+    pub fn void(quote: &str, millis: i64) -> Void {
+        Void { identity: identity(quote), context: context(), now: at(millis) }
+    }
+
+    pub fn pending(done: Done) -> Reservation {
+        match done {
+            Done::Reserved(Reserved::Pending(reservation)) => reservation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The simplest store there is.
+    #[derive(Debug, Clone, Default, PartialEq)]
+    struct Book {
+        quotes: HashMap<Identity, Quote>,
+        scopes: HashMap<Scope, SequenceNumber>,
+        quotas: Quotas,
+        records: Vec<Record>,
+    }
+
+    impl Book {
+        fn seeded() -> Self {
+            let mut book = Self::default();
+            book.apply(&Op::Seed(seed(0))).unwrap();
+            book
+        }
+
+        fn apply(&mut self, op: &Op) -> Result<Done, Refusal> {
+            let scope = match op {
+                Op::Reserve(op) => Some(&op.scope),
+                Op::Seed(op) => Some(&op.scope),
+                _ => None,
+            };
+            let state = State {
+                quote: op.identity().and_then(|identity| self.quotes.get(identity)).cloned(),
+                last: scope.and_then(|scope| self.scopes.get(scope)).copied(),
+                quotas: self.quotas.clone(),
+                recorded: matches!(op, Op::Record(record) if self.records.contains(record)),
+            };
+            let step = step(&state, op)?;
+            let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();
+            assert!(step.record.is_some() || !changes, "every change is journalled");
+            self.quotes.extend(step.quote);
+            self.scopes.extend(step.taken);
+            self.quotas.extend(step.quotas);
+            self.records.extend(step.record);
+            Ok(step.done)
+        }
+
+        fn reserve(&mut self, op: Reserve) -> Result<Done, Refusal> {
+            self.apply(&Op::Reserve(op))
+        }
+
+        fn events(&self) -> Vec<Event> {
+            self.records.iter().map(|record| record.event).collect()
+        }
+    }
+
+    fn number(number: u64) -> SequenceNumber {
+        number.try_into().unwrap()
+    }
+
+    #[test]
+    fn a_quote_is_reserved_signed_and_replayed() {
+        let mut book = Book::seeded();
+        let held = pending(book.reserve(reserve("q1", 7)).unwrap());
+        assert_eq!(pending(book.reserve(reserve("q1", 7)).unwrap()), held);
+        let Done::Committed(first) = book.apply(&Op::Commit(commit(&held, "first"))).unwrap() else { panic!() };
+        let second = book.apply(&Op::Commit(commit(&held, "second"))).unwrap();
+        assert_eq!(second, Done::Committed(first.clone()));
+        assert_eq!(book.reserve(reserve("q1", 7)), Ok(Done::Reserved(Reserved::Replay(first.clone()))));
+        assert_eq!(book.reserve(Reserve { now: at(60_000), ..reserve("q1", 7) }), Err(Refusal::Expired));
+        assert_eq!(book.events(), [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed]);
+        assert_eq!(first.record, book.records[2].id);
+        assert_eq!(book.records[1].facts.previous_sequence, Some(SequenceNumber::ZERO));
+        assert_eq!(book.records[2].facts.jws_sha256, Some(first.jws.digest().to_string()));
+        assert_eq!(book.records[3].facts.jws_sha256, Some(first.jws.digest().to_string()));
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let mut book = Book::default();
+        assert_eq!(book.reserve(reserve("q1", 1)), Err(Refusal::UnknownScope));
+        book.apply(&Op::Seed(seed(10))).unwrap();
+        let last = number(10);
+        assert_eq!(book.reserve(reserve("q1", 10)), Err(Refusal::NotMonotonic { given: last, last }));
+        let (given, highest) = (number(1_011), number(1_010));
+        assert_eq!(book.reserve(reserve("q1", 1_011)), Err(Refusal::TooFarAhead { given, last, highest }));
+        assert_eq!(book.reserve(Reserve { now: at(60_000), ..reserve("q1", 11) }), Err(Refusal::Expired));
+        book.reserve(reserve("q1", 11)).unwrap();
+        let bound = (reserve("q1", 11).payload, number(11));
+        assert_eq!(book.reserve(reserve("q1", 12)), Err(Refusal::Conflict { bound }));
+        let other_input = Reserve { input: InputDigest([0; 32]), ..reserve("q1", 11) };
+        assert_eq!(book.reserve(other_input), Err(Refusal::InputMismatch));
+        let other_number = Reserve { sequence: number(12), ..reserve("q1", 11) };
+        assert_eq!(book.reserve(other_number), Err(Refusal::InputMismatch));
+        for floor in [10, 11] {
+            let refusal = Refusal::FloorNotRaised { given: number(floor), present: number(11) };
+            assert_eq!(book.apply(&Op::Seed(seed(floor))), Err(refusal));
+        }
+        let self_seeded = Reserve { seed_if_unknown: true, scope: scope("GB-US"), ..reserve("q2", 1) };
+        assert!(book.reserve(self_seeded).is_ok());
+    }
+
+    #[test]
+    fn another_kid_takes_a_waiting_reservation_over() {
+        let mut book = Book::seeded();
+        let old = pending(book.reserve(reserve("q1", 1)).unwrap());
+        let kid: Kid = "quote-signing-b".parse().unwrap();
+        let rekey = Reserve { kid: kid.clone(), input: InputDigest([1; 32]), ..reserve("q1", 1) };
+        let new = pending(book.reserve(rekey).unwrap());
+        assert_eq!((new.generation(), new.kid(), new.sequence()), (2, &kid, old.sequence()));
+        assert_eq!(book.apply(&Op::Commit(commit(&old, "old"))), Err(Refusal::NotReserved));
+        assert!(book.apply(&Op::Commit(commit(&new, "new"))).is_ok());
+        let Ok(Done::Committed(late)) = book.apply(&Op::Commit(commit(&old, "old"))) else { panic!() };
+        assert_eq!((late.jws.as_str(), late.kid), ("new", kid));
+    }
+
+    #[test]
+    fn a_kid_that_comes_back_does_not_bring_its_old_generation_back() {
+        let mut book = Book::seeded();
+        let first = pending(book.reserve(reserve("q1", 1)).unwrap());
+        let kid = "quote-signing-b".parse().unwrap();
+        book.reserve(Reserve { kid, input: InputDigest([1; 32]), ..reserve("q1", 1) }).unwrap();
+        let third = pending(book.reserve(reserve("q1", 1)).unwrap());
+        assert_eq!((third.generation(), third.input()), (3, first.input()));
+        assert_eq!(book.apply(&Op::Commit(commit(&first, "old"))), Err(Refusal::NotReserved));
+        assert!(book.apply(&Op::Commit(commit(&third, "new"))).is_ok());
+    }
+
+    #[test]
+    fn what_expires_unsigned_is_voided_and_stays_so() {
+        let mut book = Book::seeded();
+        let held = pending(book.reserve(reserve("q1", 1)).unwrap());
+        assert_eq!(book.apply(&Op::Void(void("q1", 59_999))), Err(Refusal::NotReserved));
+        let late = Commit { now: at(60_000), ..commit(&held, "late") };
+        assert_eq!(book.apply(&Op::Commit(late)), Err(Refusal::Expired));
+        assert_eq!(book.apply(&Op::Void(void("q1", 60_000))), Ok(Done::Voided));
+        assert_eq!(book.records[2].facts.reason.as_deref(), Some("QUOTE_EXPIRED"));
+        assert_eq!(book.apply(&Op::Void(void("q1", 60_000))), Err(Refusal::NotReserved));
+        assert_eq!(book.apply(&Op::Commit(commit(&held, "late"))), Err(Refusal::NotReserved));
+        assert_eq!(book.reserve(reserve("q1", 1)), Err(Refusal::Expired));
+        assert!(matches!(book.reserve(reserve("q2", 1)), Err(Refusal::NotMonotonic { .. })));
+    }
+
+    #[test]
+    fn a_record_is_journalled_once() {
+        let mut book = Book::default();
+        let record = Record::new(Event::Refused, at(0), context(), Facts::default());
+        for _ in 0..2 {
+            assert_eq!(book.apply(&Op::Record(record.clone())), Ok(Done::Recorded));
+        }
+        assert_eq!(book.records, [record]);
+    }
+
+    #[test]
+    fn quotas_admit_their_burst_and_then_their_rate() {
+        let charge = |quota: &str, per_s: u32, burst| Charge {
+            quota: quota.to_owned(),
+            interval: Duration::from_secs(1) / per_s,
+            burst,
+        };
+        let charges = [charge("burst", 400, 3), charge("daily", 100, 5)];
+        let mut held = Quotas::new();
+        let mut take = |millis| match super::charge(&held, &charges, at(millis)) {
+            Ok(taken) => {
+                held = taken;
+                Ok(())
+            }
+            Err(Refusal::QuotaSpent { quota, retry_after }) => Err((quota, retry_after.as_millis())),
+            Err(other) => panic!("{other}"),
+        };
+        for _ in 0..3 {
+            assert_eq!(take(0), Ok(()));
+        }
+        assert_eq!(take(0), Err(("burst".to_owned(), 3)));
+        assert_eq!(take(2), Err(("burst".to_owned(), 1)));
+        assert_eq!(take(3), Ok(()));
+        assert_eq!(take(5), Ok(()));
+        // The refusals took nothing from the second quota either: five of five were admitted.
+        assert_eq!(take(8), Err(("daily".to_owned(), 2)));
+        assert_eq!(take(10), Ok(()));
+    }
+
+    #[test]
+    fn a_quota_that_gives_nothing_or_gives_it_never_admits_nothing() {
+        for (interval, burst) in [(Duration::from_secs(1), 0), (Duration::MAX, 0)] {
+            let charge = Charge { quota: "q".to_owned(), interval, burst };
+            assert!(super::charge(&Quotas::new(), &[charge], at(0)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_scopes_reservations_come_by_number_and_all_else_stays() {
+        let other = Op::Reserve(Reserve { scope: scope("GB-US"), ..reserve("x", 5) });
+        let batch = [
+            Op::Reserve(reserve("c", 3)),
+            other,
+            Op::Seed(seed(0)),
+            Op::Reserve(reserve("a", 1)),
+            Op::Reserve(reserve("b", 2)),
+        ];
+        let places: Vec<_> = in_order(&batch).map(|(place, _)| place).collect();
+        assert_eq!(places, [3, 1, 2, 4, 0]);
+    }
+
+    /// What a caller may do next; small numbers, so that everything collides.
+    #[derive(Debug, Clone)]
+    enum Act {
+        Reserve { quote: u8, corridor: u8, number: u64, kid: u8, lifetime: i64 },
+        Commit { held: usize },
+        Void { quote: u8 },
+        Seed { corridor: u8, floor: u64 },
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<(i64, Act)>> {
+        let act = prop_oneof![
+            6 => (0..4_u8, 0..2_u8, 1..9_u64, 0..2_u8, 1..3_i64).prop_map(
+                |(quote, corridor, number, kid, lifetime)| Act::Reserve {
+                    quote, corridor, number, kid, lifetime
+                }
+            ),
+            4 => (0..8_usize).prop_map(|held| Act::Commit { held }),
+            1 => (0..4_u8).prop_map(|quote| Act::Void { quote }),
+            1 => (0..2_u8, 0..4_u64).prop_map(|(corridor, floor)| Act::Seed { corridor, floor }),
+        ];
+        prop::collection::vec((-2..8_i64, act), 1..60)
+    }
+
+    /// What callers have been told so far.
+    #[derive(Default)]
+    struct Told {
+        held: Vec<Reservation>,
+        bound: HashMap<(Scope, SequenceNumber), PayloadDigest>,
+        highest: HashMap<Scope, SequenceNumber>,
+        released: HashMap<Identity, CompactJws>,
+    }
+
+    impl Told {
+        fn release(&mut self, identity: &Identity, released: &Released) {
+            let first = self.released.entry(identity.clone()).or_insert_with(|| released.jws.clone());
+            assert_eq!(*first, released.jws, "one JWS for each identity, ever");
+            assert!(first.as_str().starts_with(released.kid.as_str()), "no JWS of an older generation");
+        }
+    }
+
+    fn reserve_of(act: &Act, now: UtcTime) -> Option<Reserve> {
+        let Act::Reserve { quote, corridor, number, kid, lifetime } = act else { return None };
+        let corridor = ["GB-IN", "GB-US"][usize::from(*corridor)];
+        let kid = ["quote-signing-a", "quote-signing-b"][usize::from(*kid)];
+        let payload = format!("{quote} {corridor} {number} {lifetime}");
+        Some(Reserve {
+            scope: scope(corridor),
+            payload: PayloadDigest::of(payload.as_bytes()),
+            input: InputDigest::of(format!("{payload} {kid}").as_bytes()),
+            kid: kid.parse().unwrap(),
+            expires_at: at(*lifetime * 60),
+            jump_max: 4,
+            now,
+            ..reserve(&format!("q{quote}"), *number)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_number_has_one_payload_and_a_quote_one_jws(acts in acts()) {
+            let (mut book, mut told, mut millis) = (Book::default(), Told::default(), 0);
+            for (attempt, (pause, act)) in acts.into_iter().enumerate() {
+                millis += pause;
+                let now = at(millis);
+                let reserve = reserve_of(&act, now);
+                let op = match (&act, &reserve) {
+                    (_, Some(reserve)) => Op::Reserve(reserve.clone()),
+                    (Act::Commit { held }, _) => {
+                        let Some(held) = told.held.iter().rev().nth(*held) else { continue };
+                        Op::Commit(Commit { now, ..commit(held, &format!("{} {attempt}", held.kid())) })
+                    }
+                    (Act::Void { quote }, _) => Op::Void(void(&format!("q{quote}"), millis)),
+                    (Act::Seed { corridor, floor }, _) => {
+                        let scope = scope(["GB-IN", "GB-US"][usize::from(*corridor)]);
+                        Op::Seed(Seed { scope, ..seed(*floor) })
+                    }
+                    _ => continue,
+                };
+                let before = book.clone();
+                match (book.apply(&op), reserve) {
+                    (Err(_), _) => prop_assert_eq!(&book, &before, "a refusal changes nothing"),
+                    (Ok(Done::Reserved(Reserved::Pending(held))), Some(op)) => {
+                        prop_assert!(op.expires_at > now);
+                        if !before.quotes.contains_key(&op.identity) {
+                            let highest = told.highest.insert(op.scope.clone(), op.sequence);
+                            prop_assert!(highest < Some(op.sequence), "numbers rise");
+                        }
+                        let bound = *told.bound.entry((op.scope, op.sequence)).or_insert(op.payload);
+                        prop_assert_eq!(bound, op.payload, "a number belongs to one payload");
+                        prop_assert_eq!((held.sequence(), held.input()), (op.sequence, op.input));
+                        told.held.push(held);
+                    }
+                    (Ok(Done::Reserved(Reserved::Replay(released))), Some(op)) => {
+                        prop_assert!(released.expires_at > now);
+                        prop_assert_eq!((released.payload, released.sequence), (op.payload, op.sequence));
+                        told.release(&op.identity, &released);
+                    }
+                    (Ok(Done::Committed(released)), _) => told.release(op.identity().unwrap(), &released),
+                    (Ok(Done::Seeded(..)), _) => {
+                        let Op::Seed(op) = op else { panic!() };
+                        let highest = told.highest.insert(op.scope, op.floor);
+                        prop_assert!(highest < Some(op.floor), "floors rise");
+                    }
+                    (Ok(_), _) => {}
+                }
+            }
+        }
+
+        /// However the calls fall, a window admits its burst and what comes back in it, and never one more.
+        #[test]
+        fn quotas_never_admit_more(pauses in prop::collection::vec(0..30_i64, 1..200), per_s in 1..2_000_u32, burst in 1..20_u32) {
+            let charge = [Charge { quota: "q".to_owned(), interval: Duration::from_secs(1) / per_s, burst }];
+            let (mut held, mut millis, mut admitted) = (Quotas::new(), 0, 0_u128);
+            for pause in pauses {
+                millis += pause;
+                match super::charge(&held, &charge, at(millis)) {
+                    Ok(taken) => {
+                        held = taken;
+                        admitted += 1;
+                    }
+                    Err(Refusal::QuotaSpent { retry_after, .. }) => {
+                        let wait = i64::try_from(retry_after.as_millis()).unwrap();
+                        prop_assert!(wait >= 1 && super::charge(&held, &charge, at(millis + wait)).is_ok());
+                        prop_assert!(super::charge(&held, &charge, at(millis + wait - 1)).is_err());
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+                let back = u128::try_from(millis).unwrap() * 1_000_000 / charge[0].interval.as_nanos();
+                prop_assert!(admitted <= u128::from(burst) + back);
+            }
+        }
+    }
+}

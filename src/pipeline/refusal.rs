@@ -1,0 +1,132 @@
+//! All the ways in which the path refuses, in one place, each with its stable reason.
+
+use std::time::Duration;
+
+use crate::{
+    clock::ClockFault,
+    ledger::{self, LedgerError},
+    proto::Reason,
+    signer::SignError,
+};
+
+use super::{
+    admit::Overloaded, attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError,
+    parse::ParseError, select::NoActiveKey, validate::Invalid, verify::VerifyError,
+};
+
+/// Why a quote was not signed, by the stage that refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Too many attempts.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// Not readable.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// Not valid.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Not allowed.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// No place.
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    /// No key.
+    #[error(transparent)]
+    NoActiveKey(#[from] NoActiveKey),
+    /// The ledger refused or failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The device failed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The signature is not released.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The clock cannot be trusted.
+    #[error(transparent)]
+    Clock(#[from] ClockFault),
+    /// A fault of the gateway.
+    #[error(transparent)]
+    NoCanonicalForm(#[from] NoCanonicalForm),
+    /// The task that signs ended without an answer: a fault of the gateway.
+    #[error("the signing task ended without an answer")]
+    Torn,
+}
+
+impl From<CommitError> for Refusal {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Ledger(error) => Self::Ledger(error),
+            CommitError::Clock(fault) => Self::Clock(fault),
+        }
+    }
+}
+
+impl Refusal {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Exhausted(_) => Reason::RateLimited,
+            Self::Parse(ParseError::Environment { .. }) => Reason::EnvironmentMismatch,
+            Self::Parse(ParseError::Json(_)) => Reason::MalformedJson,
+            Self::Invalid(Invalid::Violations(_)) => Reason::SchemaViolation,
+            Self::Invalid(Invalid::Expired { .. }) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
+            Self::Denied(_) => Reason::PolicyDenied,
+            Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
+            Self::NoActiveKey(_) => Reason::NoActiveKey,
+            Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
+            Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
+            Self::Sign(SignError::TimedOut | SignError::Unavailable(_) | SignError::Unfit(_)) => {
+                Reason::SignerUnavailable
+            }
+            Self::Verify(VerifyError::Mismatch(_) | VerifyError::Altered) => Reason::SignatureMismatch,
+            Self::Clock(_) | Self::Verify(VerifyError::Clock(_)) => Reason::ClockUntrusted,
+            Self::NoCanonicalForm(_) | Self::Torn | Self::Verify(VerifyError::KeyGone) => Reason::Internal,
+        }
+    }
+
+    /// When to come again, where that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Exhausted(Exhausted { retry_after })
+            | Self::Overloaded(Overloaded { retry_after })
+            | Self::Ledger(LedgerError::Refused(ledger::Refusal::QuotaSpent { retry_after, .. })) => Some(*retry_after),
+            _ => self.is_retryable().then_some(RETRY_AFTER),
+        }
+    }
+
+    /// Whether the same quote may be sent again as it is.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self.reason(),
+            Reason::RateLimited
+                | Reason::Overloaded
+                | Reason::SignerUnavailable
+                | Reason::LedgerUnavailable
+                | Reason::ClockUntrusted
+                | Reason::Internal
+        )
+    }
+}
+
+/// For what heals in a time that is not known.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The stable reason of a ledger's refusal.
+#[must_use]
+pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
+    match refusal {
+        ledger::Refusal::Conflict { .. } => Reason::QuoteConflict,
+        ledger::Refusal::NotMonotonic { .. } | ledger::Refusal::TooFarAhead { .. } => Reason::SequenceNotMonotonic,
+        ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
+        ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
+        ledger::Refusal::Expired => Reason::QuoteExpired,
+        ledger::Refusal::FloorNotRaised { .. } => Reason::FloorNotRaised,
+        ledger::Refusal::NotReserved | ledger::Refusal::InputMismatch => Reason::Internal,
+    }
+}

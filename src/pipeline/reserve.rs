@@ -1,0 +1,110 @@
+//! Has the ledger bind number, payload and key to each other, durably, before any key is used; or learns that
+//! the quote was signed before.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    audit,
+    call::Call,
+    clock::UtcTime,
+    domain::{Environment, Identity, Scope},
+    jws::SigningInput,
+    ledger::{Charge, Ledger, LedgerError, Released, Reservation, Reserve, Reserved},
+    policy::{Bundle, Quota, timeline::TimedKey},
+};
+
+use super::{admit::Place, canonicalise::Canonical};
+
+/// What reserving came to.
+#[derive(Debug)]
+pub enum Held {
+    /// The number is held: the quote may be signed.
+    Pending(Pending),
+    /// The quote was signed before.
+    Replay(Stored),
+}
+
+/// A quote that may be signed, since its reservation is durable.
+#[derive(Debug)]
+pub struct Pending {
+    /// The ledger's word.
+    pub reservation: Reservation,
+    /// What to sign.
+    pub input: SigningInput,
+    /// With which key.
+    pub key: Arc<TimedKey>,
+    /// From when on it must not be released.
+    pub expires_at: UtcTime,
+    place: Place,
+}
+
+/// A JWS of an earlier call.
+#[derive(Debug)]
+pub struct Stored {
+    released: Released,
+}
+
+/// Reserves.
+///
+/// # Errors
+/// The ledger's refusal, or that it could not do its part in time. In both cases asking again is safe.
+pub async fn reserve(
+    canonical: Canonical,
+    policy: &Bundle,
+    ledger: &Ledger,
+    call: &Call,
+    now: UtcTime,
+    trail: &audit::Context,
+) -> Result<Held, LedgerError> {
+    let (terms, partner, key, payload, input, place) = canonical.taken();
+    let op = Reserve {
+        identity: Identity::new(policy.environment, &partner.id, &terms.quote_id),
+        scope: policy.scope(&partner, &terms.corridor),
+        sequence: terms.sequence,
+        jump_max: partner.sequence.jump_max,
+        seed_if_unknown: policy.environment == Environment::Development,
+        payload,
+        input: input.digest(),
+        kid: key.kid.clone(),
+        expires_at: terms.expires_at,
+        charges: vec![
+            charge("signed_per_partner", partner.id.as_str(), policy.quotas.signed_per_partner),
+            charge("signed_per_caller", &call.caller.to_string(), policy.quotas.signed_per_caller),
+        ],
+        context: trail.clone(),
+        now,
+    };
+    Ok(match ledger.reserve(op).await? {
+        Reserved::Pending(reservation) => {
+            Held::Pending(Pending { reservation, input, key, expires_at: terms.expires_at, place })
+        }
+        Reserved::Replay(released) => Held::Replay(Stored { released }),
+    })
+}
+
+/// The scope that a partner's corridor stands in, for calls that only read.
+#[must_use]
+pub fn scope_of(
+    policy: &Bundle,
+    partner: &crate::policy::Partner,
+    corridor: Option<&crate::domain::Corridor>,
+) -> Scope {
+    Scope::new(policy.environment, &partner.id, corridor.filter(|_| partner.numbers_by_corridor()))
+}
+
+fn charge(quota: &str, of: &str, rate: Quota) -> Charge {
+    let interval = Duration::from_nanos(1_000_000_000 / u64::from(rate.per_second.get()));
+    Charge { quota: format!("{quota}/{of}"), interval, burst: rate.burst.get() }
+}
+
+impl Pending {
+    pub(super) fn taken(self) -> (Reservation, SigningInput, Arc<TimedKey>, UtcTime, Place) {
+        (self.reservation, self.input, self.key, self.expires_at, self.place)
+    }
+}
+
+impl Stored {
+    pub(super) fn taken(self) -> Released {
+        self.released
+    }
+}

@@ -1,0 +1,174 @@
+//! The policy bundle: who may sign what, for whom, with which key, until when. Read once into memory, checked
+//! as a whole, and never used where anything in it is wrong. The one loader for `serve` and for every command.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    domain::{Caller, Corridor, Environment, Kid, PartnerId, PolicyDigest, Scope},
+    money::Currencies,
+};
+
+pub mod authority;
+pub mod contract;
+mod file;
+mod files;
+mod loader;
+pub mod timeline;
+
+pub use file::{Publication, Quota, Quotas, ScopePart, SequenceRule, Validity};
+
+use authority::Authority;
+use contract::Contract;
+use timeline::Timeline;
+
+/// One thing that is wrong with a bundle: one line, with file, place and remedy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem(pub String);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A bundle that holds together.
+pub struct Bundle {
+    /// SHA-256 over its files; see [`files`](self) for how it is made.
+    pub digest: PolicyDigest,
+    /// Only ever rises.
+    pub serial: u64,
+    /// The environment it is for.
+    pub environment: Environment,
+    /// The bounds on quotes' times.
+    pub validity: Validity,
+    /// How keys are made known.
+    pub publication: Publication,
+    /// What may be used up.
+    pub quotas: Quotas,
+    /// The rules.
+    pub authority: Authority,
+    /// The keys.
+    pub timeline: Timeline,
+    /// The reviewed currencies.
+    pub currencies: Arc<Currencies>,
+    partners: BTreeMap<PartnerId, Partner>,
+    callers: BTreeMap<Caller, Vec<String>>,
+    contracts: Vec<Arc<Contract>>,
+}
+
+/// A partner of the operator.
+#[derive(Debug, Clone)]
+pub struct Partner {
+    /// Its id.
+    pub id: PartnerId,
+    /// How its quotes are numbered.
+    pub sequence: SequenceRule,
+    /// Host names under which the well-known path is its JWKS.
+    pub jwks_hosts: Vec<String>,
+    /// Whom to reach, by role.
+    pub contacts: BTreeMap<String, String>,
+    contracts: Vec<String>,
+}
+
+impl Bundle {
+    /// Reads and checks the bundle in `dir`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once, a line each.
+    pub fn load(dir: &Path) -> Result<Self, Vec<Problem>> {
+        files::read(dir).and_then(|files| loader::check(&files))
+    }
+
+    /// The partner of this id.
+    #[must_use]
+    pub fn partner(&self, id: &PartnerId) -> Option<&Partner> {
+        self.partners.get(id)
+    }
+
+    /// All partners.
+    pub fn partners(&self) -> impl Iterator<Item = &Partner> {
+        self.partners.values()
+    }
+
+    /// The partner whose well-known path `host` is; where there is but one partner, every host is its own.
+    #[must_use]
+    pub fn partner_of_host(&self, host: &str) -> Option<&Partner> {
+        let named = self.partners.values().find(|partner| partner.jwks_hosts.iter().any(|name| name == host));
+        named.or_else(|| self.partners.values().next().filter(|_| self.partners.len() == 1))
+    }
+
+    /// Whether the bundle declares `caller`.
+    #[must_use]
+    pub fn knows(&self, caller: &Caller) -> bool {
+        self.callers.contains_key(caller)
+    }
+
+    /// The contract that `quote` says it keeps.
+    #[must_use]
+    pub fn contract_of(&self, quote: &Map<String, Value>) -> Option<&Arc<Contract>> {
+        self.contracts.iter().find(|contract| contract.is_kept_by(quote))
+    }
+
+    /// The scope of a quote of `partner` over `corridor`.
+    #[must_use]
+    pub fn scope(&self, partner: &Partner, corridor: &Corridor) -> Scope {
+        let by_corridor = partner.sequence.scope.contains(&ScopePart::Corridor);
+        Scope::new(self.environment, &partner.id, by_corridor.then_some(corridor))
+    }
+
+    /// The public key of `kid`, whatever its state.
+    #[must_use]
+    pub fn key(&self, kid: &Kid) -> Option<&Arc<timeline::TimedKey>> {
+        self.timeline.all().find(|key| key.kid == *kid)
+    }
+}
+
+impl Partner {
+    /// Whether this partner's quotes may keep the contract of this name.
+    #[must_use]
+    pub fn keeps(&self, contract: &str) -> bool {
+        self.contracts.iter().any(|name| name == contract)
+    }
+
+    /// Whether its sequences are told apart by corridor.
+    #[must_use]
+    pub fn numbers_by_corridor(&self) -> bool {
+        self.sequence.scope.contains(&ScopePart::Corridor)
+    }
+}
+
+impl Validity {
+    /// How far `issued_at` may lie in the future.
+    #[must_use]
+    pub fn clock_skew(&self) -> Duration {
+        Duration::from_secs(self.clock_skew_s.into())
+    }
+    /// The longest time from `issued_at` to `expires_at`.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        Duration::from_secs(self.longest_s.into())
+    }
+    /// A quote that ends sooner than this is not worth signing.
+    #[must_use]
+    pub fn useful(&self) -> Duration {
+        Duration::from_secs(self.useful_s.into())
+    }
+    /// From a key's last signature until no quote of it can be presented any more.
+    #[must_use]
+    pub fn retirement(&self) -> Duration {
+        self.longest() + self.clock_skew() + Duration::from_secs(self.late_acceptance_s.into())
+    }
+}
+
+/// The files of a bundle, by path relative to it.
+type Files = BTreeMap<String, Vec<u8>>;
+/// Something found once, by which a second one is refused.
+type Seen<K, V> = HashMap<K, V>;

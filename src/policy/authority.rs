@@ -1,0 +1,243 @@
+//! Who may do what: the Cedar rules of `authorize.cedar`, checked against `quotesign.cedarschema`. Allowed
+//! only where a rule permits, none forbids and none errored.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use cedar_policy::{
+    Authorizer, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId, PolicySet,
+    Request, RestrictedExpression, Schema, ValidationMode, Validator,
+};
+
+use crate::{
+    domain::{Caller, PartnerId},
+    terms::Terms,
+};
+
+/// The acts that policy decides on. One row of `service::access` leads to each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Sign a quote of a partner.
+    SignQuote,
+    /// Verify a JWS with a partner's keys.
+    VerifyQuote,
+    /// Read where a partner's sequence stands.
+    GetSequence,
+    /// Read a partner's JWKS.
+    GetJwks,
+    /// Read a partner's key timeline.
+    ListKeys,
+    /// Read the gateway's state.
+    GetStatus,
+    /// Create a partner's sequence or raise its floor.
+    SeedSequence,
+    /// Read the policy bundle again.
+    ReloadPolicy,
+}
+
+impl Action {
+    /// The name in the Cedar schema.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SignQuote => "SignQuote",
+            Self::VerifyQuote => "VerifyQuote",
+            Self::GetSequence => "GetSequence",
+            Self::GetJwks => "GetJwks",
+            Self::ListKeys => "ListKeys",
+            Self::GetStatus => "GetStatus",
+            Self::SeedSequence => "SeedSequence",
+            Self::ReloadPolicy => "ReloadPolicy",
+        }
+    }
+}
+
+/// What an act is done to.
+#[derive(Debug, Clone, Copy)]
+pub enum Resource<'a> {
+    /// One partner.
+    Partner(&'a PartnerId),
+    /// The gateway itself.
+    Gateway,
+}
+
+/// What policy says of an act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it may be done.
+    pub allowed: bool,
+    /// The rules that decided, by `@id`; of a denial the forbids, or those that errored. Empty where no rule
+    /// speaks of the act, which denies it.
+    pub rule_ids: Vec<String>,
+}
+
+/// The rules with the entities they speak of.
+pub struct Authority {
+    policies: PolicySet,
+    schema: Schema,
+    entities: Entities,
+}
+
+/// A caller with its roles.
+pub(super) type Roles<'a> = (&'a Caller, &'a [String]);
+
+impl Authority {
+    /// Compiles the rules. All that is wrong is told at once.
+    pub(super) fn compile<'a>(
+        rules: &str,
+        schema: &str,
+        callers: impl Iterator<Item = Roles<'a>>,
+        partners: impl Iterator<Item = &'a PartnerId>,
+    ) -> Result<Self, Vec<String>> {
+        let (schema, warnings) = Schema::from_cedarschema_str(schema)
+            .map_err(|fault| vec![format!("quotesign.cedarschema: {}", one_line(&fault))])?;
+        let warnings: Vec<_> =
+            warnings.map(|warning| format!("quotesign.cedarschema: {}", one_line(&warning))).collect();
+        let policies = named_rules(rules)?;
+        let entities = entities(callers, partners, &schema).map_err(|fault| vec![fault])?;
+        let mut faults = warnings;
+        let verdict = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
+        faults.extend(verdict.validation_errors().map(|fault| format!("authorize.cedar: {}", one_line(fault))));
+        faults.extend(verdict.validation_warnings().map(|fault| format!("authorize.cedar: {}", one_line(fault))));
+        faults.extend(unknown_entities(&policies, &entities));
+        if faults.is_empty() { Ok(Self { policies, schema, entities }) } else { Err(faults) }
+    }
+
+    /// What policy says of `caller` doing `action` to `resource`; `terms` where the act is to sign a quote.
+    #[must_use]
+    pub fn decide(&self, caller: &Caller, action: Action, resource: Resource<'_>, terms: Option<&Terms>) -> Verdict {
+        let denied = Verdict { allowed: false, rule_ids: Vec::new() };
+        let Some(request) = self.request(caller, action, resource, terms) else {
+            return denied;
+        };
+        let response = Authorizer::new().is_authorized(&request, &self.policies, &self.entities);
+        let errored: Vec<String> = response.diagnostics().errors().map(rule_of_error).collect();
+        if !errored.is_empty() {
+            return Verdict { allowed: false, rule_ids: errored };
+        }
+        let mut rule_ids: Vec<String> = response.diagnostics().reason().map(ToString::to_string).collect();
+        rule_ids.sort_unstable();
+        Verdict { allowed: response.decision() == Decision::Allow, rule_ids }
+    }
+
+    fn request(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource<'_>,
+        terms: Option<&Terms>,
+    ) -> Option<Request> {
+        let resource = match resource {
+            Resource::Partner(partner) => uid("Partner", partner.as_str())?,
+            Resource::Gateway => uid("Gateway", GATEWAY)?,
+        };
+        let context = terms.map_or_else(|| Some(Context::empty()), context)?;
+        let (caller, action) = (uid("Caller", &caller.to_string())?, uid("Action", action.name())?);
+        Request::new(caller, action, resource, context, Some(&self.schema)).ok()
+    }
+}
+
+const GATEWAY: &str = "this";
+
+fn context(terms: &Terms) -> Option<Context> {
+    let long = |minor: u64| i64::try_from(minor).ok().map(RestrictedExpression::new_long);
+    let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+    let validity_s = terms.expires_at.since(terms.issued_at).as_millis().div_ceil(1000);
+    Context::from_pairs([
+        ("contract".to_owned(), text(&terms.contract)),
+        ("corridor".to_owned(), text(terms.corridor.as_str())),
+        ("send_currency".to_owned(), text(terms.send_currency.code())),
+        ("receive_currency".to_owned(), text(terms.receive_currency.code())),
+        ("send_minor".to_owned(), long(terms.send.get())?),
+        ("receive_minor".to_owned(), long(terms.receive.get())?),
+        ("partner_fee_minor".to_owned(), long(terms.partner_fee.get())?),
+        ("principal_fee_minor".to_owned(), long(terms.principal_fee.get())?),
+        ("total_minor".to_owned(), long(terms.total.get())?),
+        ("validity_seconds".to_owned(), long(u64::try_from(validity_s).ok()?)?),
+    ])
+    .ok()
+}
+
+/// Built from parts, never by parsing text that holds the id: an id is data.
+fn uid(kind: &str, id: &str) -> Option<EntityUid> {
+    let kind: EntityTypeName = kind.parse().ok()?;
+    Some(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
+}
+
+/// Parses the rules and names each by its `@id`, which must be there once, beside a `@reason`.
+fn named_rules(rules: &str) -> Result<PolicySet, Vec<String>> {
+    let parsed: PolicySet = rules.parse().map_err(|fault| vec![format!("authorize.cedar: {}", one_line(&fault))])?;
+    let mut named = PolicySet::new();
+    let mut faults = Vec::new();
+    for policy in parsed.policies() {
+        if let Err(fault) = named_rule(policy).and_then(|rule| named.add(rule).map_err(|fault| one_line(&fault))) {
+            faults.push(format!("authorize.cedar: {fault}"));
+        }
+    }
+    if parsed.templates().next().is_some() {
+        faults.push("authorize.cedar: it holds a template, which is never linked; write the rule out".to_owned());
+    }
+    if named.is_empty() && faults.is_empty() {
+        faults.push("authorize.cedar: it holds no rule, so nobody may do anything; write at least one".to_owned());
+    }
+    if faults.is_empty() { Ok(named) } else { Err(faults) }
+}
+
+fn named_rule(policy: &Policy) -> Result<Policy, String> {
+    let place = || policy.to_cedar().unwrap_or_default().split_whitespace().take(12).collect::<Vec<_>>().join(" ");
+    let note = |name| policy.annotation(name).filter(|text| !text.is_empty());
+    let id = note("id").ok_or_else(|| format!("a rule has no @id; add one to the rule `{}…`", place()))?;
+    if note("reason").is_none() {
+        return Err(format!("the rule `{id}` has no @reason; say in a sentence why it stands"));
+    }
+    Ok(policy.new_id(PolicyId::new(id)))
+}
+
+fn entities<'a>(
+    callers: impl Iterator<Item = Roles<'a>>,
+    partners: impl Iterator<Item = &'a PartnerId>,
+    schema: &Schema,
+) -> Result<Entities, String> {
+    let mut all = Vec::new();
+    let mut roles = BTreeSet::new();
+    let named = |kind, id: &str| uid(kind, id).ok_or_else(|| format!("`{kind}` is not an entity type"));
+    for (caller, its_roles) in callers {
+        let parents = its_roles.iter().map(|role| named("Role", role)).collect::<Result<HashSet<_>, _>>()?;
+        roles.extend(its_roles);
+        all.push(entity(named("Caller", &caller.to_string())?, parents)?);
+    }
+    for role in roles {
+        all.push(entity(named("Role", role)?, HashSet::new())?);
+    }
+    for partner in partners {
+        all.push(entity(named("Partner", partner.as_str())?, HashSet::new())?);
+    }
+    all.push(entity(named("Gateway", GATEWAY)?, HashSet::new())?);
+    Entities::from_entities(all, Some(schema)).map_err(|fault| one_line(&fault))
+}
+
+fn entity(uid: EntityUid, parents: HashSet<EntityUid>) -> Result<Entity, String> {
+    Entity::new(uid, HashMap::new(), parents).map_err(|fault| one_line(&fault))
+}
+
+/// A rule that names a caller, role or partner that the bundle does not declare can never fire as meant.
+fn unknown_entities(policies: &PolicySet, entities: &Entities) -> Vec<String> {
+    let unknown = |literal: &EntityUid| literal.type_name().basename() != "Action" && entities.get(literal).is_none();
+    policies
+        .policies()
+        .flat_map(|policy| policy.entity_literals().into_iter().map(move |literal| (policy.id(), literal)))
+        .filter(|(_, literal)| unknown(literal))
+        .map(|(id, literal)| {
+            format!("authorize.cedar: the rule `{id}` names `{literal}`, which policy.toml does not declare; declare it or mend the name")
+        })
+        .collect()
+}
+
+fn rule_of_error(error: &cedar_policy::AuthorizationError) -> String {
+    match error {
+        cedar_policy::AuthorizationError::PolicyEvaluationError(fault) => fault.policy_id().to_string(),
+    }
+}
+
+fn one_line(text: &impl ToString) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,238 @@
+//! A contract: the JSON Schema of a kind of quote, and which of its claims plays which part. The gateway
+//! itself knows no claim by name.
+
+use std::sync::Arc;
+
+use jsonschema::{Draft, PatternOptions, Validator, error::ValidationErrorKind};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    clock::UtcTime,
+    domain::Corridor,
+    money::{Currencies, Rate},
+};
+
+use super::file::{Claims, ContractEntry, MoneyRules, VersionMark};
+
+/// A contract, compiled.
+pub struct Contract {
+    /// Its name in the bundle and in records.
+    pub name: String,
+    /// How a payload says that it keeps this contract.
+    pub version: VersionMark,
+    /// Which claim plays which part.
+    pub claims: Claims,
+    /// The rules across the money claims.
+    pub money: MoneyRules,
+    schema: Validator,
+}
+
+/// One way in which a quote breaks its contract. Never holds a value of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Where: a JSON Pointer (RFC 6901).
+    pub pointer: String,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+/// At most this many characters of an unexpected property's name are told back.
+const NAME_SHOWN_MAX: usize = 40;
+/// At most this many violations are told at once.
+const VIOLATIONS_MAX: usize = 50;
+
+impl Contract {
+    pub(super) fn compile(entry: &ContractEntry, schema: &[u8], currencies: &Arc<Currencies>) -> Result<Self, String> {
+        let schema: Value = serde_json::from_slice(schema).map_err(|fault| format!("not JSON: {fault}"))?;
+        refuse_unknown_keywords(&schema)?;
+        let currencies = currencies.clone();
+        let validator = jsonschema::options()
+            .with_draft(Draft::Draft202012)
+            .offline()
+            .should_validate_formats(true)
+            .should_ignore_unknown_formats(false)
+            .with_pattern_options(PatternOptions::regex())
+            .with_format("x-amount", is_amount)
+            .with_format("x-rate", |text: &str| Rate::read(text).is_some())
+            .with_format("x-utc", |text: &str| UtcTime::parse(text).is_ok())
+            .with_format("x-corridor", |text: &str| text.parse::<Corridor>().is_ok())
+            .with_format("x-currency", move |text: &str| currencies.get(text).is_some())
+            .build(&schema)
+            .map_err(|fault| format!("not a usable JSON Schema 2020-12: {fault}"))?;
+        let contract = Self {
+            name: entry.name.clone(),
+            version: entry.version.clone(),
+            claims: entry.claims.clone(),
+            money: entry.money.clone(),
+            schema: validator,
+        };
+        contract.claims_are_required(&schema)?;
+        Ok(contract)
+    }
+
+    /// Every claim that plays a part must be a required property of the schema: a part that may be absent would
+    /// be a check that may be skipped.
+    fn claims_are_required(&self, schema: &Value) -> Result<(), String> {
+        let named = |list: &str, claim: &str| match schema.get(list) {
+            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some(claim)),
+            Some(Value::Object(properties)) => properties.contains_key(claim),
+            _ => false,
+        };
+        for claim in self.claims.all().chain([self.version.claim.as_str()]) {
+            if !named("required", claim) || !named("properties", claim) {
+                return Err(format!("the claim `{claim}` plays a part in policy.toml but is not a required property"));
+            }
+        }
+        if schema.get("additionalProperties") != Some(&json!(false)) {
+            return Err("set `additionalProperties` to false: a quote has no claims beyond its contract".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether `quote` says that it keeps this contract.
+    #[must_use]
+    pub fn is_kept_by(&self, quote: &Map<String, Value>) -> bool {
+        quote.get(&self.version.claim).and_then(Value::as_str) == Some(self.version.value.as_str())
+    }
+
+    /// Every way in which `quote` breaks the schema; empty where it keeps it.
+    #[must_use]
+    pub fn violations(&self, quote: &Value) -> Vec<Violation> {
+        if self.schema.is_valid(quote) {
+            return Vec::new();
+        }
+        let mut violations: Vec<Violation> = Vec::new();
+        for fault in self.schema.iter_errors(quote).map(|fault| violation(&fault)).take(VIOLATIONS_MAX) {
+            // A value that misses its pattern misses its format too; once is enough.
+            if !violations.iter().any(|known| known.pointer == fault.pointer) {
+                violations.push(fault);
+            }
+        }
+        violations
+    }
+}
+
+impl Claims {
+    /// The names of all claims that play a part.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        [
+            &self.partner,
+            &self.subscription,
+            &self.sequence,
+            &self.corridor,
+            &self.issued_at,
+            &self.expires_at,
+            &self.send_amount,
+            &self.send_currency,
+            &self.receive_amount,
+            &self.receive_currency,
+            &self.rate,
+            &self.partner_fee,
+            &self.principal_fee,
+            &self.total,
+        ]
+        .into_iter()
+        .chain(&self.quote_id)
+        .map(String::as_str)
+    }
+}
+
+/// A point and at most four digits behind it; how many a currency takes is checked with the currency.
+fn is_amount(text: &str) -> bool {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits =
+        |part: &str, most| !part.is_empty() && part.len() <= most && part.bytes().all(|byte| byte.is_ascii_digit());
+    digits(whole, 15) && digits(fraction, 4) && (whole == "0" || !whole.starts_with('0'))
+}
+
+/// Puts a schema fault into words that hold no value of the quote.
+fn violation(fault: &jsonschema::ValidationError<'_>) -> Violation {
+    use ValidationErrorKind as Kind;
+    let mut pointer = fault.instance_path().to_string();
+    let reason = match fault.kind() {
+        Kind::Required { property } => {
+            pointer.push('/');
+            pointer.push_str(&property.as_str().unwrap_or_default().replace('~', "~0").replace('/', "~1"));
+            "is missing".to_owned()
+        }
+        Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
+            let shown = unexpected.first().map(|name| shortened(name)).unwrap_or_default();
+            let more = unexpected.len().saturating_sub(1);
+            format!("has {} unexpected properties: `{shown}`{}", more + 1, if more > 0 { " and more" } else { "" })
+        }
+        Kind::Format { format } => format!("is not of the format `{format}`"),
+        Kind::Pattern { pattern } => format!("does not match `{pattern}`"),
+        Kind::Constant { expected_value } => format!("must be {expected_value}"),
+        Kind::Type { kind } => format!("must be of the type {}", type_names(kind)),
+        Kind::MaxLength { limit } => format!("is longer than {limit} characters"),
+        Kind::MinLength { limit } => format!("is shorter than {limit} characters"),
+        Kind::Minimum { limit } => format!("is less than {limit}"),
+        Kind::Maximum { limit } => format!("is more than {limit}"),
+        other => format!("breaks the schema's `{}`", other.keyword()),
+    };
+    Violation { pointer, reason }
+}
+
+fn type_names(kind: &jsonschema::error::TypeKind) -> String {
+    match kind {
+        jsonschema::error::TypeKind::Single(one) => one.to_string(),
+        jsonschema::error::TypeKind::Multiple(many) => {
+            many.iter().map(|one| one.to_string()).collect::<Vec<_>>().join(" or ")
+        }
+    }
+}
+
+fn shortened(name: &str) -> String {
+    let shown: String = name.chars().filter(|letter| !letter.is_control()).take(NAME_SHOWN_MAX).collect();
+    if shown.len() < name.len() { format!("{shown}…") } else { shown }
+}
+
+/// Holds the schema itself against a meta-schema that knows no keyword beyond 2020-12, at any depth: a
+/// misspelt keyword would otherwise check nothing, in silence.
+fn refuse_unknown_keywords(schema: &Value) -> Result<(), String> {
+    let strict = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:quotesign:strict-meta-schema",
+        "$dynamicAnchor": "meta",
+        "$ref": "https://json-schema.org/draft/2020-12/schema",
+        "unevaluatedProperties": false
+    });
+    let meta = jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .offline()
+        .build(&strict)
+        .map_err(|fault| format!("the meta-schema does not compile: {fault}"))?;
+    // The fault also shows at every parent; the deepest place is the real one.
+    match meta.iter_errors(schema).max_by_key(|fault| fault.instance_path().to_string().matches('/').count()) {
+        None => Ok(()),
+        Some(fault) => Err(format!("at `{}`: {fault}", fault.instance_path())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspelt_keywords_are_refused_at_any_depth() {
+        let good = json!({"properties": {"a": {"type": "string", "pattern": "^a$"}}});
+        assert_eq!(refuse_unknown_keywords(&good), Ok(()));
+        let fault = refuse_unknown_keywords(&json!({"properties": {"a": {"patern": "^a$"}}})).unwrap_err();
+        assert!(fault.contains("/properties/a") && fault.contains("patern"), "{fault}");
+    }
+
+    #[test]
+    fn amounts_have_one_spelling() {
+        for good in ["0", "0.05", "100", "999999999999999.9999"] {
+            assert!(is_amount(good), "{good}");
+        }
+        for bad in ["", "00", "01.0", "1.", ".1", "-1", "+1", "1e2", "1.00000", "1000000000000000", "１"] {
+            assert!(!is_amount(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_unexpected_name_is_told_only_within_a_bound() {
+        assert_eq!(shortened(&"x".repeat(500)).chars().count(), NAME_SHOWN_MAX + 1);
+    }
+}

@@ -1,0 +1,221 @@
+//! The shape of `policy.toml`. Every field is known; what is unknown is refused.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::{
+    clock::UtcTime,
+    domain::{Caller, Environment, Kid, PartnerId},
+    money::Rounding,
+};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyFile {
+    pub environment: Environment,
+    pub serial: u64,
+    pub partners: Vec<PartnerEntry>,
+    pub callers: Vec<CallerEntry>,
+    pub contracts: Vec<ContractEntry>,
+    pub validity: Validity,
+    pub publication: Publication,
+    pub quotas: Quotas,
+    #[serde(default)]
+    pub keys: Vec<KeyEntry>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PartnerEntry {
+    pub id: PartnerId,
+    pub contracts: Vec<String>,
+    pub jwks_hosts: Vec<String>,
+    pub sequence: SequenceRule,
+    pub contacts: BTreeMap<String, String>,
+}
+
+/// How a partner's quotes are numbered.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SequenceRule {
+    /// The parts that name a sequence.
+    pub scope: Vec<ScopePart>,
+    /// How far beyond the last number a number may lie.
+    pub jump_max: u64,
+}
+
+/// A part of a sequence's scope. Customer data is never one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScopePart {
+    /// The partner; always the first.
+    Partner,
+    /// The corridor.
+    Corridor,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CallerEntry {
+    pub id: Caller,
+    pub roles: Vec<String>,
+    /// For the reader of the file alone.
+    #[serde(rename = "about")]
+    pub _about: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ContractEntry {
+    pub name: String,
+    pub version: VersionMark,
+    pub schema: String,
+    pub claims: Claims,
+    pub money: MoneyRules,
+}
+
+/// The claim and value by which a payload says which contract it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VersionMark {
+    /// The claim.
+    pub claim: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// Which claim plays which part.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claims {
+    /// The partner.
+    pub partner: String,
+    /// The customer's subscription reference.
+    pub subscription: String,
+    /// The quote's id; where a contract has no such claim, the request's own field gives it.
+    pub quote_id: Option<String>,
+    /// The number in the sequence.
+    pub sequence: String,
+    /// The corridor.
+    pub corridor: String,
+    /// When the quote was issued.
+    pub issued_at: String,
+    /// When it ends.
+    pub expires_at: String,
+    /// What the customer sends.
+    pub send_amount: String,
+    /// In which currency.
+    pub send_currency: String,
+    /// What arrives.
+    pub receive_amount: String,
+    /// In which currency.
+    pub receive_currency: String,
+    /// Receive units for one send unit.
+    pub rate: String,
+    /// The partner's fee.
+    pub partner_fee: String,
+    /// The principal's fee.
+    pub principal_fee: String,
+    /// What the customer pays in all.
+    pub total: String,
+}
+
+/// The rules across the money claims.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoneyRules {
+    /// The currency of the fees and the total.
+    pub fees_in: FeesIn,
+    /// What the total is.
+    pub total: TotalRule,
+    /// How send x rate becomes the receive amount.
+    pub receive_rounding: Rounding,
+}
+
+/// The currency of the fees and the total.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeesIn {
+    /// The send currency.
+    Send,
+}
+
+/// What the total is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TotalRule {
+    /// Send amount, partner fee and principal fee together.
+    #[serde(rename = "send + partner_fee + principal_fee")]
+    SendAndFees,
+}
+
+/// The bounds on a quote's times, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validity {
+    /// How far `issued_at` may lie in the future.
+    pub clock_skew_s: u32,
+    /// The longest time from `issued_at` to `expires_at`.
+    pub longest_s: u32,
+    /// A quote that ends sooner than this is not worth signing.
+    pub useful_s: u32,
+    /// How long after its expiry a quote may still be presented and must still be verifiable.
+    pub late_acceptance_s: u32,
+}
+
+/// How keys are made known before they sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publication {
+    /// How long a key stands in the JWKS before it may sign, in seconds.
+    pub propagation_s: u32,
+}
+
+/// What callers and partners may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quotas {
+    /// Calls of one caller, counted in memory before anything is parsed.
+    pub attempts_per_caller: Quota,
+    /// Signed quotes of one partner, counted in the ledger.
+    pub signed_per_partner: Quota,
+    /// Signed quotes of one caller, counted in the ledger.
+    pub signed_per_caller: Quota,
+}
+
+/// A rate with a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// How many come back in a second.
+    pub per_second: std::num::NonZeroU32,
+    /// How many may be used at once.
+    pub burst: std::num::NonZeroU32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyEntry {
+    pub kid: Kid,
+    pub partner: PartnerId,
+    pub signer: String,
+    pub locator: String,
+    pub publish_at: UtcTime,
+    pub confirmed: Option<Confirmation>,
+    pub sign_from: UtcTime,
+    pub sign_until: UtcTime,
+    pub retire_at: UtcTime,
+    #[serde(default)]
+    pub standby: bool,
+}
+
+/// The operator's word that it knows a key.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// When it was given.
+    pub at: UtcTime,
+    /// Where it is on record.
+    #[serde(rename = "ref")]
+    pub reference: String,
+}

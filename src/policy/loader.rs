@@ -1,0 +1,313 @@
+//! Checks a bundle as a whole. Whatever is wrong is told at once: file, place and remedy, a line each.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    domain::{Environment, Kid},
+    jwk::PublicKey,
+    money::Currencies,
+    signer::locator::Locator,
+    strict_toml,
+};
+
+use super::{
+    Bundle, Files, Partner, Problem, ScopePart, Seen,
+    authority::Authority,
+    contract::Contract,
+    file::{KeyEntry, PolicyFile},
+    files,
+    timeline::{TimedKey, Timeline},
+};
+
+pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
+    let file = policy_file(files).map_err(|problem| vec![problem])?;
+    let mut check = Check { files, file: &file, problems: Vec::new() };
+    check.partners();
+    check.bounds();
+    let currencies = check.currencies();
+    let contracts = check.contracts(&currencies);
+    let authority = check.authority();
+    let keys = check.keys();
+    let problems = check.problems;
+    match authority {
+        Some(authority) if problems.is_empty() => Ok(assemble(files, file, authority, contracts, keys, currencies)),
+        _ => Err(problems),
+    }
+}
+
+fn policy_file(files: &Files) -> Result<PolicyFile, Problem> {
+    let text =
+        text(files, "policy.toml").ok_or_else(|| Problem("policy.toml: is not UTF-8; save it as UTF-8".to_owned()))?;
+    strict_toml::read(text).map_err(|misfit| {
+        let line = misfit.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let field = if misfit.field.is_empty() { String::new() } else { format!(" `{}`:", misfit.field) };
+        Problem(format!("policy.toml{line}:{field} {}", misfit.why))
+    })
+}
+
+fn text<'f>(files: &'f Files, name: &str) -> Option<&'f str> {
+    files.get(name).and_then(|bytes| std::str::from_utf8(bytes).ok())
+}
+
+struct Check<'f> {
+    files: &'f Files,
+    file: &'f PolicyFile,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, text: String) {
+        self.problems.push(Problem(text));
+    }
+
+    fn partners(&mut self) {
+        let file = self.file;
+        let mut seen = Seen::new();
+        let mut hosts = Seen::new();
+        if file.partners.is_empty() {
+            self.problem("policy.toml: it names no partner; write at least one [[partners]]".to_owned());
+        }
+        for partner in &file.partners {
+            let id = &partner.id;
+            if seen.insert(id, ()).is_some() {
+                self.problem(format!("policy.toml: the partner `{id}` stands there twice; remove one"));
+            }
+            if partner.sequence.scope.first() != Some(&ScopePart::Partner) || partner.sequence.scope.len() > 2 {
+                self.problem(format!(
+                    "policy.toml: partner `{id}`: `sequence.scope` must be [\"partner\"] or [\"partner\", \"corridor\"]"
+                ));
+            }
+            if partner.sequence.jump_max == 0 {
+                self.problem(format!(
+                    "policy.toml: partner `{id}`: `sequence.jump_max` = 0 accepts no number; raise it"
+                ));
+            }
+            for name in &partner.contracts {
+                if !file.contracts.iter().any(|contract| contract.name == *name) {
+                    self.problem(format!(
+                        "policy.toml: partner `{id}`: no contract is named `{name}`; add it or mend the name"
+                    ));
+                }
+            }
+            for host in &partner.jwks_hosts {
+                if hosts.insert(host, id).is_some() {
+                    self.problem(format!("policy.toml: the host `{host}` is two partners' own; give it to one"));
+                }
+            }
+        }
+        let mut callers = Seen::new();
+        for caller in &file.callers {
+            if callers.insert(&caller.id, ()).is_some() {
+                self.problem(format!("policy.toml: the caller `{}` stands there twice; remove one", caller.id));
+            }
+        }
+    }
+
+    fn bounds(&mut self) {
+        let validity = self.file.validity;
+        if validity.longest_s == 0 || validity.useful_s >= validity.longest_s {
+            self.problem(
+                "policy.toml: `validity.longest_s` must be above `validity.useful_s`, or no quote is ever valid"
+                    .to_owned(),
+            );
+        }
+        for (name, quota) in [
+            ("attempts_per_caller", self.file.quotas.attempts_per_caller),
+            ("signed_per_partner", self.file.quotas.signed_per_partner),
+            ("signed_per_caller", self.file.quotas.signed_per_caller),
+        ] {
+            if quota.per_second.get() > 1_000_000 {
+                self.problem(format!(
+                    "policy.toml: `quotas.{name}.per_second` is above 1000000, which is no limit; lower it"
+                ));
+            }
+        }
+        if self.file.publication.propagation_s == 0 && self.file.environment != Environment::Development {
+            self.problem("policy.toml: `publication.propagation_s` = 0 is for development alone; set at least the JWKS max-age, 300".to_owned());
+        }
+    }
+
+    fn currencies(&mut self) -> Arc<Currencies> {
+        let read = Currencies::read(text(self.files, "currencies.csv").unwrap_or_default());
+        Arc::new(read.unwrap_or_else(|faults| {
+            self.problems.extend(faults.into_iter().map(|fault| Problem(format!("currencies.csv: {fault}"))));
+            Currencies::default()
+        }))
+    }
+
+    fn contracts(&mut self, currencies: &Arc<Currencies>) -> Vec<Arc<Contract>> {
+        let mut names = Seen::new();
+        let mut versions = Seen::new();
+        let mut contracts = Vec::new();
+        for entry in &self.file.contracts {
+            let name = &entry.name;
+            if names.insert(name, ()).is_some() || versions.insert(&entry.version, ()).is_some() {
+                self.problem(format!(
+                    "policy.toml: the contract `{name}` shares its name or version with another; make both unique"
+                ));
+            }
+            let Some(schema) = self.files.get(&entry.schema) else {
+                self.problem(format!(
+                    "policy.toml: contract `{name}`: the bundle holds no `{}`; add it or mend the path",
+                    entry.schema
+                ));
+                continue;
+            };
+            match Contract::compile(entry, schema, currencies) {
+                Ok(contract) => contracts.push(Arc::new(contract)),
+                Err(fault) => self.problem(format!("{}: {fault}", entry.schema)),
+            }
+        }
+        contracts
+    }
+
+    fn authority(&mut self) -> Option<Authority> {
+        let (Some(rules), Some(schema)) =
+            (text(self.files, "authorize.cedar"), text(self.files, "quotesign.cedarschema"))
+        else {
+            self.problem("authorize.cedar or quotesign.cedarschema is not UTF-8; save it as UTF-8".to_owned());
+            return None;
+        };
+        let callers = self.file.callers.iter().map(|caller| (&caller.id, caller.roles.as_slice()));
+        let partners = self.file.partners.iter().map(|partner| &partner.id);
+        match Authority::compile(rules, schema, callers, partners) {
+            Ok(authority) => Some(authority),
+            Err(faults) => {
+                self.problems.extend(faults.into_iter().map(Problem));
+                None
+            }
+        }
+    }
+
+    fn keys(&mut self) -> Vec<Arc<TimedKey>> {
+        let mut kids: Seen<&Kid, ()> = Seen::new();
+        let mut thumbprints: Seen<String, &Kid> = Seen::new();
+        let mut keys = Vec::new();
+        for entry in &self.file.keys {
+            let kid = &entry.kid;
+            if kids.insert(kid, ()).is_some() {
+                self.problem(format!("policy.toml: the key `{kid}` stands there twice; a kid is never used again"));
+            }
+            self.timeline_of(entry);
+            let Some(public) = self.public_key(kid) else { continue };
+            if let Some(other) = thumbprints.insert(public.thumbprint(), kid) {
+                self.problem(format!("keys/{kid}.jwk.json: is the very key of `{other}`; one key has one kid"));
+            }
+            keys.push(Arc::new(timed(entry, public)));
+        }
+        self.stray_keys();
+        keys.sort_by(|a, b| (a.sign_from, &a.kid).cmp(&(b.sign_from, &b.kid)));
+        keys
+    }
+
+    fn public_key(&mut self, kid: &Kid) -> Option<PublicKey> {
+        let name = format!("keys/{kid}.jwk.json");
+        let Some(bytes) = self.files.get(&name) else {
+            self.problem(format!("{name}: is missing; write it with `quotesign keys jwk`"));
+            return None;
+        };
+        match PublicKey::from_jwk(bytes) {
+            Ok(key) if key.kid() == kid => Some(key),
+            Ok(_) => {
+                self.problem(format!("{name}: its `kid` is not `{kid}`; a file is named after its kid"));
+                None
+            }
+            Err(fault) => {
+                self.problem(format!("{name}: {fault}"));
+                None
+            }
+        }
+    }
+
+    /// The rules on one key's times.
+    fn timeline_of(&mut self, entry: &KeyEntry) {
+        let kid = &entry.kid;
+        let file = self.file;
+        let propagation = Duration::from_secs(file.publication.propagation_s.into());
+        let mut faults = Vec::new();
+        if !file.partners.iter().any(|partner| partner.id == entry.partner) {
+            faults.push(format!("no partner is named `{}`; add it or mend the name", entry.partner));
+        }
+        if let Err(fault) = Locator::parse(&entry.locator) {
+            faults.push(format!("`locator`: {fault}"));
+        }
+        if entry.publish_at.plus(propagation) > entry.sign_from {
+            faults.push(format!(
+                "`sign_from` must be at least {} s after `publish_at`, the propagation time",
+                propagation.as_secs()
+            ));
+        }
+        if entry.sign_from >= entry.sign_until {
+            faults.push("`sign_until` must be after `sign_from`".to_owned());
+        }
+        let needed = file.validity.retirement();
+        if entry.sign_until.plus(needed) > entry.retire_at {
+            faults.push(format!(
+                "`retire_at` must be at least {} s after `sign_until`: the longest validity, late acceptance and skew",
+                needed.as_secs()
+            ));
+        }
+        for fault in faults {
+            self.problem(format!("policy.toml: key `{kid}`: {fault}"));
+        }
+    }
+
+    fn stray_keys(&mut self) {
+        let stray: Vec<String> = self
+            .files
+            .keys()
+            .filter_map(|name| name.strip_prefix("keys/")?.strip_suffix(".jwk.json"))
+            .filter(|kid| !self.file.keys.iter().any(|entry| entry.kid.as_str() == *kid))
+            .map(|kid| format!("keys/{kid}.jwk.json: no [[keys]] entry has this kid; add one or remove the file"))
+            .collect();
+        self.problems.extend(stray.into_iter().map(Problem));
+    }
+}
+
+fn timed(entry: &KeyEntry, public: PublicKey) -> TimedKey {
+    TimedKey {
+        kid: entry.kid.clone(),
+        partner: entry.partner.clone(),
+        signer: entry.signer.clone(),
+        locator: entry.locator.clone(),
+        public: Arc::new(public),
+        publish_at: entry.publish_at,
+        confirmed: entry.confirmed.clone(),
+        sign_from: entry.sign_from,
+        sign_until: entry.sign_until,
+        retire_at: entry.retire_at,
+        standby: entry.standby,
+    }
+}
+
+fn assemble(
+    files: &Files,
+    file: PolicyFile,
+    authority: Authority,
+    contracts: Vec<Arc<Contract>>,
+    keys: Vec<Arc<TimedKey>>,
+    currencies: Arc<Currencies>,
+) -> Bundle {
+    let propagation = Duration::from_secs(file.publication.propagation_s.into());
+    let partner = |entry: super::file::PartnerEntry| Partner {
+        id: entry.id,
+        sequence: entry.sequence,
+        jwks_hosts: entry.jwks_hosts,
+        contacts: entry.contacts,
+        contracts: entry.contracts,
+    };
+    Bundle {
+        digest: files::digest(files),
+        serial: file.serial,
+        environment: file.environment,
+        validity: file.validity,
+        publication: file.publication,
+        quotas: file.quotas,
+        authority,
+        timeline: Timeline { environment: file.environment, propagation, keys },
+        currencies,
+        partners: file.partners.into_iter().map(|entry| (entry.id.clone(), partner(entry))).collect(),
+        callers: file.callers.into_iter().map(|caller| (caller.id, caller.roles)).collect(),
+        contracts,
+    }
+}

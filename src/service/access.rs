@@ -1,0 +1,148 @@
+//! One row for every RPC: on which service it stands, and which act of policy it is. Every method begins here.
+
+use std::sync::Arc;
+
+use tonic::{Request, Status};
+
+use crate::{
+    audit,
+    call::Call,
+    domain::{Environment, PartnerId},
+    policy::{
+        Bundle, Partner,
+        authority::{Action, Resource, Verdict},
+    },
+    proto::Reason,
+    transport::{edge::Edge, peer::Peer},
+};
+
+use super::status;
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rpc {
+    /// The full method name.
+    pub method: &'static str,
+    /// The act that policy decides on.
+    pub action: Action,
+}
+
+/// Every RPC of the gateway's own services. A test holds it against the proto's descriptors.
+pub const RPCS: [Rpc; 8] =
+    [SIGN_QUOTE, VERIFY_QUOTE, GET_SEQUENCE, GET_JWKS, LIST_KEYS, GET_STATUS, SEED_SEQUENCE, RELOAD_POLICY];
+
+/// `SignQuote`.
+pub const SIGN_QUOTE: Rpc = Rpc { method: "quotesign.v1.QuoteSigningService/SignQuote", action: Action::SignQuote };
+/// `VerifyQuote`.
+pub const VERIFY_QUOTE: Rpc =
+    Rpc { method: "quotesign.v1.QuoteSigningService/VerifyQuote", action: Action::VerifyQuote };
+/// `GetSequence`.
+pub const GET_SEQUENCE: Rpc =
+    Rpc { method: "quotesign.v1.QuoteSigningService/GetSequence", action: Action::GetSequence };
+/// `GetJwks`.
+pub const GET_JWKS: Rpc = Rpc { method: "quotesign.v1.KeyDirectoryService/GetJwks", action: Action::GetJwks };
+/// `ListKeys`.
+pub const LIST_KEYS: Rpc = Rpc { method: "quotesign.v1.KeyDirectoryService/ListKeys", action: Action::ListKeys };
+/// `GetStatus`.
+pub const GET_STATUS: Rpc = Rpc { method: "quotesign.v1.AdminService/GetStatus", action: Action::GetStatus };
+/// `SeedSequence`.
+pub const SEED_SEQUENCE: Rpc = Rpc { method: "quotesign.v1.AdminService/SeedSequence", action: Action::SeedSequence };
+/// `ReloadPolicy`.
+pub const RELOAD_POLICY: Rpc = Rpc { method: "quotesign.v1.AdminService/ReloadPolicy", action: Action::ReloadPolicy };
+
+impl Rpc {
+    /// The call behind a request.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED where the client certificate names no caller.
+    pub fn call<T>(self, request: &Request<T>) -> Result<Call, Status> {
+        let extensions = request.extensions();
+        let edge = extensions.get::<Edge>().ok_or_else(|| status::plain(Reason::Internal, "the call has no edge"))?;
+        let peer = extensions.get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
+        let peer =
+            peer.ok_or_else(|| status::plain(Reason::CallerUnidentified, "the connection has no client certificate"))?;
+        let caller = peer.caller.clone().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?;
+        Ok(Call { caller, method: self.method, correlation_id: edge.correlation_id.clone(), deadline: edge.deadline })
+    }
+
+    /// Whether policy lets `call` read of `partner`. Unknown and forbidden look the same.
+    ///
+    /// # Errors
+    /// NOT_FOUND.
+    pub fn read<'p>(self, call: &Call, policy: &'p Bundle, partner: &str) -> Result<&'p Partner, Status> {
+        let unknown = || status::plain(Reason::NotFound, "no such partner, or not for this caller");
+        let id: PartnerId = partner.parse().map_err(|_| unknown())?;
+        let found = policy.partner(&id);
+        // Asked in both cases, so that the two also take the same time.
+        let verdict = policy.authority.decide(&call.caller, self.action, Resource::Partner(&id), None);
+        found.filter(|_| verdict.allowed).ok_or_else(unknown)
+    }
+
+    /// What policy says of `call` acting on the gateway itself.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED.
+    pub fn act(self, call: &Call, policy: &Bundle) -> Result<Verdict, Status> {
+        let verdict = policy.authority.decide(&call.caller, self.action, Resource::Gateway, None);
+        if verdict.allowed {
+            Ok(verdict)
+        } else {
+            Err(status::plain(Reason::PolicyDenied, "policy does not let this caller do this"))
+        }
+    }
+}
+
+/// What all audit records of a call share.
+#[must_use]
+pub fn trail(call: &Call, environment: Environment, policy: &Bundle) -> audit::Context {
+    audit::Context {
+        correlation_id: call.correlation_id.clone(),
+        caller: Some(call.caller.clone()),
+        method: Some(call.method.to_owned()),
+        ..own_trail(environment, policy)
+    }
+}
+
+/// What all audit records share of what the gateway does by itself.
+#[must_use]
+pub fn own_trail(environment: Environment, policy: &Bundle) -> audit::Context {
+    audit::Context {
+        correlation_id: crate::domain::CorrelationId::made(),
+        environment,
+        gateway_version: env!("CARGO_PKG_VERSION").to_owned(),
+        policy_digest: policy.digest.to_string(),
+        policy_serial: policy.serial,
+        caller: None,
+        method: None,
+        partner: None,
+        quote_id: None,
+        corridor: None,
+        contract: None,
+        rule_ids: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+
+    #[test]
+    fn every_rpc_of_the_proto_has_its_row_and_every_row_its_rpc() {
+        let set = prost_types::FileDescriptorSet::decode(crate::proto::DESCRIPTORS).unwrap();
+        let mut methods: Vec<String> = set
+            .file
+            .iter()
+            .filter(|file| file.package() == "quotesign.v1")
+            .flat_map(|file| &file.service)
+            .flat_map(|service| {
+                service.method.iter().map(|method| format!("quotesign.v1.{}/{}", service.name(), method.name()))
+            })
+            .collect();
+        let mut rows: Vec<String> = RPCS.iter().map(|rpc| rpc.method.to_owned()).collect();
+        methods.sort();
+        rows.sort();
+        assert_eq!(methods, rows);
+        assert!(RPCS.iter().all(|rpc| rpc.method.ends_with(&format!("/{}", rpc.action.name()))));
+    }
+}

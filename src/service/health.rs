@@ -1,0 +1,152 @@
+//! Health that tells the truth: each part's own, and what follows for those who call. Signing and the JWKS are
+//! told apart, since the JWKS needs no device.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    domain::PartnerId,
+    pipeline::Pipeline,
+    signer::Health,
+    telemetry::Metrics,
+};
+
+/// The gRPC service that signs; `/<partner>` after it names one partner's share of it.
+pub const SIGNING: &str = "quotesign.v1.QuoteSigningService";
+/// The gRPC service that tells keys.
+pub const DIRECTORY: &str = "quotesign.v1.KeyDirectoryService";
+const EVERY: Duration = Duration::from_millis(250);
+
+/// How each part fares: nothing where it serves, else why not.
+#[derive(Default)]
+pub struct Components(RwLock<BTreeMap<String, Option<String>>>);
+
+impl Components {
+    /// All parts by name.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, Option<String>> {
+        self.0.read().clone()
+    }
+
+    /// Whether the part of this name is known to serve.
+    #[must_use]
+    pub fn serves(&self, name: &str) -> bool {
+        matches!(self.0.read().get(name), Some(None))
+    }
+}
+
+/// Watches every part and tells `grpc.health.v1`, `/readyz` and the metrics.
+pub struct Watch {
+    /// What is watched.
+    pub pipeline: Arc<Pipeline>,
+    /// Where it is told.
+    pub components: Arc<Components>,
+    /// Where it is told to gRPC clients.
+    pub reporter: HealthReporter,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Watch {
+    /// Watches until `stop`; then tells everyone that this gateway serves no more.
+    pub async fn run(self, stop: CancellationToken) {
+        self.reporter.set_service_status(DIRECTORY, ServingStatus::Serving).await;
+        let mut told = BTreeMap::new();
+        while !stop.is_cancelled() {
+            let now = self.look();
+            for (name, fault) in &now {
+                self.metrics.component(name, fault.is_none());
+                if told.get(name) != Some(fault) {
+                    self.tell(name, fault).await;
+                }
+            }
+            self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
+            *self.components.0.write() = now.clone();
+            told = now;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+        for name in told.into_keys().chain([DIRECTORY.to_owned()]) {
+            if let Some(service) = service_of(&name) {
+                self.reporter.set_service_status(service, ServingStatus::NotServing).await;
+            }
+        }
+        self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
+    }
+
+    async fn tell(&self, name: &str, fault: &Option<String>) {
+        let status = match fault {
+            None => {
+                tracing::info!(component = name, "serving");
+                ServingStatus::Serving
+            }
+            Some(why) => {
+                tracing::warn!(component = name, why, "not serving");
+                ServingStatus::NotServing
+            }
+        };
+        if let Some(service) = service_of(name) {
+            self.reporter.set_service_status(service, status).await;
+        }
+        if name == "signing" {
+            self.reporter.set_service_status("", status).await;
+        }
+    }
+
+    /// Every part as it now is.
+    fn look(&self) -> BTreeMap<String, Option<String>> {
+        let mut parts = BTreeMap::new();
+        let ledger = self.pipeline.ledger.health().err();
+        let clock = self.pipeline.clock.now().err().map(|fault| fault.to_string());
+        let common = ledger.clone().or_else(|| clock.clone());
+        parts.insert("ledger".to_owned(), ledger);
+        parts.insert("clock".to_owned(), clock);
+        for (name, health) in self.pipeline.keyring.health() {
+            parts.insert(name, fault_of(health));
+        }
+        let policy = self.pipeline.policy.load();
+        let mut any = false;
+        for partner in policy.partners() {
+            let fault = common.clone().or_else(|| self.partner_fault(&partner.id));
+            any |= fault.is_none();
+            parts.insert(format!("signing/{}", partner.id), fault);
+        }
+        let none = || common.or_else(|| Some("no partner's current key can sign".to_owned()));
+        parts.insert("signing".to_owned(), if any { None } else { none() });
+        parts
+    }
+
+    fn partner_fault(&self, partner: &PartnerId) -> Option<String> {
+        let policy = self.pipeline.policy.load();
+        match policy.timeline.current(partner, SystemClock.now()) {
+            None => Some("no key may sign now".to_owned()),
+            Some(key) => match self.pipeline.keyring.key_health(&key.kid) {
+                Some(health) => fault_of(health),
+                None => Some(format!("no signer is bound to `{}`", key.kid)),
+            },
+        }
+    }
+}
+
+fn fault_of(health: Health) -> Option<String> {
+    match health {
+        Health::Serving => None,
+        Health::NotServing(why) => Some(why),
+    }
+}
+
+/// The name of a part in grpc.health, where it has one.
+fn service_of(part: &str) -> Option<String> {
+    match part.split_once('/') {
+        None if part == "signing" => Some(SIGNING.to_owned()),
+        _ if part == DIRECTORY => Some(DIRECTORY.to_owned()),
+        Some(("signing", partner)) => Some(format!("{SIGNING}/{partner}")),
+        _ => None,
+    }
+}

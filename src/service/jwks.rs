@@ -1,0 +1,60 @@
+//! The public JWKS: one set per partner, public members only, from the bundle in memory. Needs no device, no
+//! ledger and no client certificate.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    domain::{PartnerId, sha256},
+    jwk,
+    policy::{Bundle, Partner},
+};
+
+type Policy = Arc<ArcSwap<Bundle>>;
+
+/// How long a fetcher may keep the set; a key is published at least this long before it signs.
+const CACHE_CONTROL: &str = "public, max-age=300";
+
+/// The routes: nothing but the key sets.
+pub fn routes(policy: Policy) -> Router {
+    Router::new()
+        .route("/partners/{partner}/.well-known/jwks.json", get(of_partner))
+        .route("/.well-known/jwks.json", get(of_host))
+        .with_state(policy)
+}
+
+async fn of_partner(State(policy): State<Policy>, Path(partner): Path<String>, headers: HeaderMap) -> Response {
+    let policy = policy.load();
+    let found = partner.parse::<PartnerId>().ok().and_then(|id| policy.partner(&id));
+    answer(&policy, found, &headers)
+}
+
+async fn of_host(State(policy): State<Policy>, uri: axum::http::Uri, headers: HeaderMap) -> Response {
+    let policy = policy.load();
+    let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 carries the host in the request target.
+    let host = uri.host().or(header.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host)));
+    answer(&policy, host.and_then(|host| policy.partner_of_host(host)), &headers)
+}
+
+fn answer(policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
+    let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
+    let published = policy.timeline.published(&partner.id, SystemClock.now());
+    let set = jwk::jwks(published.map(|key| &*key.public));
+    let etag = format!("\"{}\"", hex::encode(sha256(set.as_bytes())));
+    let fresh = [(header::CACHE_CONTROL, CACHE_CONTROL.to_owned()), (header::ETAG, etag.clone())];
+    let held = headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
+    if held.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)) {
+        return (StatusCode::NOT_MODIFIED, fresh).into_response();
+    }
+    (fresh, [(header::CONTENT_TYPE, "application/json")], set).into_response()
+}

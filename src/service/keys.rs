@@ -1,0 +1,71 @@
+//! `KeyDirectoryService`: which public keys a partner's quotes are signed with.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    jwk,
+    pipeline::Pipeline,
+    policy::timeline::KeyState,
+    proto::{self, key_directory_service_server::KeyDirectoryService},
+};
+
+use super::{access, quotes::timestamp};
+
+/// Serves callers.
+pub struct Keys {
+    /// Holds the bundle in force.
+    pub pipeline: Arc<Pipeline>,
+}
+
+#[tonic::async_trait]
+impl KeyDirectoryService for Keys {
+    async fn get_jwks(
+        &self,
+        request: Request<proto::GetJwksRequest>,
+    ) -> Result<Response<proto::GetJwksResponse>, Status> {
+        let call = access::GET_JWKS.call(&request)?;
+        let policy = self.pipeline.policy.load();
+        let partner = access::GET_JWKS.read(&call, &policy, &request.get_ref().partner)?;
+        let published = policy.timeline.published(&partner.id, SystemClock.now());
+        Ok(Response::new(proto::GetJwksResponse { jwks: jwk::jwks(published.map(|key| &*key.public)) }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<proto::ListKeysRequest>,
+    ) -> Result<Response<proto::ListKeysResponse>, Status> {
+        let call = access::LIST_KEYS.call(&request)?;
+        let policy = self.pipeline.policy.load();
+        let partner = access::LIST_KEYS.read(&call, &policy, &request.get_ref().partner)?;
+        let now = SystemClock.now();
+        let current = policy.timeline.current(&partner.id, now);
+        let keys = policy
+            .timeline
+            .of(&partner.id)
+            .map(|key| proto::Key {
+                kid: key.kid.to_string(),
+                state: state(key.state(now)).into(),
+                current: current.is_some_and(|current| current.kid == key.kid),
+                thumbprint: key.public.thumbprint(),
+                publish_at: Some(timestamp(key.publish_at)),
+                sign_from: Some(timestamp(key.sign_from)),
+                sign_until: Some(timestamp(key.sign_until)),
+                retire_at: Some(timestamp(key.retire_at)),
+            })
+            .collect();
+        Ok(Response::new(proto::ListKeysResponse { keys }))
+    }
+}
+
+fn state(state: KeyState) -> proto::KeyState {
+    match state {
+        KeyState::Planned => proto::KeyState::Planned,
+        KeyState::Prepared => proto::KeyState::Prepared,
+        KeyState::Active => proto::KeyState::Active,
+        KeyState::Retiring => proto::KeyState::Retiring,
+        KeyState::Retired => proto::KeyState::Retired,
+    }
+}

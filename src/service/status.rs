@@ -1,0 +1,158 @@
+//! Turns refusals into gRPC statuses with `google.rpc` details. One table gives each reason its code.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::{
+    ledger::{self, LedgerError},
+    pipeline::{refusal::Refusal, validate::Invalid},
+    proto::Reason,
+};
+
+/// The `domain` of every ErrorInfo.
+pub const DOMAIN: &str = "quotesign.v1";
+
+/// The gRPC code of each reason.
+#[must_use]
+pub fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::CallerUnidentified => Code::Unauthenticated,
+        Reason::RateLimited | Reason::Overloaded => Code::ResourceExhausted,
+        Reason::InvalidRequest | Reason::MalformedJson | Reason::SchemaViolation => Code::InvalidArgument,
+        Reason::PolicyDenied => Code::PermissionDenied,
+        Reason::QuoteExpired
+        | Reason::NoActiveKey
+        | Reason::SequenceNotMonotonic
+        | Reason::SequenceScopeUnknown
+        | Reason::EnvironmentMismatch
+        | Reason::BundleRefused
+        | Reason::FloorNotRaised => Code::FailedPrecondition,
+        Reason::QuoteConflict => Code::AlreadyExists,
+        Reason::SignerUnavailable | Reason::LedgerUnavailable | Reason::ClockUntrusted | Reason::Draining => {
+            Code::Unavailable
+        }
+        Reason::DeadlineExceeded => Code::DeadlineExceeded,
+        Reason::NotFound => Code::NotFound,
+        Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Code::Internal,
+    }
+}
+
+/// The stable name of a reason, as ErrorInfo and records have it.
+#[must_use]
+pub fn name(reason: Reason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("REASON_").unwrap_or(name)
+}
+
+/// A status of a reason and a message.
+#[must_use]
+pub fn plain(reason: Reason, message: impl Into<String>) -> Status {
+    with(reason, message, HashMap::new(), ErrorDetails::new())
+}
+
+fn with(
+    reason: Reason,
+    message: impl Into<String>,
+    metadata: HashMap<String, String>,
+    mut details: ErrorDetails,
+) -> Status {
+    details.set_error_info(name(reason), DOMAIN, metadata);
+    Status::with_error_details(code(reason), message, details)
+}
+
+/// The status of a refusal of the quote's path.
+#[must_use]
+pub fn of(refusal: &Refusal) -> Status {
+    let mut details = ErrorDetails::new();
+    if let Some(wait) = refusal.retry_after() {
+        details.set_retry_info(Some(wait));
+    }
+    let mut metadata = HashMap::new();
+    match refusal {
+        Refusal::Invalid(Invalid::Violations(violations)) => {
+            let fields = violations.iter().map(|fault| FieldViolation::new(&fault.pointer, &fault.reason));
+            details.set_bad_request(fields.collect::<Vec<_>>());
+        }
+        Refusal::Exhausted(_) => {
+            details.add_quota_failure_violation("attempts_per_caller", refusal.to_string());
+        }
+        Refusal::Ledger(LedgerError::Refused(refused)) => of_ledger(refused, &mut metadata, &mut details),
+        Refusal::NoActiveKey(fault) => {
+            details.add_precondition_failure_violation("KEY", fault.partner.as_str(), refusal.to_string());
+        }
+        _ => {}
+    }
+    with(refusal.reason(), message(refusal), metadata, details)
+}
+
+/// The status of a ledger's refusal outside the quote's path.
+#[must_use]
+pub fn of_ledger_error(error: LedgerError) -> Status {
+    of(&Refusal::Ledger(error))
+}
+
+fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, details: &mut ErrorDetails) {
+    match refused {
+        ledger::Refusal::NotMonotonic { given, last } => {
+            metadata.insert("given".to_owned(), given.to_string());
+            metadata.insert("last".to_owned(), last.to_string());
+            details.add_precondition_failure_violation("SEQUENCE", "", refused.to_string());
+        }
+        ledger::Refusal::TooFarAhead { given, last, highest } => {
+            metadata.insert("given".to_owned(), given.to_string());
+            metadata.insert("last".to_owned(), last.to_string());
+            metadata.insert("highest_acceptable".to_owned(), highest.to_string());
+            details.add_precondition_failure_violation("SEQUENCE", "", refused.to_string());
+        }
+        ledger::Refusal::QuotaSpent { quota, .. } => {
+            details.add_quota_failure_violation(quota, refused.to_string());
+        }
+        ledger::Refusal::Conflict { .. }
+        | ledger::Refusal::UnknownScope
+        | ledger::Refusal::Expired
+        | ledger::Refusal::InputMismatch
+        | ledger::Refusal::NotReserved
+        | ledger::Refusal::FloorNotRaised { .. } => {}
+    }
+}
+
+/// What the caller reads. The texts of backends stay in our own log; a caller learns what to do.
+fn message(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::Conflict { .. })) => {
+            "this quote id is bound to another payload; issue the changed quote under a new id and number".to_owned()
+        }
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::UnknownScope)) => {
+            "this sequence was never seeded; an operator does that once with `quotesign admin seed-sequence`".to_owned()
+        }
+        Refusal::Ledger(LedgerError::Unavailable(_)) => {
+            "the ledger cannot record at the moment; send the same quote again".to_owned()
+        }
+        Refusal::Sign(_) => "no device could sign in time; send the same quote again".to_owned(),
+        Refusal::Verify(crate::pipeline::verify::VerifyError::Mismatch(_)) => {
+            "the signature did not verify and was not released; the operators were alarmed".to_owned()
+        }
+        Refusal::Denied(_) => "policy does not let this caller sign this quote".to_owned(),
+        _ => refusal.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reason of the proto has a code, none of them OK, and a name without its prefix.
+    #[test]
+    fn every_reason_has_a_code_and_a_name() {
+        let mut seen = 0;
+        for number in 0.. {
+            let Ok(reason) = Reason::try_from(number) else { break };
+            assert_ne!(code(reason), Code::Ok);
+            assert!(!name(reason).starts_with("REASON"));
+            seen += 1;
+        }
+        assert_eq!(seen, 24);
+    }
+}

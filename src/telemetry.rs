@@ -1,0 +1,112 @@
+//! What the gateway says of itself: log lines and metrics. No value of a quote ever gets here but the named few.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use tonic::Code;
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::config::{LogFormat, LogSection};
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// Where the filter cannot be read.
+pub fn start_logging(log: &LogSection) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&log.filter).map_err(|fault| {
+        format!("`log.filter` = `{}`: {fault}; write it as `info` or `quotesign=debug,info`", log.filter)
+    })?;
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Text => lines.with_target(false).try_init(),
+    };
+    started.map_err(|fault| fault.to_string())
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: String,
+    status: String,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabels {
+    method: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ComponentLabels {
+    component: String,
+}
+
+/// Counts of what happened, for `/metrics`.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    calls: Family<CallLabels, Counter>,
+    seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    serving: Family<ComponentLabels, Gauge>,
+    records_dropped: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("quotesign");
+        let calls = Family::default();
+        registry.register("calls", "Finished gRPC calls", calls.clone());
+        let seconds: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_5, 2.0, 15)));
+        registry.register("call_duration_seconds", "How long gRPC calls took", seconds.clone());
+        let serving = Family::default();
+        registry.register("component_serving", "1 where the part can do its work", serving.clone());
+        let records_dropped = Gauge::default();
+        registry.register(
+            "audit_refusals_not_journalled",
+            "Refusals beyond the journal's share for them",
+            records_dropped.clone(),
+        );
+        Self { registry: Mutex::new(registry), calls, seconds, serving, records_dropped }
+    }
+}
+
+impl Metrics {
+    /// A call has ended.
+    pub fn call(&self, method: &str, status: Code, reason: &str, took: Duration) {
+        // A method that is not there is some caller's own text: it must not become a label.
+        let method = if status == Code::Unimplemented { "unknown" } else { method };
+        let labels = CallLabels { method: method.to_owned(), status: format!("{status:?}"), reason: reason.to_owned() };
+        self.calls.get_or_create(&labels).inc();
+        self.seconds.get_or_create(&MethodLabels { method: method.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    /// How a part fares.
+    pub fn component(&self, name: &str, serving: bool) {
+        self.serving.get_or_create(&ComponentLabels { component: name.to_owned() }).set(i64::from(serving));
+    }
+
+    /// How many refusals the journal had no place for.
+    pub fn records_dropped(&self, count: u64) {
+        self.records_dropped.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// All of it, as OpenMetrics text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry.lock()) {
+            Ok(()) => text,
+            Err(fault) => format!("# {fault}\n"),
+        }
+    }
+}

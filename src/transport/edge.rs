@@ -1,0 +1,177 @@
+//! The edge of every gRPC call: correlation id, deadline, panics, and one access-log line.
+
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::{Code, Status, body::Body};
+use tonic_types::StatusExt as _;
+use tower::{Layer, Service};
+
+use crate::{domain::CorrelationId, proto::Reason, service::status, telemetry::Metrics};
+
+use super::peer::Peer;
+
+/// The header that joins a call's log lines, records and answers.
+pub const CORRELATION: &str = "x-correlation-id";
+const TIMEOUT: &str = "grpc-timeout";
+
+/// What the edge tells a service method.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    /// As sent where well formed, else made here.
+    pub correlation_id: CorrelationId,
+    /// When the caller ceases to wait.
+    pub deadline: Instant,
+}
+
+/// Puts the edge around a server's services.
+#[derive(Clone)]
+pub struct EdgeLayer {
+    /// The longest a call may take, and what a call without a deadline gets.
+    pub deadline_max: Duration,
+    /// Where calls are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl<S> Layer<S> for EdgeLayer {
+    type Service = EdgeService<S>;
+
+    fn layer(&self, inner: S) -> EdgeService<S> {
+        EdgeService { inner, layer: self.clone() }
+    }
+}
+
+/// See [`EdgeLayer`].
+#[derive(Clone)]
+pub struct EdgeService<S> {
+    inner: S,
+    layer: EdgeLayer,
+}
+
+impl<S> Service<Request<Body>> for EdgeService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let started = Instant::now();
+        let correlation_id = correlation_id(request.headers());
+        let wait = timeout(request.headers_mut(), self.layer.deadline_max);
+        request.extensions_mut().insert(Edge { correlation_id: correlation_id.clone(), deadline: started + wait });
+        let line = AccessLine::of(&request, &correlation_id, started);
+        let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
+        let metrics = self.layer.metrics.clone();
+        Box::pin(async move {
+            let mut response = match answer.await {
+                Ok(Ok(Ok(response))) => response,
+                Ok(Err(_)) => {
+                    status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again")
+                        .into_http()
+                }
+                Err(_) => {
+                    status::plain(Reason::Internal, "a fault of the gateway; make the same call again").into_http()
+                }
+            };
+            if let Ok(value) = HeaderValue::from_str(correlation_id.as_str()) {
+                response.headers_mut().insert(CORRELATION, value);
+            }
+            line.write(&response, &metrics);
+            Ok(response)
+        })
+    }
+}
+
+fn correlation_id(headers: &HeaderMap) -> CorrelationId {
+    let sent = headers.get(CORRELATION).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    sent.unwrap_or_else(CorrelationId::made)
+}
+
+/// Takes `grpc-timeout` out of the headers, since the server below would answer it as CANCELLED.
+fn timeout(headers: &mut HeaderMap, most: Duration) -> Duration {
+    let sent = headers.remove(TIMEOUT);
+    sent.and_then(|value| value.to_str().ok().and_then(grpc_timeout)).map_or(most, |sent| sent.min(most))
+}
+
+/// At most eight digits and a unit, as the gRPC protocol has it.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+struct AccessLine {
+    method: String,
+    caller: String,
+    correlation_id: CorrelationId,
+    started: Instant,
+}
+
+impl AccessLine {
+    fn of(request: &Request<Body>, correlation_id: &CorrelationId, started: Instant) -> Self {
+        let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
+        let caller = match peer.map(|peer| &peer.caller) {
+            Some(Ok(caller)) => caller.to_string(),
+            _ => "unidentified".to_owned(),
+        };
+        let method = request.uri().path().trim_start_matches('/').to_owned();
+        Self { method, caller, correlation_id: correlation_id.clone(), started }
+    }
+
+    fn write(&self, response: &Response<Body>, metrics: &Metrics) {
+        let status = Status::from_header_map(response.headers());
+        let code = status.as_ref().map_or(Code::Ok, Status::code);
+        let info = status.and_then(|status| status.get_details_error_info());
+        let reason = info.as_ref().map_or("", |info| info.reason.as_str());
+        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        metrics.call(&self.method, code, reason, self.started.elapsed());
+        tracing::info!(
+            method = self.method,
+            caller = self.caller,
+            correlation_id = %self.correlation_id,
+            status = ?code,
+            reason,
+            micros,
+            "call"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_has_them() {
+        assert_eq!(grpc_timeout("1S"), Some(Duration::from_secs(1)));
+        assert_eq!(grpc_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "1", "1s", "-1S", "123456789S", "1 S", "١S"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}

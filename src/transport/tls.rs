@@ -1,0 +1,117 @@
+//! TLS settings. Callers: mutual TLS 1.3, no resumption. The public: TLS 1.2 and 1.3, no client certificate.
+//! No setting turns validation off.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::{TLS12, TLS13},
+};
+
+use crate::config::{GrpcListener, JwksListener};
+
+/// Why TLS cannot be set up: which file, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("`{file}`: {why}")]
+pub struct TlsError {
+    file: String,
+    why: String,
+}
+
+impl TlsError {
+    fn new(file: &Path, why: impl ToString) -> Self {
+        Self { file: file.display().to_string(), why: why.to_string() }
+    }
+}
+
+/// The crypto provider, named wherever one is needed so that no default can be another.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Mutual TLS 1.3 for gRPC. Resumption is off: a resumed session would skip the check of the client's
+/// certificate.
+///
+/// # Errors
+/// Names the file that cannot be used.
+pub fn mutual(listener: &GrpcListener) -> Result<Arc<ServerConfig>, TlsError> {
+    let (chain, key) = identity(&listener.certificate, &listener.private_key)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&listener.client_ca)?), provider())
+        .build()
+        .map_err(|fault| TlsError::new(&listener.client_ca, fault))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|fault| TlsError::new(&listener.certificate, fault))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|fault| TlsError::new(&listener.certificate, fault))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// TLS for the public JWKS.
+///
+/// # Errors
+/// Names the file that cannot be used.
+pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
+    let (chain, key) = identity(&listener.certificate, &listener.private_key)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|fault| TlsError::new(&listener.certificate, fault))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|fault| TlsError::new(&listener.certificate, fault))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// TLS for the project's own client commands.
+///
+/// # Errors
+/// Names the file that cannot be used.
+pub fn client(ca: &Path, identity_files: Option<(&Path, &Path)>, alpn: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|fault| TlsError::new(ca, fault))?
+        .with_root_certificates(roots(ca)?);
+    let mut config = match identity_files {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key_file)) => {
+            let (chain, key) = identity(certificate, key_file)?;
+            builder.with_client_auth_cert(chain, key).map_err(|fault| TlsError::new(certificate, fault))?
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn identity(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|fault| TlsError::new(key, format!("no private key in PEM: {fault}")))?;
+    Ok((chain, key))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|fault| TlsError::new(file, format!("no certificates in PEM: {fault}")))?;
+    if chain.is_empty() { Err(TlsError::new(file, "holds no certificate")) } else { Ok(chain) }
+}
+
+fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        store.add(certificate).map_err(|fault| TlsError::new(file, fault))?;
+    }
+    Ok(store)
+}
