@@ -177,9 +177,12 @@ impl Gateway {
         let sweep = tokio::spawn(sweep(self.pipeline.clone(), self.config.ledger.sweep_s, stop_watch.clone()));
         let reload = tokio::spawn(reload_on_hangup(self.control.clone(), self.pipeline.clone(), stop_watch.clone()));
         let drain = self.config.drain;
+        let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let pipeline = self.pipeline.clone();
         let mut fronts = self.fronts(health, &stop_fronts)?;
-        tracing::info!("serving");
+        for (front, address) in addresses {
+            tracing::info!(front, %address, "listening");
+        }
         let ended = tokio::select! {
             () = ends.wait() => None,
             ended = fronts.join_next() => ended,

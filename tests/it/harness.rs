@@ -1,0 +1,362 @@
+//! Makes a site (token, key, certificates, policy, ledger) in a directory of its own, runs the real binary in
+//! it, and calls it. Every process is ended by its own handle; every address is a free loopback port.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use quotesign::{
+    client::{ClientFile, Remote},
+    clock::{Clock as _, SystemClock, UtcTime},
+    proto::{
+        SignQuoteRequest, SignQuoteResponse, admin_service_client::AdminServiceClient,
+        key_directory_service_client::KeyDirectoryServiceClient,
+        quote_signing_service_client::QuoteSigningServiceClient,
+    },
+};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+/// How long anything may take to come about before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PARTNER: &str = "acme-remit";
+const TRUST_DOMAIN: &str = "dev.quotesign.example";
+
+/// The binary under test.
+pub fn quotesign() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_quotesign"))
+}
+
+/// Polls until `done`, and fails after [`PATIENCE`].
+pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !done().await {
+        assert!(start.elapsed() < PATIENCE, "it never came about: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A certificate authority of the test's own.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Writes `<name>.pem` and `<name>.key`.
+    pub fn issue(&self, dir: &Path, name: &str, params: CertificateParams) -> Remote {
+        let key = KeyPair::generate().unwrap();
+        let certificate = dir.join(format!("{name}.pem"));
+        let private_key = dir.join(format!("{name}.key"));
+        fs::write(&certificate, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
+        fs::write(&private_key, key.serialize_pem()).unwrap();
+        Remote { url: String::new(), certificate, private_key }
+    }
+}
+
+/// The parameters of a client certificate with these URI and DNS names, valid from yesterday for ten years.
+pub fn client_certificate(uris: &[&str], dns: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+    let dns = dns.iter().map(|name| SanType::DnsName((*name).try_into().unwrap()));
+    params.subject_alt_names = uris.chain(dns).collect();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let now = OffsetDateTime::now_utc();
+    (params.not_before, params.not_after) = (now - time::Duration::days(1), now + time::Duration::days(3650));
+    params
+}
+
+/// Everything a gateway needs, on disk, with none running.
+pub struct Site {
+    dir: TempDir,
+    pub authority: Authority,
+    /// Variables for the gateway's environment.
+    pub env: HashMap<String, String>,
+}
+
+impl Site {
+    /// A development environment as `quotesign dev --prepare` makes it, with certificates of the test's own CA.
+    pub fn new() -> Self {
+        let dir = TempDir::with_prefix("quotesign-it-").unwrap();
+        let made = quotesign().args(["dev", "--prepare", "--dir"]).arg(dir.path()).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let site = Self { authority: Authority::new(), env: HashMap::new(), dir };
+        let tls = site.path("tls");
+        fs::write(tls.join("ca.pem"), &site.authority.pem).unwrap();
+        let local = ["localhost", "127.0.0.1"].map(str::to_owned);
+        site.authority.issue(&tls, "server", CertificateParams::new(local).unwrap());
+        for caller in ["pricing", "operator", "auditor"] {
+            let id = format!("spiffe://{TRUST_DOMAIN}/{caller}");
+            site.authority.issue(&tls, caller, client_certificate(&[&id], &[]));
+        }
+        site
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("quotesign.toml")
+    }
+
+    /// Sets a variable of the gateway's environment, such as an override of its config.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Changes `policy.toml` and raises its serial.
+    pub fn edit_policy(&self, edit: impl FnOnce(&mut toml_edit::DocumentMut)) {
+        let path = self.path("policy/policy.toml");
+        let mut policy: toml_edit::DocumentMut = fs::read_to_string(&path).unwrap().parse().unwrap();
+        let serial = policy["serial"].as_integer().unwrap();
+        policy["serial"] = toml_edit::value(serial + 1);
+        edit(&mut policy);
+        fs::write(path, policy.to_string()).unwrap();
+    }
+
+    /// The binary, in this site's environment.
+    pub fn command(&self) -> Command {
+        let mut command = quotesign();
+        command
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
+            .env("QUOTESIGN_LOG__FORMAT", "json")
+            .envs(
+                ["GRPC", "ADMIN", "JWKS", "OPERATIONS"]
+                    .map(|front| (format!("QUOTESIGN_{front}__LISTEN"), "127.0.0.1:0")),
+            )
+            .envs(&self.env);
+        command
+    }
+
+    /// Runs a command that reads the config, to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command().args(args).arg("--config").arg(self.config()).output().unwrap()
+    }
+
+    /// Starts the gateway and waits until it listens.
+    pub fn start(&self) -> Gateway {
+        let mut command = self.command();
+        command.arg("serve").arg("--config").arg(self.config());
+        Gateway::spawn(command, self)
+    }
+
+    /// Starts the gateway and waits until it can sign.
+    pub async fn serve(&self) -> Gateway {
+        let gateway = self.start();
+        gateway.signing().await;
+        gateway
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    child: Child,
+    addresses: HashMap<String, SocketAddr>,
+    tls: PathBuf,
+    /// What it has logged so far, a JSON line each.
+    pub log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Gateway {
+    pub fn spawn(mut command: Command, site: &Site) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (tell, told) = mpsc::channel();
+        let lines = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _nobody_may_listen = tell.send(line.clone());
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let mut addresses = HashMap::new();
+        while addresses.len() < 4 {
+            let Ok(line) = told.recv_timeout(PATIENCE) else {
+                let _it_may_have_ended = child.kill();
+                panic!("the gateway did not start: {:#?}", log.lock().unwrap());
+            };
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
+            if let (Some(front), Some(address)) = (line["front"].as_str(), line["address"].as_str()) {
+                addresses.insert(front.to_owned(), address.parse().unwrap());
+            }
+        }
+        Self { child, addresses, tls: site.path("tls"), log }
+    }
+
+    pub fn address(&self, front: &str) -> SocketAddr {
+        self.addresses[front]
+    }
+
+    /// How `caller` reaches this gateway, with the certificate of that name in the site's `tls/`.
+    pub fn client(&self, caller: &str) -> ClientFile {
+        let remote = |front| Remote {
+            url: format!("https://{}", self.address(front)),
+            certificate: self.tls.join(format!("{caller}.pem")),
+            private_key: self.tls.join(format!("{caller}.key")),
+        };
+        ClientFile {
+            environment: quotesign::domain::Environment::Development,
+            partner: Some(PARTNER.parse().unwrap()),
+            ca: self.tls.join("ca.pem"),
+            grpc: remote("grpc"),
+            admin: Some(remote("admin")),
+            jwks: format!("https://{}", self.address("jwks")),
+        }
+    }
+
+    pub async fn quotes(&self, caller: &str) -> Caller {
+        Caller(QuoteSigningServiceClient::new(self.client(caller).grpc().await.unwrap()))
+    }
+
+    pub async fn keys(&self, caller: &str) -> KeyDirectoryServiceClient<Channel> {
+        KeyDirectoryServiceClient::new(self.client(caller).grpc().await.unwrap())
+    }
+
+    pub async fn admin(&self, caller: &str) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.client(caller).admin().await.unwrap())
+    }
+
+    /// Status and body of a GET on the operations front.
+    pub async fn operations(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut socket = tokio::net::TcpStream::connect(self.address("operations")).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    pub async fn can_sign(&self) -> bool {
+        self.operations("/readyz?for=signing").await.0 == 200
+    }
+
+    /// Waits until it can sign.
+    pub async fn signing(&self) {
+        until("the gateway can sign", async || self.can_sign().await).await;
+    }
+
+    /// Waits for a log line that holds `text`.
+    pub async fn logged(&self, text: &str) {
+        until(text, async || self.log.lock().unwrap().iter().any(|line| line.contains(text))).await;
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends this very process a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.child.wait().unwrap()
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _it_may_have_ended = self.child.kill();
+        let _it_may_have_ended = self.child.wait();
+    }
+}
+
+/// A client of the signing service.
+#[derive(Clone)]
+pub struct Caller(pub QuoteSigningServiceClient<Channel>);
+
+impl Caller {
+    pub async fn sign(&self, quote: &Quote) -> Result<SignQuoteResponse, Status> {
+        self.sign_bytes(quote.0.to_string().into_bytes()).await
+    }
+
+    pub async fn sign_bytes(&self, payload: Vec<u8>) -> Result<SignQuoteResponse, Status> {
+        let request = SignQuoteRequest { environment: "development".into(), payload, quote_id: String::new() };
+        self.0.clone().sign_quote(request).await.map(tonic::Response::into_inner)
+    }
+}
+
+/// A quote that keeps the shipped contract, until a test changes it.
+#[derive(Clone)]
+pub struct Quote(pub Value);
+
+impl Quote {
+    /// `examples/quote.json` with a fresh id, times from now and this number.
+    pub fn number(sequence: u64) -> Self {
+        let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quote.json")).unwrap();
+        let now = SystemClock.now();
+        Self(serde_json::from_str(&text).unwrap())
+            .with("quote_id", json!(uuid::Uuid::new_v4().to_string()))
+            .with("quote_sequence", json!(sequence))
+            .with("issued_at", json!(seconds(now)))
+            .with("expires_at", json!(seconds(now.plus(Duration::from_secs(600)))))
+    }
+
+    pub fn with(mut self, claim: &str, value: Value) -> Self {
+        self.0[claim] = value;
+        self
+    }
+
+    pub fn without(mut self, claim: &str) -> Self {
+        self.0.as_object_mut().unwrap().remove(claim);
+        self
+    }
+
+    pub fn id(&self) -> &str {
+        self.0["quote_id"].as_str().unwrap()
+    }
+}
+
+/// The instant in whole seconds, as the contract spells it.
+pub fn seconds(at: UtcTime) -> String {
+    UtcTime::from_millis(at.millis() - at.millis().rem_euclid(1000)).to_string()
+}
+
+/// The stable reason of a refusal.
+pub fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// The pointers of a refusal's field violations.
+pub fn pointers(status: &Status) -> Vec<String> {
+    let request = status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
+    request.into_iter().map(|violation| violation.field).collect()
+}
