@@ -120,7 +120,7 @@ impl Failure {
         let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
         let mut text = format!("{reason}: {}", status.message());
         for field in status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default() {
-            text.push_str(&format!("\n  {} {}", field.field, field.description));
+            text.extend(["\n  ", &field.field, " ", &field.description]);
         }
         Self::failed(text)
     }
@@ -143,7 +143,10 @@ impl Cli {
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),
             Command::Policy(command) => command.run(),
-            Command::Completions(command) => command.run(),
+            Command::Completions(command) => {
+                command.run();
+                Ok(())
+            }
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -116,11 +116,12 @@ pub trait Clock: Send + Sync + 'static {
     fn steady(&self) -> Duration;
 }
 
-/// The machine's clocks: CLOCK_REALTIME, and CLOCK_BOOTTIME for the steady one.
+/// The machine's clocks: `CLOCK_REALTIME`, and `CLOCK_BOOTTIME` for the steady one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the one clock that asks the machine")]
     fn now(&self) -> UtcTime {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         UtcTime(since_epoch.map_or(0, millis_of))
@@ -283,7 +284,7 @@ mod tests {
 
     fn guard(journal: i64) -> (Arc<Hands>, ClockGuard) {
         let hands = Arc::new(Hands(Mutex::new((1_000_000, 0))));
-        let bounds = ClockBounds { step_max: Duration::from_secs(1), settle: Duration::from_secs(60) };
+        let bounds = ClockBounds { step_max: Duration::from_secs(1), settle: Duration::from_mins(1) };
         (hands.clone(), ClockGuard::new(hands, bounds, UtcTime(journal)))
     }
 

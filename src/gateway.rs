@@ -55,7 +55,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn unfit(text: impl ToString) -> Self {
+    fn unfit(text: impl std::fmt::Display) -> Self {
         Self::Unfit(vec![text.to_string()])
     }
 }

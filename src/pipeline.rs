@@ -1,26 +1,41 @@
 //! The path of one quote, top to bottom. [`Pipeline::sign_quote`] is the whole of it; each stage takes what
 //! the stage before it made, and only that stage can make it, so a skipped stage does not compile:
 //!
-//! ```compile_fail
+//! ```no_run
+//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, signer::keyring::Keyring};
+//! use quotesign::pipeline::{commit, reserve::Pending, sign, verify};
+//! # async fn finish(pending: Pending, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard, context: Context) {
+//! let signed = sign::sign(pending, keyring, std::time::Instant::now()).await.unwrap();
+//! let verified = verify::verify(signed, clock).unwrap();
+//! let released = commit::commit(verified, ledger, clock, context).await;
+//! # }
+//! ```
+//!
+//! A quote without a reservation cannot be signed:
+//!
+//! ```compile_fail,E0308
+//! # use quotesign::signer::keyring::Keyring;
 //! use quotesign::pipeline::{canonicalise::Canonical, sign};
-//! # async fn skip(canonical: Canonical, keyring: &quotesign::signer::keyring::Keyring) {
-//! // A quote without a reservation cannot be signed: `sign` takes what `reserve` makes.
-//! let _ = sign::sign(canonical, keyring, std::time::Instant::now()).await;
+//! # async fn skip(canonical: Canonical, keyring: &Keyring) {
+//! let signed = sign::sign(canonical, keyring, std::time::Instant::now()).await.unwrap();
 //! # }
 //! ```
 //!
-//! ```compile_fail
-//! use quotesign::pipeline::{sign::Signed, commit};
-//! # async fn skip(signed: Signed, ledger: &quotesign::ledger::Ledger, clock: &quotesign::clock::ClockGuard,
-//! #     context: quotesign::audit::Context) {
-//! // A signature that was not verified cannot be committed.
-//! let _ = commit::commit(signed, ledger, clock, context).await;
+//! A signature that was not verified cannot be committed:
+//!
+//! ```compile_fail,E0308
+//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, signer::keyring::Keyring};
+//! use quotesign::pipeline::{commit, reserve::Pending, sign};
+//! # async fn skip(pending: Pending, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard, context: Context) {
+//! let signed = sign::sign(pending, keyring, std::time::Instant::now()).await.unwrap();
+//! let released = commit::commit(signed, ledger, clock, context).await;
 //! # }
 //! ```
 //!
-//! ```compile_fail
-//! // Nor can a stage's product be made by hand.
-//! let _ = quotesign::pipeline::verify::Verified { made: () };
+//! Nor can what a stage makes be made by hand:
+//!
+//! ```compile_fail,E0423
+//! let counted = quotesign::pipeline::attempts::Counted(());
 //! ```
 
 use std::sync::Arc;

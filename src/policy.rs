@@ -1,13 +1,7 @@
 //! The policy bundle: who may sign what, for whom, with which key, until when. Read once into memory, checked
 //! as a whole, and never used where anything in it is wrong. The one loader for `serve` and for every command.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -170,5 +164,3 @@ impl Validity {
 
 /// The files of a bundle, by path relative to it.
 type Files = BTreeMap<String, Vec<u8>>;
-/// Something found once, by which a second one is refused.
-type Seen<K, V> = HashMap<K, V>;

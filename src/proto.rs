@@ -1,6 +1,12 @@
 //! The generated types of `proto/quotesign/v1`, and the descriptors that reflection serves.
 
-#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated; the documentation is in proto/")]
+#![allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/"
+)]
 
 tonic::include_proto!("quotesign.v1");
 

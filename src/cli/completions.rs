@@ -5,7 +5,7 @@ use std::io;
 use clap::{Args, CommandFactory as _};
 use clap_complete::{Shell, generate};
 
-use super::{Cli, Failure};
+use super::Cli;
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
@@ -14,8 +14,7 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(&self) {
         generate(self.shell, &mut Cli::command(), "quotesign", &mut io::stdout());
-        Ok(())
     }
 }

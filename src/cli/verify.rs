@@ -53,13 +53,12 @@ impl Verify {
     }
 
     fn keys(&self) -> Result<Vec<PublicKey>, Failure> {
-        let set = match &self.jwks {
-            Some(path) => fs::read(path).map_err(|fault| Failure::unfit(format!("{}: {fault}", path.display())))?,
-            None => {
-                let client = self.path.load()?;
-                let partner = partner_of(&client, self.partner.as_deref())?;
-                block_on(async { client.jwks(&partner).await.map_err(Failure::failed) })?.to_vec()
-            }
+        let set = if let Some(path) = &self.jwks {
+            fs::read(path).map_err(|fault| Failure::unfit(format!("{}: {fault}", path.display())))?
+        } else {
+            let client = self.path.load()?;
+            let partner = partner_of(&client, self.partner.as_deref())?;
+            block_on(async { client.jwks(&partner).await.map_err(Failure::failed) })?.to_vec()
         };
         jwk::read_jwks(&set).map_err(|fault| Failure::failed(format!("the JWKS: {fault}")))
     }

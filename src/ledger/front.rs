@@ -139,7 +139,7 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn newest_record_at(&self) -> Result<Option<UtcTime>, LedgerError> {
-        self.read(|engine| engine.newest_record_at()).await
+        self.read(Engine::newest_record_at).await
     }
 
     /// Voids some of what expired unsigned, and says how many. `context` is completed with each quote's partner

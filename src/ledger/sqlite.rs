@@ -182,7 +182,7 @@ fn write(transaction: &Connection, held: Chain, batch: &[Op]) -> Result<(Chain, 
     Ok((chain, replies.into_iter().map(|(_, reply)| reply).collect()))
 }
 
-fn unknown(why: impl ToString) -> EngineError {
+fn unknown(why: impl std::fmt::Display) -> EngineError {
     EngineError::Unknown(why.to_string())
 }
 

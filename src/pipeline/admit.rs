@@ -37,11 +37,11 @@ impl Admission {
 #[derive(Debug)]
 pub struct Admitted {
     /// The quote as sent.
-    pub quote: Map<String, Value>,
+    quote: Map<String, Value>,
     /// What it says.
-    pub terms: Terms,
+    terms: Terms,
     /// Its partner.
-    pub partner: Partner,
+    partner: Partner,
     place: Place,
 }
 

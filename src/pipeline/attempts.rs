@@ -22,9 +22,7 @@ pub struct Exhausted {
 
 /// A call that was counted.
 #[derive(Debug)]
-pub struct Counted {
-    made: (),
-}
+pub struct Counted(());
 
 /// The attempts of each caller. Callers that policy does not declare share one count, so that memory is
 /// bounded by the bundle whatever certificates the CA gives out.
@@ -47,15 +45,8 @@ pub fn count(attempts: &Attempts, policy: &Bundle, call: &Call) -> Result<Counte
     let caller = policy.knows(&call.caller).then(|| call.caller.clone());
     let limiter = attempts.limiter(caller, quota);
     match limiter.limiter.check() {
-        Ok(()) => Ok(Counted { made: () }),
+        Ok(()) => Ok(Counted(())),
         Err(not_until) => Err(Exhausted { retry_after: not_until.wait_time_from(limiter.limiter.clock().now()) }),
-    }
-}
-
-impl Counted {
-    /// Ends the proof where the next stage has taken it.
-    pub(super) fn taken(self) {
-        self.made
     }
 }
 

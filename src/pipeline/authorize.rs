@@ -26,12 +26,11 @@ pub struct Denied {
 #[derive(Debug)]
 pub struct Authorized {
     /// The quote as sent.
-    pub quote: Map<String, Value>,
+    quote: Map<String, Value>,
     /// What it says.
-    pub terms: Terms,
+    terms: Terms,
     /// Its partner.
-    pub partner: Partner,
-    made: (),
+    partner: Partner,
 }
 
 /// Authorises the caller.
@@ -44,14 +43,14 @@ pub fn authorize(valid: Valid, policy: &Bundle, call: &Call, trail: &mut audit::
     let verdict = policy.authority.decide(&call.caller, Action::SignQuote, resource, Some(&terms));
     trail.rule_ids.clone_from(&verdict.rule_ids);
     match policy.partner(&terms.partner).cloned() {
-        Some(partner) if verdict.allowed => Ok(Authorized { quote, terms, partner, made: () }),
+        Some(partner) if verdict.allowed => Ok(Authorized { quote, terms, partner }),
         _ => Err(Denied { rule_ids: verdict.rule_ids }),
     }
 }
 
 impl Authorized {
     pub(super) fn taken(self) -> (Map<String, Value>, Terms, Partner) {
-        let Self { quote, terms, partner, made: () } = self;
+        let Self { quote, terms, partner } = self;
         (quote, terms, partner)
     }
 }

@@ -23,18 +23,17 @@ pub struct NoCanonicalForm(#[source] serde_json::Error);
 #[derive(Debug)]
 pub struct Canonical {
     /// What it says.
-    pub terms: Terms,
+    terms: Terms,
     /// Its partner.
-    pub partner: Partner,
+    partner: Partner,
     /// The key that is to sign it.
-    pub key: Arc<TimedKey>,
+    key: Arc<TimedKey>,
     /// SHA-256 of its RFC 8785 form.
-    pub digest: PayloadDigest,
+    digest: PayloadDigest,
     /// The JWS signing input.
-    pub input: SigningInput,
+    input: SigningInput,
     /// Its place in flight.
-    pub place: Place,
-    made: (),
+    place: Place,
 }
 
 /// Canonicalises a quote.
@@ -46,12 +45,12 @@ pub fn canonicalise(keyed: Keyed) -> Result<Canonical, NoCanonicalForm> {
     let payload = serde_jcs::to_vec(&Value::Object(quote)).map_err(NoCanonicalForm)?;
     let digest = PayloadDigest::of(&payload);
     let input = SigningInput::of_quote(&key.kid, &payload);
-    Ok(Canonical { terms, partner, key, digest, input, place, made: () })
+    Ok(Canonical { terms, partner, key, digest, input, place })
 }
 
 impl Canonical {
     pub(super) fn taken(self) -> (Terms, Partner, Arc<TimedKey>, PayloadDigest, SigningInput, Place) {
-        let Self { terms, partner, key, digest, input, place, made: () } = self;
+        let Self { terms, partner, key, digest, input, place } = self;
         (terms, partner, key, digest, input, place)
     }
 }

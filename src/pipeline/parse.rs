@@ -50,10 +50,9 @@ pub enum ParseError {
 #[derive(Debug)]
 pub struct Parsed {
     /// The quote.
-    pub quote: Map<String, Value>,
+    quote: Map<String, Value>,
     /// The id beside it; may be empty.
-    pub quote_id: String,
-    made: (),
+    quote_id: String,
 }
 
 /// Reads a request.
@@ -61,22 +60,21 @@ pub struct Parsed {
 /// # Errors
 /// Where it means another environment, or its payload is not strict I-JSON within `limits`.
 pub fn parse(
-    counted: Counted,
+    _counted: Counted,
     request: QuoteRequest,
     environment: Environment,
     limits: &Limits,
 ) -> Result<Parsed, ParseError> {
-    counted.taken();
     if request.environment != environment.as_str() {
         return Err(ParseError::Environment { ours: environment });
     }
     let quote = read_object(&request.payload, limits).map_err(ParseError::Json)?;
-    Ok(Parsed { quote, quote_id: request.quote_id, made: () })
+    Ok(Parsed { quote, quote_id: request.quote_id })
 }
 
 impl Parsed {
     pub(super) fn taken(self) -> (Map<String, Value>, String) {
-        let Self { quote, quote_id, made: () } = self;
+        let Self { quote, quote_id } = self;
         (quote, quote_id)
     }
 }
@@ -150,7 +148,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         }
     }
 
-    /// Also -0, exponents, and integers beyond 64 bits: serde_json hands all of them over as floats.
+    /// Also -0, exponents, and integers beyond 64 bits: `serde_json` hands all of them over as floats.
     fn visit_f64<E: Error>(self, _: f64) -> Result<Value, E> {
         Err(E::custom("a number that is not a plain integer; write amounts and rates as strings"))
     }

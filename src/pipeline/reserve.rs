@@ -28,13 +28,13 @@ pub enum Held {
 #[derive(Debug)]
 pub struct Pending {
     /// The ledger's word.
-    pub reservation: Reservation,
+    reservation: Reservation,
     /// What to sign.
-    pub input: SigningInput,
+    input: SigningInput,
     /// With which key.
-    pub key: Arc<TimedKey>,
+    key: Arc<TimedKey>,
     /// From when on it must not be released.
-    pub expires_at: UtcTime,
+    expires_at: UtcTime,
     place: Place,
 }
 

@@ -25,16 +25,15 @@ pub struct NoActiveKey {
 #[derive(Debug)]
 pub struct Keyed {
     /// The quote as sent.
-    pub quote: Map<String, Value>,
+    quote: Map<String, Value>,
     /// What it says.
-    pub terms: Terms,
+    terms: Terms,
     /// Its partner.
-    pub partner: Partner,
+    partner: Partner,
     /// The key.
-    pub key: Arc<TimedKey>,
+    key: Arc<TimedKey>,
     /// Its place in flight.
-    pub place: Place,
-    made: (),
+    place: Place,
 }
 
 /// Selects the key.
@@ -44,14 +43,14 @@ pub struct Keyed {
 pub fn select_key(admitted: Admitted, policy: &Bundle, now: UtcTime) -> Result<Keyed, NoActiveKey> {
     let (quote, terms, partner, place) = admitted.taken();
     match policy.timeline.current(&partner.id, now) {
-        Some(key) => Ok(Keyed { quote, terms, partner, key: key.clone(), place, made: () }),
+        Some(key) => Ok(Keyed { quote, terms, partner, key: key.clone(), place }),
         None => Err(NoActiveKey { partner: partner.id }),
     }
 }
 
 impl Keyed {
     pub(super) fn taken(self) -> (Map<String, Value>, Terms, Partner, Arc<TimedKey>, Place) {
-        let Self { quote, terms, partner, key, place, made: () } = self;
+        let Self { quote, terms, partner, key, place } = self;
         (quote, terms, partner, key, place)
     }
 }

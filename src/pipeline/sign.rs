@@ -16,13 +16,13 @@ use super::{admit::Place, reserve::Pending};
 #[derive(Debug)]
 pub struct Signed {
     /// The ledger's word.
-    pub reservation: Reservation,
+    reservation: Reservation,
     /// The compact JWS; not to be trusted yet.
-    pub jws: CompactJws,
+    jws: CompactJws,
     /// The key that should have signed it.
-    pub key: Arc<TimedKey>,
+    key: Arc<TimedKey>,
     /// From when on it must not be released.
-    pub expires_at: UtcTime,
+    expires_at: UtcTime,
     place: Place,
 }
 

@@ -37,10 +37,9 @@ pub enum Invalid {
 #[derive(Debug)]
 pub struct Valid {
     /// The quote as sent.
-    pub quote: Map<String, Value>,
+    quote: Map<String, Value>,
     /// What it says.
-    pub terms: Terms,
-    made: (),
+    terms: Terms,
 }
 
 /// Validates a quote.
@@ -82,12 +81,12 @@ pub fn validate(parsed: Parsed, policy: &Bundle, now: UtcTime, trail: &mut audit
         let useful_s = policy.validity.useful_s;
         return Err(Invalid::Expired { useful_s });
     }
-    Ok(Valid { quote, terms, made: () })
+    Ok(Valid { quote, terms })
 }
 
 impl Valid {
     pub(super) fn taken(self) -> (Map<String, Value>, Terms) {
-        let Self { quote, terms, made: () } = self;
+        let Self { quote, terms } = self;
         (quote, terms)
     }
 }

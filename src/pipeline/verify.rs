@@ -35,11 +35,10 @@ pub enum VerifyError {
 #[derive(Debug)]
 pub struct Verified {
     /// The ledger's word.
-    pub reservation: Reservation,
+    reservation: Reservation,
     /// The JWS.
-    pub jws: CompactJws,
+    jws: CompactJws,
     place: Place,
-    made: (),
 }
 
 /// Verifies a new signature.
@@ -52,7 +51,7 @@ pub fn verify(signed: Signed, clock: &ClockGuard) -> Result<Verified, VerifyErro
     if expires_at <= clock.now()? {
         return Err(VerifyError::Expired);
     }
-    Ok(Verified { reservation, jws, place, made: () })
+    Ok(Verified { reservation, jws, place })
 }
 
 /// Verifies a stored JWS before it is released again, and that it holds the payload it is bound to.
@@ -72,7 +71,7 @@ pub fn verify_again(stored: Stored, policy: &Bundle) -> Result<Released, VerifyE
 
 impl Verified {
     pub(super) fn taken(self) -> (Reservation, CompactJws, Place) {
-        let Self { reservation, jws, place, made: () } = self;
+        let Self { reservation, jws, place } = self;
         (reservation, jws, place)
     }
 }

@@ -65,6 +65,6 @@ fn names(folder: &Path) -> std::io::Result<Vec<String>> {
 /// SHA-256 of the text that `sha256sum` prints for the files in the order of their paths, so that it can be
 /// made again with standard tools: `sha256sum $(… sorted paths …) | sha256sum`.
 pub(super) fn digest(files: &Files) -> PolicyDigest {
-    let listing: String = files.iter().map(|(path, bytes)| format!("{}  {path}\n", PolicyDigest::of(bytes))).collect();
-    PolicyDigest::of(listing.as_bytes())
+    let lines: Vec<_> = files.iter().map(|(path, bytes)| format!("{}  {path}\n", PolicyDigest::of(bytes))).collect();
+    PolicyDigest::of(lines.concat().as_bytes())
 }

@@ -1,6 +1,10 @@
 //! Checks a bundle as a whole. Whatever is wrong is told at once: file, place and remedy, a line each.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     domain::{Environment, Kid},
@@ -11,7 +15,7 @@ use crate::{
 };
 
 use super::{
-    Bundle, Files, Partner, Problem, ScopePart, Seen,
+    Bundle, Files, Partner, Problem, ScopePart,
     authority::Authority,
     contract::Contract,
     file::{KeyEntry, PolicyFile},
@@ -62,14 +66,14 @@ impl Check<'_> {
 
     fn partners(&mut self) {
         let file = self.file;
-        let mut seen = Seen::new();
-        let mut hosts = Seen::new();
+        let mut seen = HashSet::new();
+        let mut hosts = HashSet::new();
         if file.partners.is_empty() {
             self.problem("policy.toml: it names no partner; write at least one [[partners]]".to_owned());
         }
         for partner in &file.partners {
             let id = &partner.id;
-            if seen.insert(id, ()).is_some() {
+            if !seen.insert(id) {
                 self.problem(format!("policy.toml: the partner `{id}` stands there twice; remove one"));
             }
             if partner.sequence.scope.first() != Some(&ScopePart::Partner) || partner.sequence.scope.len() > 2 {
@@ -90,14 +94,14 @@ impl Check<'_> {
                 }
             }
             for host in &partner.jwks_hosts {
-                if hosts.insert(host, id).is_some() {
+                if !hosts.insert(host) {
                     self.problem(format!("policy.toml: the host `{host}` is two partners' own; give it to one"));
                 }
             }
         }
-        let mut callers = Seen::new();
+        let mut callers = HashSet::new();
         for caller in &file.callers {
-            if callers.insert(&caller.id, ()).is_some() {
+            if !callers.insert(&caller.id) {
                 self.problem(format!("policy.toml: the caller `{}` stands there twice; remove one", caller.id));
             }
         }
@@ -136,12 +140,12 @@ impl Check<'_> {
     }
 
     fn contracts(&mut self, currencies: &Arc<Currencies>) -> Vec<Arc<Contract>> {
-        let mut names = Seen::new();
-        let mut versions = Seen::new();
+        let mut names = HashSet::new();
+        let mut versions = HashSet::new();
         let mut contracts = Vec::new();
         for entry in &self.file.contracts {
             let name = &entry.name;
-            if names.insert(name, ()).is_some() || versions.insert(&entry.version, ()).is_some() {
+            if !names.insert(name) || !versions.insert(&entry.version) {
                 self.problem(format!(
                     "policy.toml: the contract `{name}` shares its name or version with another; make both unique"
                 ));
@@ -180,12 +184,12 @@ impl Check<'_> {
     }
 
     fn keys(&mut self) -> Vec<Arc<TimedKey>> {
-        let mut kids: Seen<&Kid, ()> = Seen::new();
-        let mut thumbprints: Seen<String, &Kid> = Seen::new();
+        let mut kids = HashSet::new();
+        let mut thumbprints: HashMap<String, &Kid> = HashMap::new();
         let mut keys = Vec::new();
         for entry in &self.file.keys {
             let kid = &entry.kid;
-            if kids.insert(kid, ()).is_some() {
+            if !kids.insert(kid) {
                 self.problem(format!("policy.toml: the key `{kid}` stands there twice; a kid is never used again"));
             }
             self.timeline_of(entry);

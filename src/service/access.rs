@@ -68,7 +68,7 @@ impl Rpc {
     /// Whether policy lets `call` read of `partner`. Unknown and forbidden look the same.
     ///
     /// # Errors
-    /// NOT_FOUND.
+    /// `NOT_FOUND`.
     pub fn read<'p>(self, call: &Call, policy: &'p Bundle, partner: &str) -> Result<&'p Partner, Status> {
         let unknown = || status::plain(Reason::NotFound, "no such partner, or not for this caller");
         let id: PartnerId = partner.parse().map_err(|_| unknown())?;
@@ -81,7 +81,7 @@ impl Rpc {
     /// What policy says of `call` acting on the gateway itself.
     ///
     /// # Errors
-    /// PERMISSION_DENIED.
+    /// `PERMISSION_DENIED`.
     pub fn act(self, call: &Call, policy: &Bundle) -> Result<Verdict, Status> {
         let verdict = policy.authority.decide(&call.caller, self.action, Resource::Gateway, None);
         if verdict.allowed {

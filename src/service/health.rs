@@ -61,7 +61,7 @@ impl Watch {
             for (name, fault) in &now {
                 self.metrics.component(name, fault.is_none());
                 if told.get(name) != Some(fault) {
-                    self.tell(name, fault).await;
+                    self.tell(name, fault.as_deref()).await;
                 }
             }
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
@@ -80,7 +80,7 @@ impl Watch {
         self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
     }
 
-    async fn tell(&self, name: &str, fault: &Option<String>) {
+    async fn tell(&self, name: &str, fault: Option<&str>) {
         let status = match fault {
             None => {
                 tracing::info!(component = name, "serving");

@@ -38,7 +38,7 @@ async fn of_partner(State(policy): State<Policy>, Path(partner): Path<String>, h
     answer(&policy, found, &headers)
 }
 
-async fn of_host(State(policy): State<Policy>, uri: axum::http::Uri, headers: HeaderMap) -> Response {
+async fn of_host(State(policy): State<Policy>, uri: http::Uri, headers: HeaderMap) -> Response {
     let policy = policy.load();
     let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     // HTTP/2 carries the host in the request target.

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn timeouts_are_read_as_the_protocol_has_them() {
         assert_eq!(grpc_timeout("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(grpc_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(grpc_timeout("99999999H"), Some(Duration::from_hours(99_999_999)));
         for bad in ["", "S", "1", "1s", "-1S", "123456789S", "1 S", "١S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
         }

@@ -22,7 +22,7 @@ pub struct TlsError {
 }
 
 impl TlsError {
-    fn new(file: &Path, why: impl ToString) -> Self {
+    fn new(file: &Path, why: impl std::fmt::Display) -> Self {
         Self { file: file.display().to_string(), why: why.to_string() }
     }
 }

@@ -327,7 +327,7 @@ impl Quote {
             .with("quote_id", json!(uuid::Uuid::new_v4().to_string()))
             .with("quote_sequence", json!(sequence))
             .with("issued_at", json!(seconds(now)))
-            .with("expires_at", json!(seconds(now.plus(Duration::from_secs(600)))))
+            .with("expires_at", json!(seconds(now.plus(Duration::from_mins(10)))))
     }
 
     pub fn with(mut self, claim: &str, value: Value) -> Self {

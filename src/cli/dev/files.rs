@@ -29,7 +29,7 @@ const MADE: [&str; 9] =
     ["complete", "tokens", "tls", "policy", "quotesign.toml", "client.toml", "pin", "so-pin", "softhsm2.conf"];
 /// gRPC, admin, JWKS, operations; another free port where one is taken.
 const PORTS: [u16; 4] = [8443, 8444, 8445, 9464];
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 /// The shipped bundle, as it stands in this binary.
 const BUNDLE: [(&str, &str); 5] = [

@@ -65,7 +65,7 @@ impl<'c> Device<'c> {
         Ok(Self { config, lease, slot, info, hashes, refusal: Mutex::new(None) })
     }
 
-    /// As a module without CKM_SHA256_RSA_PKCS.
+    /// As a module without `CKM_SHA256_RSA_PKCS`.
     #[cfg(test)]
     pub(super) fn without_hashing(self) -> Self {
         Self { hashes: false, ..self }
