@@ -27,7 +27,7 @@ test-unit: ## Run the unit tests alone; they need no packages
 
 torture: ## Run the integration tests with many trials each (TRIALS=200)
 	scripts/setup test
-	QUOTESIGN_TRIALS=$(TRIALS) $(CARGO_TEST) --test '*'
+	TRIALS=$(TRIALS) $(CARGO_TEST) --test '*'
 
 fmt: ## Format the code
 	cargo fmt

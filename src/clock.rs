@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(UtcTime::parse("1970-01-01T00:00:01Z"), Ok(UtcTime(1000)));
         assert_eq!(
             UtcTime::parse("2026-02-28T23:59:59.250Z").map(|t| t.to_string()).as_deref(),
-            Ok("2026-02-28T23:59:59.25Z")
+            Ok("2026-02-28T23:59:59.250Z")
         );
         for bad in [
             "2026-02-29T00:00:00Z",
