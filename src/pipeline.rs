@@ -107,27 +107,27 @@ pub struct Answer {
 }
 
 impl Pipeline {
-    /// Signs one quote, or says why not. `trail` gathers what the audit records of this call share.
+    /// Signs one quote under `policy`, or says why not. `trail` gathers what the audit records of this call share.
     ///
     /// # Errors
     /// The first stage's refusal. No number is taken before `reserve`, and none is released before `commit`.
     pub async fn sign_quote(
         self: &Arc<Self>,
+        policy: &Bundle,
         call: &Call,
         request: QuoteRequest,
         trail: &mut audit::Context,
     ) -> Result<Answer, Refusal> {
-        let policy = self.policy.load_full();
-        let counted = attempts::count(&self.attempts, &policy, call)?;
+        let counted = attempts::count(&self.attempts, policy, call)?;
         let now = self.clock.now()?;
         let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
-        let valid = validate::validate(parsed, &policy, now, trail)?;
-        let authorized = authorize::authorize(valid, &policy, call, trail)?;
+        let valid = validate::validate(parsed, policy, now, trail)?;
+        let authorized = authorize::authorize(valid, policy, call, trail)?;
         let admitted = admit::admit(authorized, &self.admission)?;
-        let keyed = select::select_key(admitted, &policy, now)?;
+        let keyed = select::select_key(admitted, policy, now)?;
         let canonical = canonicalise::canonicalise(keyed)?;
-        let (released, replayed) = match reserve::reserve(canonical, &policy, &self.ledger, call, now, trail).await? {
-            Held::Replay(stored) => (verify::verify_again(stored, &policy)?, true),
+        let (released, replayed) = match reserve::reserve(canonical, policy, &self.ledger, call, now, trail).await? {
+            Held::Replay(stored) => (verify::verify_again(stored, policy)?, true),
             Held::Pending(pending) => (self.finish(pending, call, trail.clone()).await?, false),
         };
         Ok(Answer { released, policy: policy.digest, replayed })

@@ -111,11 +111,10 @@ impl Bundle {
         self.contracts.iter().find(|contract| contract.is_kept_by(quote))
     }
 
-    /// The scope of a quote of `partner` over `corridor`.
+    /// The scope of `partner`'s quotes over `corridor`, which counts only where policy tells its sequences apart by it.
     #[must_use]
-    pub fn scope(&self, partner: &Partner, corridor: &Corridor) -> Scope {
-        let by_corridor = partner.sequence.scope.contains(&ScopePart::Corridor);
-        Scope::new(self.environment, &partner.id, by_corridor.then_some(corridor))
+    pub fn scope(&self, partner: &Partner, corridor: Option<&Corridor>) -> Scope {
+        Scope::new(self.environment, &partner.id, corridor.filter(|_| partner.numbers_by_corridor()))
     }
 
     /// The public key of `kid`, whatever its state.

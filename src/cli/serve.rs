@@ -1,6 +1,7 @@
 //! `quotesign serve`.
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{config::Config, gateway::Gateway, telemetry};
 
@@ -21,6 +22,7 @@ impl Serve {
 /// Serves until told to end. `ready` is called once every address is bound.
 pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), Failure> {
     telemetry::start_logging(&config.log).map_err(Failure::unfit)?;
+    refuse_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(async {
         if cfg!(feature = "failpoints") {
@@ -30,4 +32,11 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
         ready(&gateway);
         gateway.run().await.map_err(Failure::failed)
     })
+}
+
+/// A core dump would hold PINs and quotes.
+fn refuse_core_dumps() -> Result<(), Failure> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, none)
+        .map_err(|fault| Failure::failed(format!("core dumps cannot be turned off: {fault}")))
 }

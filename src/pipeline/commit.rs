@@ -33,5 +33,6 @@ pub async fn commit(
     let now = clock.now()?;
     let (reservation, jws, _place) = verified.taken();
     let released = ledger.commit(Commit { reservation, jws, context, now }).await?;
+    clock.journal_reached(now);
     Ok(released)
 }

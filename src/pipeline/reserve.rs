@@ -7,7 +7,7 @@ use crate::{
     audit,
     call::Call,
     clock::UtcTime,
-    domain::{Environment, Identity, Scope},
+    domain::{Environment, Identity},
     jws::SigningInput,
     ledger::{Charge, Ledger, LedgerError, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quota, timeline::TimedKey},
@@ -59,7 +59,7 @@ pub async fn reserve(
     let (terms, partner, key, payload, input, place) = canonical.taken();
     let op = Reserve {
         identity: Identity::new(policy.environment, &partner.id, &terms.quote_id),
-        scope: policy.scope(&partner, &terms.corridor),
+        scope: policy.scope(&partner, Some(&terms.corridor)),
         sequence: terms.sequence,
         jump_max: partner.sequence.jump_max,
         seed_if_unknown: policy.environment == Environment::Development,
@@ -80,16 +80,6 @@ pub async fn reserve(
         }
         Reserved::Replay(released) => Held::Replay(Stored { released }),
     })
-}
-
-/// The scope that a partner's corridor stands in, for calls that only read.
-#[must_use]
-pub fn scope_of(
-    policy: &Bundle,
-    partner: &crate::policy::Partner,
-    corridor: Option<&crate::domain::Corridor>,
-) -> Scope {
-    Scope::new(policy.environment, &partner.id, corridor.filter(|_| partner.numbers_by_corridor()))
 }
 
 fn charge(quota: &str, of: &str, rate: Quota) -> Charge {

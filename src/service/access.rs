@@ -5,9 +5,11 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 
 use crate::{
-    audit,
+    audit::{self, Event, Facts, Record},
     call::Call,
+    clock::{Clock as _, SystemClock},
     domain::{Environment, PartnerId},
+    pipeline::{Pipeline, attempts},
     policy::{
         Bundle, Partner,
         authority::{Action, Resource, Verdict},
@@ -65,31 +67,57 @@ impl Rpc {
         Ok(Call { caller, method: self.method, correlation_id: edge.correlation_id.clone(), deadline: edge.deadline })
     }
 
-    /// Whether policy lets `call` read of `partner`. Unknown and forbidden look the same.
+    /// Counts the attempt, and says whether policy lets `call` do this with `partner`. Unknown and forbidden look
+    /// the same; a denial is journalled.
     ///
     /// # Errors
-    /// `NOT_FOUND`.
-    pub fn read<'p>(self, call: &Call, policy: &'p Bundle, partner: &str) -> Result<&'p Partner, Status> {
+    /// `RESOURCE_EXHAUSTED`, or `NOT_FOUND`.
+    pub fn with_partner<'p>(
+        self,
+        pipeline: &Pipeline,
+        policy: &'p Bundle,
+        call: &Call,
+        partner: &str,
+    ) -> Result<(&'p Partner, Verdict), Status> {
+        count(pipeline, policy, call)?;
         let unknown = || status::plain(Reason::NotFound, "no such partner, or not for this caller");
         let id: PartnerId = partner.parse().map_err(|_| unknown())?;
-        let found = policy.partner(&id);
-        // Asked in both cases, so that the two also take the same time.
+        // Asked for unknown partners too, so that the two cases also take the same time.
         let verdict = policy.authority.decide(&call.caller, self.action, Resource::Partner(&id), None);
-        found.filter(|_| verdict.allowed).ok_or_else(unknown)
-    }
-
-    /// What policy says of `call` acting on the gateway itself.
-    ///
-    /// # Errors
-    /// `PERMISSION_DENIED`.
-    pub fn act(self, call: &Call, policy: &Bundle) -> Result<Verdict, Status> {
-        let verdict = policy.authority.decide(&call.caller, self.action, Resource::Gateway, None);
-        if verdict.allowed {
-            Ok(verdict)
-        } else {
-            Err(status::plain(Reason::PolicyDenied, "policy does not let this caller do this"))
+        match policy.partner(&id) {
+            Some(partner) if verdict.allowed => Ok((partner, verdict)),
+            _ => {
+                denied(pipeline, policy, call, &verdict);
+                Err(unknown())
+            }
         }
     }
+
+    /// Counts the attempt, and says whether policy lets `call` do this with the gateway itself. A denial is
+    /// journalled.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`, or `PERMISSION_DENIED`.
+    pub fn with_gateway(self, pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<Verdict, Status> {
+        count(pipeline, policy, call)?;
+        let verdict = policy.authority.decide(&call.caller, self.action, Resource::Gateway, None);
+        if verdict.allowed {
+            return Ok(verdict);
+        }
+        denied(pipeline, policy, call, &verdict);
+        Err(status::plain(Reason::PolicyDenied, "policy does not let this caller do this"))
+    }
+}
+
+fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status> {
+    attempts::count(&pipeline.attempts, policy, call).map(drop).map_err(|spent| status::of(&spent.into()))
+}
+
+/// Journals that policy denied an act; the record joins the next batch.
+fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict) {
+    let context = audit::Context { rule_ids: verdict.rule_ids.clone(), ..trail(call, pipeline.environment, policy) };
+    let facts = Facts { reason: Some(status::name(Reason::PolicyDenied).to_owned()), ..Facts::default() };
+    pipeline.ledger.journal(Record::new(Event::Refused, SystemClock.now(), context, facts));
 }
 
 /// What all audit records of a call share.

@@ -7,10 +7,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{Control, ReloadError},
-    domain::{PartnerId, SequenceNumber},
+    domain::SequenceNumber,
     ledger::Seed,
-    pipeline::{Pipeline, reserve},
-    policy::authority::Resource,
+    pipeline::Pipeline,
     proto::{self, Reason, admin_service_server::AdminService},
 };
 
@@ -44,7 +43,7 @@ impl AdminService for Admin {
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         let call = access::GET_STATUS.call(&request)?;
         let policy = self.pipeline.policy.load();
-        access::GET_STATUS.act(&call, &policy)?;
+        access::GET_STATUS.with_gateway(&self.pipeline, &policy, &call)?;
         let components = self.components.all().into_iter().map(|(name, fault)| proto::Component {
             name,
             serving: fault.is_none(),
@@ -68,20 +67,17 @@ impl AdminService for Admin {
         let call = access::SEED_SEQUENCE.call(&request)?;
         let proto::SeedSequenceRequest { partner, corridor, floor, reason } = request.into_inner();
         let policy = self.pipeline.policy.load_full();
-        let id: PartnerId = partner.parse().map_err(|_| invalid("`partner` is not a partner id"))?;
-        let verdict = policy.authority.decide(&call.caller, access::SEED_SEQUENCE.action, Resource::Partner(&id), None);
-        let denied = || status::plain(Reason::NotFound, "no such partner, or not for this caller");
-        let partner = policy.partner(&id).filter(|_| verdict.allowed).ok_or_else(denied)?;
+        let (partner, verdict) = access::SEED_SEQUENCE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let corridor = corridor_of(partner, &corridor)?;
         let floor = SequenceNumber::try_from(floor).map_err(|fault| invalid(format!("`floor`: {fault}")))?;
         if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
             return Err(invalid("`reason` must say in 1 to 500 bytes of one line why"));
         }
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
-        context.partner = Some(id.clone());
+        context.partner = Some(partner.id.clone());
         context.corridor.clone_from(&corridor);
         context.rule_ids = verdict.rule_ids;
-        let scope = reserve::scope_of(&policy, partner, corridor.as_ref());
+        let scope = policy.scope(partner, corridor.as_ref());
         let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
         let (previous, record) = self.pipeline.ledger.seed(seed).await.map_err(status::of_ledger_error)?;
         Ok(Response::new(proto::SeedSequenceResponse {
@@ -96,7 +92,7 @@ impl AdminService for Admin {
     ) -> Result<Response<proto::ReloadPolicyResponse>, Status> {
         let call = access::RELOAD_POLICY.call(&request)?;
         let policy = self.pipeline.policy.load_full();
-        let verdict = access::RELOAD_POLICY.act(&call, &policy)?;
+        let verdict = access::RELOAD_POLICY.with_gateway(&self.pipeline, &policy, &call)?;
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
         context.rule_ids = verdict.rule_ids;
         let reloaded = self.control.reload(context).await.map_err(|fault| match fault {

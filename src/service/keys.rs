@@ -28,7 +28,7 @@ impl KeyDirectoryService for Keys {
     ) -> Result<Response<proto::GetJwksResponse>, Status> {
         let call = access::GET_JWKS.call(&request)?;
         let policy = self.pipeline.policy.load();
-        let partner = access::GET_JWKS.read(&call, &policy, &request.get_ref().partner)?;
+        let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         let published = policy.timeline.published(&partner.id, SystemClock.now());
         Ok(Response::new(proto::GetJwksResponse { jwks: jwk::jwks(published.map(|key| &*key.public)) }))
     }
@@ -39,7 +39,8 @@ impl KeyDirectoryService for Keys {
     ) -> Result<Response<proto::ListKeysResponse>, Status> {
         let call = access::LIST_KEYS.call(&request)?;
         let policy = self.pipeline.policy.load();
-        let partner = access::LIST_KEYS.read(&call, &policy, &request.get_ref().partner)?;
+        let (partner, _) =
+            access::LIST_KEYS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         let now = SystemClock.now();
         let current = policy.timeline.current(&partner.id, now);
         let keys = policy

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    audit::{Event, Facts, Record},
+    audit::{Context, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Environment, SequenceNumber},
+    domain::{Corridor, Environment, Malformed, SequenceNumber},
     jws::{self, Check, CompactJws},
     ledger,
-    pipeline::{Pipeline, parse::QuoteRequest, refusal::Refusal, reserve},
+    pipeline::{Pipeline, parse::QuoteRequest, refusal::Refusal},
+    policy::Partner,
     proto::{self, Reason, quote_signing_service_server::QuoteSigningService},
 };
 
@@ -30,9 +31,10 @@ impl QuoteSigningService for Quotes {
     ) -> Result<Response<proto::SignQuoteResponse>, Status> {
         let call = access::SIGN_QUOTE.call(&request)?;
         let proto::SignQuoteRequest { environment, payload, quote_id } = request.into_inner();
-        let mut trail = access::trail(&call, self.pipeline.environment, &self.pipeline.policy.load());
+        let policy = self.pipeline.policy.load_full();
+        let mut trail = access::trail(&call, self.pipeline.environment, &policy);
         let request = QuoteRequest { environment, payload, quote_id };
-        match self.pipeline.sign_quote(&call, request, &mut trail).await {
+        match self.pipeline.sign_quote(&policy, &call, request, &mut trail).await {
             Ok(answer) => Ok(Response::new(proto::SignQuoteResponse {
                 jws: answer.released.jws.as_str().to_owned(),
                 kid: answer.released.kid.to_string(),
@@ -57,7 +59,7 @@ impl QuoteSigningService for Quotes {
         let call = access::VERIFY_QUOTE.call(&request)?;
         let proto::VerifyQuoteRequest { partner, jws } = request.into_inner();
         let policy = self.pipeline.policy.load();
-        let partner = access::VERIFY_QUOTE.read(&call, &policy, &partner)?;
+        let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let jws = CompactJws::from_text(jws);
         let now = SystemClock.now();
         let outcome = jws::verify(&jws, |kid| {
@@ -75,9 +77,9 @@ impl QuoteSigningService for Quotes {
         let call = access::GET_SEQUENCE.call(&request)?;
         let proto::GetSequenceRequest { partner, corridor } = request.into_inner();
         let policy = self.pipeline.policy.load_full();
-        let partner = access::GET_SEQUENCE.read(&call, &policy, &partner)?;
+        let (partner, _) = access::GET_SEQUENCE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let corridor = corridor_of(partner, &corridor)?;
-        let scope = reserve::scope_of(&policy, partner, corridor.as_ref());
+        let scope = policy.scope(partner, corridor.as_ref());
         let last = self.pipeline.ledger.last_taken(scope).await.map_err(status::of_ledger_error)?;
         let seeds_itself = policy.environment == Environment::Development;
         let last = last
@@ -93,7 +95,7 @@ impl QuoteSigningService for Quotes {
 
 impl Quotes {
     /// Journals a refusal; it joins the next batch and never holds the answer up.
-    fn journal(&self, trail: crate::audit::Context, refusal: &Refusal) {
+    fn journal(&self, trail: Context, refusal: &Refusal) {
         if matches!(refusal, Refusal::Verify(_) | Refusal::Torn | Refusal::NoCanonicalForm(_)) {
             tracing::error!(correlation_id = %trail.correlation_id, %refusal, "alarm: a quote could not be released");
         } else if refusal.is_retryable() {
@@ -122,15 +124,12 @@ fn checks(failed: Option<&jws::Unverified>) -> Vec<proto::VerificationCheck> {
 }
 
 /// The corridor of a request: named exactly where the partner's sequences are told apart by it.
-pub(super) fn corridor_of(
-    partner: &crate::policy::Partner,
-    text: &str,
-) -> Result<Option<crate::domain::Corridor>, Status> {
+pub(super) fn corridor_of(partner: &Partner, text: &str) -> Result<Option<Corridor>, Status> {
     let refuse = |why: String| status::plain(Reason::InvalidRequest, format!("`corridor`: {why}"));
     match (partner.numbers_by_corridor(), text) {
         (false, "") => Ok(None),
         (false, _) => Err(refuse("this partner has one sequence for all corridors; leave it empty".to_owned())),
-        (true, text) => text.parse().map(Some).map_err(|fault: crate::domain::Malformed| refuse(fault.to_string())),
+        (true, text) => text.parse().map(Some).map_err(|fault: Malformed| refuse(fault.to_string())),
     }
 }
 
