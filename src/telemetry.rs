@@ -1,6 +1,6 @@
 //! What the gateway says of itself: log lines and metrics. No value of a quote ever gets here but the named few.
 
-use std::time::Duration;
+use std::{io::IsTerminal as _, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -26,7 +26,7 @@ pub fn start_logging(log: &LogSection) -> Result<(), String> {
     let filter = EnvFilter::try_new(&log.filter).map_err(|fault| {
         format!("`log.filter` = `{}`: {fault}; write it as `info` or `quotesign=debug,info`", log.filter)
     })?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
         LogFormat::Text => lines.with_target(false).try_init(),
