@@ -76,6 +76,9 @@ pub struct Context {
     /// The quote's corridor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corridor: Option<Corridor>,
+    /// When the values shown to the customer were fixed, as the caller says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values_fixed_at: Option<UtcTime>,
     /// The contract the quote was held against.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contract: Option<String>,

@@ -12,7 +12,7 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::{clock::ClockBounds, domain::Environment, ledger::LedgerConfig, pipeline::parse::Limits, strict_toml};
+use crate::{clock::ClockBounds, domain::Environment, json::Limits, ledger::LedgerConfig, strict_toml};
 
 mod overrides;
 

@@ -5,13 +5,13 @@
 //! [`step`] is the whole state machine, pure; an [`Engine`] makes batches of steps durable; [`Ledger`] is the
 //! front that the pipeline calls: it queues operations to one writer, which commits whatever waits together.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     audit,
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
-    jws::CompactJws,
+    jws::{CompactJws, Draft},
 };
 
 pub mod chain;
@@ -28,16 +28,14 @@ pub struct Reserve {
     pub identity: Identity,
     /// Its sequence.
     pub scope: Scope,
-    /// The number the caller gave it.
-    pub sequence: SequenceNumber,
+    /// How it gets its number.
+    pub numbering: Numbering,
     /// How far beyond the last number a number may lie.
     pub jump_max: u64,
     /// Development alone: an unknown scope starts at zero by itself.
     pub seed_if_unknown: bool,
     /// What the identity is bound to.
     pub payload: PayloadDigest,
-    /// What will be signed with `kid`.
-    pub input: InputDigest,
     /// The key that signs.
     pub kid: Kid,
     /// From when on the quote is refused.
@@ -48,6 +46,20 @@ pub struct Reserve {
     pub context: audit::Context,
     /// The gateway's time.
     pub now: UtcTime,
+}
+
+/// How a quote gets its number.
+#[derive(Debug, Clone)]
+pub enum Numbering {
+    /// The caller gave it.
+    Given {
+        /// The number.
+        sequence: SequenceNumber,
+        /// What will be signed.
+        input: InputDigest,
+    },
+    /// The ledger gives the next one; the draft says what will then be signed.
+    Assigned(Arc<Draft>),
 }
 
 /// One unit taken from a quota, by GCRA: `burst` at once, one more each `interval`.
@@ -173,6 +185,8 @@ pub struct Released {
     pub sequence: SequenceNumber,
     /// The digest its identity is bound to.
     pub payload: PayloadDigest,
+    /// The digest of the signing input.
+    pub input: InputDigest,
     /// The quote's expiry.
     pub expires_at: UtcTime,
     /// The audit record of the commit.
@@ -300,6 +314,12 @@ pub trait Engine: Send + 'static {
     /// # Errors
     /// Where the store cannot be read.
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError>;
+
+    /// The quote of this identity.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn quote(&mut self, identity: &Identity) -> Result<Option<step::Quote>, EngineError>;
 
     /// The last number taken in `scope`; absent where it was never seeded.
     ///

@@ -10,9 +10,11 @@ pub mod clock;
 pub mod money;
 /// What a quote says, read into types.
 pub mod terms;
+/// JSON that two readers understand alike.
+pub mod json;
 /// Public keys as JWKs.
 pub mod jwk;
-/// Compact JWS: the only bytes a device signs, and the one verifier.
+/// Compact JWS: the only bytes a device signs.
 pub mod jws;
 /// TOML that is read strictly.
 pub mod strict_toml;
@@ -24,6 +26,8 @@ pub mod call;
 pub mod transport;
 /// Who may sign what, with which key, until when.
 pub mod policy;
+/// The one verifier of signed quotes.
+pub mod verification;
 /// What is recorded of it.
 pub mod audit;
 /// The only memory.

@@ -2,11 +2,12 @@
 //! the stage before it made, and only that stage can make it, so a skipped stage does not compile:
 //!
 //! ```no_run
-//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, signer::keyring::Keyring};
+//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, policy::Bundle, signer::keyring::Keyring};
 //! use quotesign::pipeline::{commit, reserve::Pending, sign, verify};
-//! # async fn finish(pending: Pending, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard, context: Context) {
+//! # async fn finish(pending: Pending, policy: &Bundle, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard,
+//! #     context: Context) {
 //! let signed = sign::sign(pending, keyring, std::time::Instant::now()).await.unwrap();
-//! let verified = verify::verify(signed, clock).unwrap();
+//! let verified = verify::verify(signed, policy, clock).unwrap();
 //! let released = commit::commit(verified, ledger, clock, context).await;
 //! # }
 //! ```
@@ -48,6 +49,7 @@ use crate::{
     call::Call,
     clock::ClockGuard,
     domain::{Environment, PolicyDigest},
+    json::Limits,
     ledger::{Ledger, Released},
     policy::Bundle,
     signer::keyring::Keyring,
@@ -68,7 +70,7 @@ pub mod refusal;
 
 use admit::Admission;
 use attempts::Attempts;
-use parse::{Limits, QuoteRequest};
+use parse::QuoteRequest;
 use refusal::Refusal;
 use reserve::{Held, Pending};
 
@@ -113,7 +115,7 @@ impl Pipeline {
     /// The first stage's refusal. No number is taken before `reserve`, and none is released before `commit`.
     pub async fn sign_quote(
         self: &Arc<Self>,
-        policy: &Bundle,
+        policy: &Arc<Bundle>,
         call: &Call,
         request: QuoteRequest,
         trail: &mut audit::Context,
@@ -127,8 +129,8 @@ impl Pipeline {
         let keyed = select::select_key(admitted, policy, now)?;
         let canonical = canonicalise::canonicalise(keyed)?;
         let (released, replayed) = match reserve::reserve(canonical, policy, &self.ledger, call, now, trail).await? {
-            Held::Replay(stored) => (verify::verify_again(stored, policy)?, true),
-            Held::Pending(pending) => (self.finish(pending, call, trail.clone()).await?, false),
+            Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
+            Held::Pending(pending) => (self.finish(pending, policy, call, trail.clone()).await?, false),
         };
         Ok(Answer { released, policy: policy.digest, replayed })
     }
@@ -137,14 +139,15 @@ impl Pipeline {
     async fn finish(
         self: &Arc<Self>,
         pending: Pending,
+        policy: &Arc<Bundle>,
         call: &Call,
         context: audit::Context,
     ) -> Result<Released, Refusal> {
-        let (path, deadline) = (self.clone(), call.deadline);
+        let (path, policy, deadline) = (self.clone(), policy.clone(), call.deadline);
         let finishing = self.finishing.spawn(async move {
             fail::fail_point!("pipeline::before-sign");
             let signed = sign::sign(pending, &path.keyring, deadline).await?;
-            let verified = verify::verify(signed, &path.clock)?;
+            let verified = verify::verify(signed, &policy, &path.clock)?;
             fail::fail_point!("pipeline::before-commit");
             Ok(commit::commit(verified, &path.ledger, &path.clock, context).await?)
         });

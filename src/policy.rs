@@ -15,9 +15,10 @@ pub mod contract;
 mod file;
 mod files;
 mod loader;
+pub mod shipped;
 pub mod timeline;
 
-pub use file::{Publication, Quota, Quotas, ScopePart, SequenceRule, Validity};
+pub use file::{Publication, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
 
 use authority::Authority;
 use contract::Contract;
@@ -111,6 +112,12 @@ impl Bundle {
         self.contracts.iter().find(|contract| contract.is_kept_by(quote))
     }
 
+    /// The partner that `claim` of a quote names.
+    #[must_use]
+    pub fn partner_of(&self, quote: &Map<String, Value>, claim: &str) -> Option<&Partner> {
+        self.partner(&quote.get(claim)?.as_str()?.parse().ok()?)
+    }
+
     /// The scope of `partner`'s quotes over `corridor`, which counts only where policy tells its sequences apart by it.
     #[must_use]
     pub fn scope(&self, partner: &Partner, corridor: Option<&Corridor>) -> Scope {
@@ -129,6 +136,12 @@ impl Partner {
     #[must_use]
     pub fn keeps(&self, contract: &str) -> bool {
         self.contracts.iter().any(|name| name == contract)
+    }
+
+    /// Whether the gateway gives its quotes their numbers.
+    #[must_use]
+    pub fn is_assigned_numbers(&self) -> bool {
+        self.sequence.mode == SequenceMode::Assign
     }
 
     /// Whether its sequences are told apart by corridor.

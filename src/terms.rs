@@ -16,8 +16,8 @@ pub struct Terms {
     pub partner: PartnerId,
     /// Its id.
     pub quote_id: QuoteId,
-    /// Its number.
-    pub sequence: SequenceNumber,
+    /// Its number; absent where the gateway is to give it.
+    pub sequence: Option<SequenceNumber>,
     /// Between which places.
     pub corridor: Corridor,
     /// What is sent.

@@ -33,6 +33,9 @@ pub(super) struct Sign {
     /// The quote's id, where its contract names no claim for it.
     #[arg(long, default_value = "")]
     quote_id: String,
+    /// When the values shown to the customer were fixed, as `2026-06-01T12:00:00Z`. Policy can require it.
+    #[arg(long, value_name = "TIME")]
+    values_fixed_at: Option<String>,
     /// How long to wait, in milliseconds.
     #[arg(long, default_value_t = 10_000)]
     deadline_ms: u64,
@@ -74,9 +77,23 @@ impl Sign {
         gateway: &mut QuoteSigningServiceClient<Channel>,
     ) -> Result<SignQuoteResponse, Failure> {
         let environment = client.environment.to_string();
-        let mut request = Request::new(SignQuoteRequest { environment, payload, quote_id: self.quote_id.clone() });
+        let mut request = Request::new(SignQuoteRequest {
+            environment,
+            payload,
+            quote_id: self.quote_id.clone(),
+            values_fixed_at: self.fixed_at()?,
+        });
         request.set_timeout(Duration::from_millis(self.deadline_ms));
         Ok(gateway.sign_quote(request).await.map_err(|status| Failure::refused(&status))?.into_inner())
+    }
+
+    fn fixed_at(&self) -> Result<Option<prost_types::Timestamp>, Failure> {
+        let read = |text: &String| {
+            let at = UtcTime::parse(text).map_err(|fault| Failure::unfit(format!("--values-fixed-at: {fault}")))?;
+            let nanos = i32::try_from(at.millis().rem_euclid(1000) * 1_000_000).map_err(Failure::failed)?;
+            Ok(prost_types::Timestamp { seconds: at.millis().div_euclid(1000), nanos })
+        };
+        self.values_fixed_at.as_ref().map(read).transpose()
     }
 
     fn print(&self, signed: &SignQuoteResponse) {

@@ -1,12 +1,15 @@
 //! `quotesign verify`.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use clap::Args;
 
 use crate::{
+    clock::{Clock as _, SystemClock},
     jwk::{self, PublicKey},
-    jws::{self, Check, CompactJws},
+    jws::CompactJws,
+    policy::{Bundle, shipped},
+    verification::{self, Evidence, Finding},
 };
 
 use super::{ClientPath, Failure, block_on, jwks::partner_of};
@@ -23,6 +26,9 @@ pub(super) struct Verify {
     /// The partner; the client file's own where it is not given.
     #[arg(long)]
     partner: Option<String>,
+    /// Hold the quote against the contracts of this policy bundle, not against the shipped one.
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
 }
 
 impl Verify {
@@ -33,23 +39,24 @@ impl Verify {
             Err(fault) => return Err(Failure::unfit(format!("{}: {fault}", self.jws))),
         };
         let keys = self.keys()?;
-        let outcome = jws::verify(&CompactJws::from_text(jws), |kid| keys.iter().find(|key| key.kid() == kid));
-        for check in Check::ALL {
-            let fault = outcome.as_ref().err().filter(|fault| fault.check == check);
-            println!(
-                "{}  {}{}",
-                if fault.is_none() { "passed" } else { "FAILED" },
-                check.name(),
-                fault.map(|fault| format!(": {}", fault.detail)).unwrap_or_default()
-            );
-            if fault.is_some() {
-                return Err(Failure::failed("the signature is not valid"));
+        let policy = self.policy.as_deref().map_or_else(shipped::bundle, Bundle::load);
+        let policy = policy.map_err(|problems| {
+            Failure::unfit(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+        let evidence = Evidence {
+            key: &|kid| keys.iter().find(|key| key.kid() == kid),
+            contract: &|quote| policy.contract_of(quote).map(Arc::as_ref),
+            now: SystemClock.now(),
+        };
+        let report = verification::verify(&CompactJws::from_text(jws), &evidence);
+        for (step, finding) in report.findings() {
+            match finding {
+                Finding::Passed => println!("passed       {}", step.name()),
+                Finding::Failed(why) => println!("FAILED       {}: {why}", step.name()),
+                Finding::NotChecked(why) => println!("not checked  {}: {why}", step.name()),
             }
         }
-        if let Ok(verified) = outcome {
-            println!("kid     {}", verified.kid);
-        }
-        Ok(())
+        if report.is_valid() { Ok(()) } else { Err(Failure::failed("the signed quote is not valid")) }
     }
 
     fn keys(&self) -> Result<Vec<PublicKey>, Failure> {

@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Commit, Done, Engine, EngineError, LedgerError, Op, Released, Reserve, Reserved, Seed, Void};
+use super::{Commit, Done, Engine, EngineError, LedgerError, Op, Released, Reserve, Reserved, Seed, Void, step::Quote};
 use crate::{
     audit::{Context, Record},
     clock::UtcTime,
-    domain::{Environment, PartnerId, QuoteId, Scope, SequenceNumber},
+    domain::{Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
 mod queue;
@@ -124,6 +124,14 @@ impl Ledger {
     /// the batch fails, it is dropped and counted.
     pub fn journal(&self, record: Record) {
         self.0.queue.journal(record);
+    }
+
+    /// The quote of this identity, as the ledger has it.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn quote(&self, identity: Identity) -> Result<Option<Quote>, LedgerError> {
+        self.read(move |engine| engine.quote(&identity)).await
     }
 
     /// The last number taken in `scope`; absent where it was never seeded.
@@ -301,6 +309,10 @@ mod tests {
 
         fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
             self.inner.expired(now, count)
+        }
+
+        fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+            self.inner.quote(identity)
         }
 
         fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {

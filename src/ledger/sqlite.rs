@@ -125,6 +125,10 @@ impl Engine for Sqlite {
         rows::expired(self.connection()?, now, count)
     }
 
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        rows::quote(self.connection()?, identity)
+    }
+
     fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
         rows::last_taken(self.connection()?, scope)
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
-use super::{Charge, Commit, Done, Op, Refusal, Released, Reservation, Reserve, Reserved, Seed, Void};
+use super::{Charge, Commit, Done, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Seed, Void};
 use crate::{
     audit::{Event, Facts, Record},
     clock::UtcTime,
@@ -85,6 +85,7 @@ impl Quote {
             kid: self.kid.clone(),
             sequence: self.sequence,
             payload: self.payload,
+            input: self.input,
             expires_at: self.expires_at,
             record,
         }
@@ -148,6 +149,25 @@ impl Op {
     }
 }
 
+impl Numbering {
+    /// The number that the caller gave.
+    #[must_use]
+    pub fn given(&self) -> Option<SequenceNumber> {
+        match self {
+            Self::Given { sequence, .. } => Some(*sequence),
+            Self::Assigned(_) => None,
+        }
+    }
+
+    /// The number and what is then signed, where the ledger's own number is `own`.
+    fn at(&self, own: SequenceNumber) -> Result<(SequenceNumber, InputDigest), Refusal> {
+        match self {
+            Self::Given { sequence, input } => Ok((*sequence, *input)),
+            Self::Assigned(draft) => Ok((own, draft.numbered(own).map_err(|_| Refusal::InputMismatch)?.digest())),
+        }
+    }
+}
+
 /// Says what `op` comes to.
 ///
 /// # Errors
@@ -168,10 +188,10 @@ pub fn step(state: &State, op: &Op) -> Result<Step, Refusal> {
 /// The batch in the order to apply it, each with its place: the reservations of one scope change places so that
 /// they come by number, since callers who race must not refuse each other; all else stays.
 pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
-    let mut by_number: HashMap<&Scope, BTreeMap<(SequenceNumber, usize), &Op>> = HashMap::new();
+    let mut by_number: HashMap<&Scope, BTreeMap<(Option<SequenceNumber>, usize), &Op>> = HashMap::new();
     for (place, op) in batch.iter().enumerate() {
         if let Op::Reserve(reserve) = op {
-            by_number.entry(&reserve.scope).or_default().insert((reserve.sequence, place), op);
+            by_number.entry(&reserve.scope).or_default().insert((reserve.numbering.given(), place), op);
         }
     }
     batch.iter().enumerate().map(move |(place, op)| match op {
@@ -189,7 +209,8 @@ fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
     }
     let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
     let last = state.last.or(unknown).ok_or(Refusal::UnknownScope)?;
-    let (given, highest) = (op.sequence, last.ahead(op.jump_max));
+    let (given, input) = op.numbering.at(last.ahead(1))?;
+    let highest = last.ahead(op.jump_max);
     if given <= last {
         return Err(Refusal::NotMonotonic { given, last });
     }
@@ -199,11 +220,11 @@ fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
     let quotas = charge(&state.quotas, &op.charges, op.now)?;
     let quote = Quote {
         scope: op.scope.clone(),
-        sequence: op.sequence,
+        sequence: given,
         payload: op.payload,
         kid: op.kid.clone(),
         generation: 1,
-        input: op.input,
+        input,
         expires_at: op.expires_at,
         stage: Stage::Reserved,
     };
@@ -212,7 +233,7 @@ fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
         done: quote.pending(&op.identity),
         record: Some(Record::new(Event::Reserved, op.now, op.context.clone(), facts)),
         quote: Some((op.identity.clone(), quote)),
-        taken: Some((op.scope.clone(), op.sequence)),
+        taken: Some((op.scope.clone(), given)),
         quotas,
     })
 }
@@ -224,12 +245,13 @@ fn reserve_again(quote: &Quote, op: &Reserve) -> Result<Step, Refusal> {
     if quote.expires_at <= op.now {
         return Err(Refusal::Expired);
     }
+    let (sequence, input) = op.numbering.at(quote.sequence)?;
     match &quote.stage {
         Stage::Voided => Err(Refusal::Expired),
         Stage::Signed { jws, record } => Ok(replay(quote, quote.release(jws, *record), op)),
-        Stage::Reserved if quote.sequence != op.sequence => Err(Refusal::InputMismatch),
-        Stage::Reserved if quote.kid != op.kid => Ok(rekey(quote, op)),
-        Stage::Reserved if quote.input != op.input => Err(Refusal::InputMismatch),
+        Stage::Reserved if quote.sequence != sequence => Err(Refusal::InputMismatch),
+        Stage::Reserved if quote.kid != op.kid => Ok(rekey(quote, op, input)),
+        Stage::Reserved if quote.input != input => Err(Refusal::InputMismatch),
         Stage::Reserved => Ok(Step::unchanged(quote.pending(&op.identity))),
     }
 }
@@ -240,9 +262,9 @@ fn replay(quote: &Quote, released: Released, op: &Reserve) -> Step {
     Step { record: Some(record), ..Step::unchanged(Done::Reserved(Reserved::Replay(released))) }
 }
 
-fn rekey(quote: &Quote, op: &Reserve) -> Step {
+fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
     let generation = quote.generation.saturating_add(1);
-    let quote = Quote { kid: op.kid.clone(), generation, input: op.input, ..quote.clone() };
+    let quote = Quote { kid: op.kid.clone(), generation, input, ..quote.clone() };
     let record = Record::new(Event::Rekeyed, op.now, op.context.clone(), quote.facts());
     let pending = quote.pending(&op.identity);
     Step { quote: Some((op.identity.clone(), quote)), record: Some(record), ..Step::unchanged(pending) }
@@ -323,11 +345,12 @@ fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Ref
 
 #[cfg(test)]
 pub(in crate::ledger) mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::jws::Draft;
     use crate::{audit::Context, domain::Environment};
 
     pub fn at(millis: i64) -> UtcTime {
@@ -346,6 +369,7 @@ pub(in crate::ledger) mod tests {
             partner: None,
             quote_id: None,
             corridor: None,
+            values_fixed_at: None,
             contract: None,
             rule_ids: Vec::new(),
         }
@@ -363,17 +387,48 @@ pub(in crate::ledger) mod tests {
         Reserve {
             identity: identity(quote),
             scope: scope("GB-IN"),
-            sequence: number.try_into().unwrap(),
+            numbering: Numbering::Given {
+                sequence: number.try_into().unwrap(),
+                input: InputDigest::of(format!("{quote} {number} quote-signing-a").as_bytes()),
+            },
             jump_max: 1_000,
             seed_if_unknown: false,
             payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
-            input: InputDigest::of(format!("{quote} {number} quote-signing-a").as_bytes()),
             kid: "quote-signing-a".parse().unwrap(),
             expires_at: at(60_000),
             charges: Vec::new(),
             context: context(),
             now: at(0),
         }
+    }
+
+    fn numbered(number: u64, input: [u8; 32]) -> Numbering {
+        Numbering::Given { sequence: number.try_into().unwrap(), input: InputDigest(input) }
+    }
+
+    /// A reservation of a quote that comes without its number.
+    fn draft(quote: &str, kid: &str) -> Reserve {
+        let kid: Kid = kid.parse().unwrap();
+        let claims = serde_json::json!({ "quote_id": quote }).as_object().cloned().unwrap();
+        let draft = Draft::new(kid.clone(), claims, "quote_sequence".to_owned());
+        Reserve { numbering: Numbering::Assigned(Arc::new(draft)), kid, ..reserve(quote, 0) }
+    }
+
+    #[test]
+    fn an_assigned_number_is_the_next_one_and_stays() {
+        let mut book = Book::default();
+        book.apply(&Op::Seed(seed(7))).unwrap();
+        let mut held = |op| match book.reserve(op) {
+            Ok(Done::Reserved(Reserved::Pending(held))) => held,
+            other => panic!("{other:?}"),
+        };
+        let first = held(draft("q1", "quote-signing-a"));
+        let second = held(draft("q2", "quote-signing-a"));
+        assert_eq!([first.sequence().get(), second.sequence().get()], [8, 9]);
+        assert_eq!(held(draft("q1", "quote-signing-a")), first, "a retry keeps its number");
+        let rekeyed = held(draft("q1", "quote-signing-b"));
+        assert_eq!((rekeyed.sequence(), rekeyed.generation()), (first.sequence(), 2));
+        assert_ne!(rekeyed.input(), first.input());
     }
 
     pub fn commit(reservation: &Reservation, jws: &str) -> Commit {
@@ -487,9 +542,15 @@ pub(in crate::ledger) mod tests {
         book.reserve(reserve("q1", 11)).unwrap();
         let bound = (reserve("q1", 11).payload, number(11));
         assert_eq!(book.reserve(reserve("q1", 12)), Err(Refusal::Conflict { bound }));
-        let other_input = Reserve { input: InputDigest([0; 32]), ..reserve("q1", 11) };
+        let other_input = Reserve { numbering: numbered(11, [0; 32]), ..reserve("q1", 11) };
         assert_eq!(book.reserve(other_input), Err(Refusal::InputMismatch));
-        let other_number = Reserve { sequence: number(12), ..reserve("q1", 11) };
+        let other_number = Reserve {
+            numbering: Numbering::Given {
+                sequence: number(12),
+                input: reserve("q1", 11).numbering.at(number(0)).unwrap().1,
+            },
+            ..reserve("q1", 11)
+        };
         assert_eq!(book.reserve(other_number), Err(Refusal::InputMismatch));
         for floor in [10, 11] {
             let refusal = Refusal::FloorNotRaised { given: number(floor), present: number(11) };
@@ -504,7 +565,7 @@ pub(in crate::ledger) mod tests {
         let mut book = Book::seeded();
         let old = pending(book.reserve(reserve("q1", 1)).unwrap());
         let kid: Kid = "quote-signing-b".parse().unwrap();
-        let rekey = Reserve { kid: kid.clone(), input: InputDigest([1; 32]), ..reserve("q1", 1) };
+        let rekey = Reserve { kid: kid.clone(), numbering: numbered(1, [1; 32]), ..reserve("q1", 1) };
         let new = pending(book.reserve(rekey).unwrap());
         assert_eq!((new.generation(), new.kid(), new.sequence()), (2, &kid, old.sequence()));
         assert_eq!(book.apply(&Op::Commit(commit(&old, "old"))), Err(Refusal::NotReserved));
@@ -518,7 +579,7 @@ pub(in crate::ledger) mod tests {
         let mut book = Book::seeded();
         let first = pending(book.reserve(reserve("q1", 1)).unwrap());
         let kid = "quote-signing-b".parse().unwrap();
-        book.reserve(Reserve { kid, input: InputDigest([1; 32]), ..reserve("q1", 1) }).unwrap();
+        book.reserve(Reserve { kid, numbering: numbered(1, [1; 32]), ..reserve("q1", 1) }).unwrap();
         let third = pending(book.reserve(reserve("q1", 1)).unwrap());
         assert_eq!((third.generation(), third.input()), (3, first.input()));
         assert_eq!(book.apply(&Op::Commit(commit(&first, "old"))), Err(Refusal::NotReserved));
@@ -649,7 +710,7 @@ pub(in crate::ledger) mod tests {
         Some(Reserve {
             scope: scope(corridor),
             payload: PayloadDigest::of(payload.as_bytes()),
-            input: InputDigest::of(format!("{payload} {kid}").as_bytes()),
+            numbering: numbered(*number, InputDigest::of(format!("{payload} {kid}").as_bytes()).0),
             kid: kid.parse().unwrap(),
             expires_at: at(*lifetime * 60),
             jump_max: 4,
@@ -685,19 +746,20 @@ pub(in crate::ledger) mod tests {
                 match (book.apply(&op), reserve) {
                     (Err(_), _) => prop_assert_eq!(&book, &before, "a refusal changes nothing"),
                     (Ok(Done::Reserved(Reserved::Pending(held))), Some(op)) => {
+                        let (sequence, input) = op.numbering.at(SequenceNumber::ZERO).unwrap();
                         prop_assert!(op.expires_at > now);
                         if !before.quotes.contains_key(&op.identity) {
-                            let highest = told.highest.insert(op.scope.clone(), op.sequence);
-                            prop_assert!(highest < Some(op.sequence), "numbers rise");
+                            let highest = told.highest.insert(op.scope.clone(), sequence);
+                            prop_assert!(highest < Some(sequence), "numbers rise");
                         }
-                        let bound = *told.bound.entry((op.scope, op.sequence)).or_insert(op.payload);
+                        let bound = *told.bound.entry((op.scope, sequence)).or_insert(op.payload);
                         prop_assert_eq!(bound, op.payload, "a number belongs to one payload");
-                        prop_assert_eq!((held.sequence(), held.input()), (op.sequence, op.input));
+                        prop_assert_eq!((held.sequence(), held.input()), (sequence, input));
                         told.held.push(held);
                     }
                     (Ok(Done::Reserved(Reserved::Replay(released))), Some(op)) => {
                         prop_assert!(released.expires_at > now);
-                        prop_assert_eq!((released.payload, released.sequence), (op.payload, op.sequence));
+                        prop_assert_eq!((released.payload, Some(released.sequence)), (op.payload, op.numbering.given()));
                         told.release(&op.identity, &released);
                     }
                     (Ok(Done::Committed(released)), _) => told.release(op.identity().unwrap(), &released),

@@ -3,12 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{policy::Partner, terms::Terms};
-
-use super::authorize::Authorized;
+use super::authorize::{Authorized, Subject};
 
 /// The devices have as much to do as they may.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,12 +33,7 @@ impl Admission {
 /// A quote with a place; the place is given back when its signature is committed or refused.
 #[derive(Debug)]
 pub struct Admitted {
-    /// The quote as sent.
-    quote: Map<String, Value>,
-    /// What it says.
-    terms: Terms,
-    /// Its partner.
-    partner: Partner,
+    subject: Subject,
     place: Place,
 }
 
@@ -58,12 +50,11 @@ pub struct Place {
 pub fn admit(authorized: Authorized, admission: &Admission) -> Result<Admitted, Overloaded> {
     let overloaded = |_| Overloaded { retry_after: admission.retry_after };
     let permit = admission.places.clone().try_acquire_owned().map_err(overloaded)?;
-    let (quote, terms, partner) = authorized.taken();
-    Ok(Admitted { quote, terms, partner, place: Place { _permit: permit } })
+    Ok(Admitted { subject: authorized.taken(), place: Place { _permit: permit } })
 }
 
 impl Admitted {
-    pub(super) fn taken(self) -> (Map<String, Value>, Terms, Partner, Place) {
-        (self.quote, self.terms, self.partner, self.place)
+    pub(super) fn taken(self) -> (Subject, Place) {
+        (self.subject, self.place)
     }
 }

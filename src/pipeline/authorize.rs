@@ -1,5 +1,7 @@
 //! Asks policy whether this caller may sign this quote. Denied unless allowed; a rule that errors denies.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::{
@@ -8,6 +10,7 @@ use crate::{
     policy::{
         Bundle, Partner,
         authority::{Action, Resource},
+        contract::Contract,
     },
     terms::Terms,
 };
@@ -22,35 +25,40 @@ pub struct Denied {
     pub rule_ids: Vec<String>,
 }
 
+/// A quote with all that was learnt of it so far.
+#[derive(Debug)]
+pub struct Subject {
+    /// The quote as sent.
+    pub quote: Map<String, Value>,
+    /// What it says.
+    pub terms: Terms,
+    /// What it keeps.
+    pub contract: Arc<Contract>,
+    /// Whose it is.
+    pub partner: Partner,
+}
+
 /// A quote that policy lets this caller sign.
 #[derive(Debug)]
-pub struct Authorized {
-    /// The quote as sent.
-    quote: Map<String, Value>,
-    /// What it says.
-    terms: Terms,
-    /// Its partner.
-    partner: Partner,
-}
+pub struct Authorized(Subject);
 
 /// Authorises the caller.
 ///
 /// # Errors
 /// Where policy does not allow it, or knows no such partner; the two look alike.
 pub fn authorize(valid: Valid, policy: &Bundle, call: &Call, trail: &mut audit::Context) -> Result<Authorized, Denied> {
-    let (quote, terms) = valid.taken();
+    let (quote, terms, contract) = valid.taken();
     let resource = Resource::Partner(&terms.partner);
     let verdict = policy.authority.decide(&call.caller, Action::SignQuote, resource, Some(&terms));
     trail.rule_ids.clone_from(&verdict.rule_ids);
     match policy.partner(&terms.partner).cloned() {
-        Some(partner) if verdict.allowed => Ok(Authorized { quote, terms, partner }),
+        Some(partner) if verdict.allowed => Ok(Authorized(Subject { quote, terms, contract, partner })),
         _ => Err(Denied { rule_ids: verdict.rule_ids }),
     }
 }
 
 impl Authorized {
-    pub(super) fn taken(self) -> (Map<String, Value>, Terms, Partner) {
-        let Self { quote, terms, partner } = self;
-        (quote, terms, partner)
+    pub(super) fn taken(self) -> Subject {
+        self.0
     }
 }

@@ -82,7 +82,7 @@ impl Refusal {
             Self::Sign(SignError::TimedOut | SignError::Unavailable(_) | SignError::Unfit(_)) => {
                 Reason::SignerUnavailable
             }
-            Self::Verify(VerifyError::Mismatch(_) | VerifyError::Altered) => Reason::SignatureMismatch,
+            Self::Verify(VerifyError::Mismatch(_)) => Reason::SignatureMismatch,
             Self::Clock(_) | Self::Verify(VerifyError::Clock(_)) => Reason::ClockUntrusted,
             Self::NoCanonicalForm(_) | Self::Torn | Self::Verify(VerifyError::KeyGone) => Reason::Internal,
         }

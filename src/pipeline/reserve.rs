@@ -9,11 +9,14 @@ use crate::{
     clock::UtcTime,
     domain::{Environment, Identity},
     jws::SigningInput,
-    ledger::{Charge, Ledger, LedgerError, Released, Reservation, Reserve, Reserved},
+    ledger::{Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quota, timeline::TimedKey},
 };
 
-use super::{admit::Place, canonicalise::Canonical};
+use super::{
+    admit::Place,
+    canonicalise::{Canonical, Ready, Unsigned},
+};
 
 /// What reserving came to.
 #[derive(Debug)]
@@ -27,13 +30,9 @@ pub enum Held {
 /// A quote that may be signed, since its reservation is durable.
 #[derive(Debug)]
 pub struct Pending {
-    /// The ledger's word.
     reservation: Reservation,
-    /// What to sign.
     input: SigningInput,
-    /// With which key.
     key: Arc<TimedKey>,
-    /// From when on it must not be released.
     expires_at: UtcTime,
     place: Place,
 }
@@ -56,15 +55,14 @@ pub async fn reserve(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
-    let (terms, partner, key, payload, input, place) = canonical.taken();
+    let Ready { terms, partner, key, payload, unsigned, place } = canonical.0;
     let op = Reserve {
         identity: Identity::new(policy.environment, &partner.id, &terms.quote_id),
         scope: policy.scope(&partner, Some(&terms.corridor)),
-        sequence: terms.sequence,
+        numbering: numbering(&unsigned),
         jump_max: partner.sequence.jump_max,
         seed_if_unknown: policy.environment == Environment::Development,
         payload,
-        input: input.digest(),
         kid: key.kid.clone(),
         expires_at: terms.expires_at,
         charges: vec![
@@ -74,12 +72,29 @@ pub async fn reserve(
         context: trail.clone(),
         now,
     };
-    Ok(match ledger.reserve(op).await? {
+    match ledger.reserve(op).await? {
+        Reserved::Replay(released) => Ok(Held::Replay(Stored { released })),
         Reserved::Pending(reservation) => {
-            Held::Pending(Pending { reservation, input, key, expires_at: terms.expires_at, place })
+            let input = input_of(unsigned, &reservation)?;
+            Ok(Held::Pending(Pending { reservation, input, key, expires_at: terms.expires_at, place }))
         }
-        Reserved::Replay(released) => Held::Replay(Stored { released }),
-    })
+    }
+}
+
+fn numbering(unsigned: &Unsigned) -> Numbering {
+    match unsigned {
+        Unsigned::Numbered(sequence, input) => Numbering::Given { sequence: *sequence, input: input.digest() },
+        Unsigned::Draft(draft) => Numbering::Assigned(draft.clone()),
+    }
+}
+
+/// The bytes of the reservation. They must be those whose digest it holds.
+fn input_of(unsigned: Unsigned, reservation: &Reservation) -> Result<SigningInput, Refusal> {
+    let input = match unsigned {
+        Unsigned::Numbered(_, input) => input,
+        Unsigned::Draft(draft) => draft.numbered(reservation.sequence()).map_err(|_| Refusal::InputMismatch)?,
+    };
+    if input.digest() == reservation.input() { Ok(input) } else { Err(Refusal::InputMismatch) }
 }
 
 fn charge(quota: &str, of: &str, rate: Quota) -> Charge {

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use crate::{
     clock::UtcTime,
     domain::PartnerId,
-    policy::{Bundle, Partner, timeline::TimedKey},
-    terms::Terms,
+    policy::{Bundle, timeline::TimedKey},
 };
 
-use super::admit::{Admitted, Place};
+use super::{
+    admit::{Admitted, Place},
+    authorize::Subject,
+};
 
 /// No key of the partner may sign now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,15 +24,8 @@ pub struct NoActiveKey {
 /// A quote with the key that is to sign it.
 #[derive(Debug)]
 pub struct Keyed {
-    /// The quote as sent.
-    quote: Map<String, Value>,
-    /// What it says.
-    terms: Terms,
-    /// Its partner.
-    partner: Partner,
-    /// The key.
+    subject: Subject,
     key: Arc<TimedKey>,
-    /// Its place in flight.
     place: Place,
 }
 
@@ -41,16 +34,15 @@ pub struct Keyed {
 /// # Errors
 /// Where none may sign at `now`.
 pub fn select_key(admitted: Admitted, policy: &Bundle, now: UtcTime) -> Result<Keyed, NoActiveKey> {
-    let (quote, terms, partner, place) = admitted.taken();
-    match policy.timeline.current(&partner.id, now) {
-        Some(key) => Ok(Keyed { quote, terms, partner, key: key.clone(), place }),
-        None => Err(NoActiveKey { partner: partner.id }),
+    let (subject, place) = admitted.taken();
+    match policy.timeline.current(&subject.partner.id, now) {
+        Some(key) => Ok(Keyed { subject, key: key.clone(), place }),
+        None => Err(NoActiveKey { partner: subject.partner.id }),
     }
 }
 
 impl Keyed {
-    pub(super) fn taken(self) -> (Map<String, Value>, Terms, Partner, Arc<TimedKey>, Place) {
-        let Self { quote, terms, partner, key, place } = self;
-        (quote, terms, partner, key, place)
+    pub(super) fn taken(self) -> (Subject, Arc<TimedKey>, Place) {
+        (self.subject, self.key, self.place)
     }
 }

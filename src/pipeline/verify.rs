@@ -1,12 +1,15 @@
 //! Verifies the very text that is to be released, with the published key of its kid, by the code that answers
 //! `VerifyQuote`. Looks at the clock once more: an expired quote is not released.
 
+use std::sync::Arc;
+
 use crate::{
-    clock::{ClockFault, ClockGuard},
-    domain::PayloadDigest,
-    jws::{self, CompactJws, Unverified},
+    clock::{ClockFault, ClockGuard, UtcTime},
+    domain::Kid,
+    jws::CompactJws,
     ledger::{Released, Reservation},
     policy::Bundle,
+    verification::{self, Binding, Evidence, Unverified},
 };
 
 use super::{admit::Place, reserve::Stored, sign::Signed};
@@ -17,9 +20,6 @@ pub enum VerifyError {
     /// It does not verify. An alarm: the device or its key is not what it should be.
     #[error("the signature does not verify: {0}")]
     Mismatch(#[from] Unverified),
-    /// The stored JWS is not bound to what the caller sent. An alarm: the store was changed.
-    #[error("the stored JWS is not the one its record is bound to")]
-    Altered,
     /// The key of a stored JWS is in the bundle no more.
     #[error("the key of the stored JWS is in the policy bundle no more")]
     KeyGone,
@@ -34,9 +34,7 @@ pub enum VerifyError {
 /// A quote whose JWS verifies.
 #[derive(Debug)]
 pub struct Verified {
-    /// The ledger's word.
     reservation: Reservation,
-    /// The JWS.
     jws: CompactJws,
     place: Place,
 }
@@ -45,33 +43,42 @@ pub struct Verified {
 ///
 /// # Errors
 /// Where it does not verify, or the quote has expired.
-pub fn verify(signed: Signed, clock: &ClockGuard) -> Result<Verified, VerifyError> {
+pub fn verify(signed: Signed, policy: &Bundle, clock: &ClockGuard) -> Result<Verified, VerifyError> {
     let (reservation, jws, key, expires_at, place) = signed.taken();
-    jws::verify(&jws, |kid| (*kid == key.kid).then_some(&*key.public))?;
-    if expires_at <= clock.now()? {
+    let now = clock.now()?;
+    if expires_at <= now {
         return Err(VerifyError::Expired);
     }
+    let binding = Binding { sequence: reservation.sequence(), input: reservation.input() };
+    check(&jws, &key.kid, policy, now, &binding)?;
     Ok(Verified { reservation, jws, place })
 }
 
-/// Verifies a stored JWS before it is released again, and that it holds the payload it is bound to.
+/// Verifies a stored JWS before it is released again: the store may have been changed.
 ///
 /// # Errors
 /// Where the store no longer holds what was released.
-pub fn verify_again(stored: Stored, policy: &Bundle) -> Result<Released, VerifyError> {
+pub fn verify_again(stored: Stored, policy: &Bundle, now: UtcTime) -> Result<Released, VerifyError> {
     let released = stored.taken();
-    let key = policy.key(&released.kid).ok_or(VerifyError::KeyGone)?;
-    let verified = jws::verify(&released.jws, |kid| (*kid == key.kid).then_some(&*key.public))?;
-    let payload = serde_jcs::to_vec(&verified.payload).map_err(|_| VerifyError::Altered)?;
-    if PayloadDigest::of(&payload) != released.payload {
-        return Err(VerifyError::Altered);
-    }
+    let binding = Binding { sequence: released.sequence, input: released.input };
+    check(&released.jws, &released.kid, policy, now, &binding)?;
     Ok(released)
+}
+
+/// Every step, with the pinned key of this kid alone, and with what the ledger binds.
+fn check(jws: &CompactJws, kid: &Kid, policy: &Bundle, now: UtcTime, binding: &Binding) -> Result<(), VerifyError> {
+    let key = policy.key(kid).ok_or(VerifyError::KeyGone)?;
+    let evidence = Evidence {
+        key: &|named| (named == kid).then_some(&*key.public),
+        contract: &|quote| policy.contract_of(quote).map(Arc::as_ref),
+        now,
+    };
+    verification::verify(jws, &evidence).bound(Some(binding)).into_result()?;
+    Ok(())
 }
 
 impl Verified {
     pub(super) fn taken(self) -> (Reservation, CompactJws, Place) {
-        let Self { reservation, jws, place } = self;
-        (reservation, jws, place)
+        (self.reservation, self.jws, self.place)
     }
 }

@@ -1,7 +1,7 @@
 //! A contract: the JSON Schema of a kind of quote, and which of its claims plays which part. The gateway
 //! itself knows no claim by name.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use jsonschema::{Draft, PatternOptions, Validator, error::ValidationErrorKind};
 use serde_json::{Map, Value, json};
@@ -27,6 +27,12 @@ pub struct Contract {
     schema: Validator,
 }
 
+impl fmt::Debug for Contract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Contract({})", self.name)
+    }
+}
+
 /// One way in which a quote breaks its contract. Never holds a value of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -34,6 +40,12 @@ pub struct Violation {
     pub pointer: String,
     /// Why, in one sentence.
     pub reason: String,
+}
+
+/// The JSON Pointer of a claim; the whole quote's where the name is empty.
+#[must_use]
+pub fn pointer(claim: &str) -> String {
+    if claim.is_empty() { String::new() } else { format!("/{}", claim.replace('~', "~0").replace('/', "~1")) }
 }
 
 /// At most this many characters of an unexpected property's name are told back.
@@ -151,8 +163,7 @@ fn violation(fault: &jsonschema::ValidationError<'_>) -> Violation {
     let mut pointer = fault.instance_path().to_string();
     let reason = match fault.kind() {
         Kind::Required { property } => {
-            pointer.push('/');
-            pointer.push_str(&property.as_str().unwrap_or_default().replace('~', "~0").replace('/', "~1"));
+            pointer.push_str(&self::pointer(property.as_str().unwrap_or_default()));
             "is missing".to_owned()
         }
         Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {

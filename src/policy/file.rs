@@ -41,8 +41,22 @@ pub(super) struct PartnerEntry {
 pub struct SequenceRule {
     /// The parts that name a sequence.
     pub scope: Vec<ScopePart>,
+    /// Who gives the numbers.
+    #[serde(default)]
+    pub mode: SequenceMode,
     /// How far beyond the last number a number may lie.
     pub jump_max: u64,
+}
+
+/// Who gives a sequence's numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SequenceMode {
+    /// The caller; each must be greater than the last one taken.
+    #[default]
+    Verify,
+    /// The gateway; a quote comes without its sequence claim.
+    Assign,
 }
 
 /// A part of a sequence's scope. Customer data is never one.
@@ -161,6 +175,20 @@ pub struct Validity {
     pub useful_s: u32,
     /// How long after its expiry a quote may still be presented and must still be verifiable.
     pub late_acceptance_s: u32,
+    /// Whether callers must say when the values shown to the customer were fixed.
+    #[serde(default)]
+    pub values_fixed_at: ValuesFixedAt,
+}
+
+/// Whether callers must say when the values shown to the customer were fixed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValuesFixedAt {
+    /// They may.
+    #[default]
+    Optional,
+    /// They must.
+    Required,
 }
 
 /// How keys are made known before they sign.

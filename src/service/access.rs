@@ -145,6 +145,7 @@ pub fn own_trail(environment: Environment, policy: &Bundle) -> audit::Context {
         partner: None,
         quote_id: None,
         corridor: None,
+        values_fixed_at: None,
         contract: None,
         rule_ids: Vec::new(),
     }

@@ -7,12 +7,13 @@ use tonic::{Request, Response, Status};
 use crate::{
     audit::{Context, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Corridor, Environment, Malformed, SequenceNumber},
-    jws::{self, Check, CompactJws},
+    domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
+    jws::CompactJws,
     ledger,
     pipeline::{Pipeline, parse::QuoteRequest, refusal::Refusal},
-    policy::Partner,
+    policy::{Bundle, Partner},
     proto::{self, Reason, quote_signing_service_server::QuoteSigningService},
+    verification::{self, Binding, Evidence, Finding, Report},
 };
 
 use super::{access, status};
@@ -30,10 +31,11 @@ impl QuoteSigningService for Quotes {
         request: Request<proto::SignQuoteRequest>,
     ) -> Result<Response<proto::SignQuoteResponse>, Status> {
         let call = access::SIGN_QUOTE.call(&request)?;
-        let proto::SignQuoteRequest { environment, payload, quote_id } = request.into_inner();
+        let proto::SignQuoteRequest { environment, payload, quote_id, values_fixed_at } = request.into_inner();
+        let values_fixed_at = values_fixed_at.map(instant).transpose()?;
         let policy = self.pipeline.policy.load_full();
         let mut trail = access::trail(&call, self.pipeline.environment, &policy);
-        let request = QuoteRequest { environment, payload, quote_id };
+        let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
         match self.pipeline.sign_quote(&policy, &call, request, &mut trail).await {
             Ok(answer) => Ok(Response::new(proto::SignQuoteResponse {
                 jws: answer.released.jws.as_str().to_owned(),
@@ -58,16 +60,27 @@ impl QuoteSigningService for Quotes {
     ) -> Result<Response<proto::VerifyQuoteResponse>, Status> {
         let call = access::VERIFY_QUOTE.call(&request)?;
         let proto::VerifyQuoteRequest { partner, jws } = request.into_inner();
-        let policy = self.pipeline.policy.load();
+        let policy = self.pipeline.policy.load_full();
         let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
-        let jws = CompactJws::from_text(jws);
         let now = SystemClock.now();
-        let outcome = jws::verify(&jws, |kid| {
-            policy.timeline.published(&partner.id, now).find(|key| key.kid == *kid).map(|key| &*key.public)
-        });
-        let kid = jws::kid_of(&jws).map(|kid| kid.to_string()).unwrap_or_default();
-        let failed = outcome.as_ref().err();
-        Ok(Response::new(proto::VerifyQuoteResponse { valid: failed.is_none(), checks: checks(failed), kid }))
+        let report = {
+            let evidence = Evidence {
+                key: &|kid| {
+                    let mut published = policy.timeline.published(&partner.id, now);
+                    published.find(|key| key.kid == *kid).map(|key| &*key.public)
+                },
+                contract: &|quote| policy.contract_of(quote).map(Arc::as_ref),
+                now,
+            };
+            verification::verify(&CompactJws::from_text(jws), &evidence)
+        };
+        let binding = self.binding(&policy, &report).await?;
+        let report = report.bound(binding.as_ref());
+        Ok(Response::new(proto::VerifyQuoteResponse {
+            valid: report.is_valid(),
+            steps: report.findings().iter().map(|(step, finding)| told(*step, finding)).collect(),
+            kid: report.kid.map(|kid| kid.to_string()).unwrap_or_default(),
+        }))
     }
 
     async fn get_sequence(
@@ -94,6 +107,19 @@ impl QuoteSigningService for Quotes {
 }
 
 impl Quotes {
+    /// What the ledger binds the quote of a verified payload to.
+    async fn binding(&self, policy: &Bundle, report: &Report) -> Result<Option<Binding>, Status> {
+        let Some(payload) = &report.payload else { return Ok(None) };
+        let named = policy.contract_of(payload).and_then(|contract| {
+            let partner = policy.partner_of(payload, &contract.claims.partner)?;
+            let quote_id = payload.get(contract.claims.quote_id.as_ref()?)?.as_str()?.parse().ok()?;
+            Some(Identity::new(policy.environment, &partner.id, &quote_id))
+        });
+        let Some(identity) = named else { return Ok(None) };
+        let quote = self.pipeline.ledger.quote(identity).await.map_err(status::of_ledger_error)?;
+        Ok(quote.map(|quote| Binding { sequence: quote.sequence, input: quote.input }))
+    }
+
     /// Journals a refusal; it joins the next batch and never holds the answer up.
     fn journal(&self, trail: Context, refusal: &Refusal) {
         if matches!(refusal, Refusal::Verify(_) | Refusal::Torn | Refusal::NoCanonicalForm(_)) {
@@ -110,17 +136,13 @@ impl Quotes {
     }
 }
 
-fn checks(failed: Option<&jws::Unverified>) -> Vec<proto::VerificationCheck> {
-    let mut checks = Vec::new();
-    for check in Check::ALL {
-        let fault = failed.filter(|fault| fault.check == check);
-        let detail = fault.map_or("", |fault| fault.detail).to_owned();
-        checks.push(proto::VerificationCheck { name: check.name().to_owned(), passed: fault.is_none(), detail });
-        if fault.is_some() {
-            break;
-        }
-    }
-    checks
+fn told(step: verification::Step, finding: &Finding) -> proto::VerificationStep {
+    let (outcome, detail) = match finding {
+        Finding::Passed => (proto::VerificationOutcome::Passed, String::new()),
+        Finding::Failed(why) => (proto::VerificationOutcome::Failed, why.clone()),
+        Finding::NotChecked(why) => (proto::VerificationOutcome::NotChecked, (*why).to_owned()),
+    };
+    proto::VerificationStep { name: step.name().to_owned(), outcome: outcome.into(), detail }
 }
 
 /// The corridor of a request: named exactly where the partner's sequences are told apart by it.
@@ -131,6 +153,15 @@ pub(super) fn corridor_of(partner: &Partner, text: &str) -> Result<Option<Corrid
         (false, _) => Err(refuse("this partner has one sequence for all corridors; leave it empty".to_owned())),
         (true, text) => text.parse().map(Some).map_err(|fault: Malformed| refuse(fault.to_string())),
     }
+}
+
+/// An instant of a request, to the millisecond.
+fn instant(at: prost_types::Timestamp) -> Result<UtcTime, Status> {
+    let millis = at.seconds.checked_mul(1000).zip(u32::try_from(at.nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
+    let millis = millis.and_then(|(millis, nanos)| millis.checked_add(i64::from(nanos / 1_000_000)));
+    millis.map(UtcTime::from_millis).ok_or_else(|| {
+        status::plain(Reason::InvalidRequest, "`values_fixed_at` is no instant; leave it out or mend it")
+    })
 }
 
 pub(super) fn timestamp(at: UtcTime) -> prost_types::Timestamp {

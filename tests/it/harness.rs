@@ -309,7 +309,7 @@ impl Caller {
     }
 
     pub async fn sign_bytes(&self, payload: Vec<u8>) -> Result<SignQuoteResponse, Status> {
-        let request = SignQuoteRequest { environment: "development".into(), payload, quote_id: String::new() };
+        let request = SignQuoteRequest { environment: "development".into(), payload, ..SignQuoteRequest::default() };
         self.0.clone().sign_quote(request).await.map(tonic::Response::into_inner)
     }
 }

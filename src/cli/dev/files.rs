@@ -15,6 +15,7 @@ use crate::{
     cli::{Failure, keys::write_jwk},
     clock::{Clock as _, SystemClock},
     jwk::PublicKey,
+    policy::shipped,
 };
 
 use super::{
@@ -30,16 +31,6 @@ const MADE: [&str; 9] =
 /// gRPC, admin, JWKS, operations; another free port where one is taken.
 const PORTS: [u16; 4] = [8443, 8444, 8445, 9464];
 const DAY: Duration = Duration::from_hours(24);
-
-/// The shipped bundle, as it stands in this binary.
-const BUNDLE: [(&str, &str); 5] = [
-    ("authorize.cedar", include_str!("../../../policy/authorize.cedar")),
-    ("quotesign.cedarschema", include_str!("../../../policy/quotesign.cedarschema")),
-    ("currencies.csv", include_str!("../../../policy/currencies.csv")),
-    ("schemas/quote-v1.schema.json", include_str!("../../../policy/schemas/quote-v1.schema.json")),
-    ("README.md", include_str!("../../../policy/README.md")),
-];
-const POLICY: &str = include_str!("../../../policy/policy.toml");
 
 /// Writes a file that this user alone may read.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
@@ -157,11 +148,11 @@ pub(super) fn write_policy(dir: &Path, key: &PublicKey) -> Result<(), Failure> {
     for folder in ["keys", "schemas"] {
         fs::create_dir_all(dir.join(folder)).map_err(|fault| Failure::failed(format!("{}: {fault}", dir.display())))?;
     }
-    for (name, text) in BUNDLE {
+    for (name, text) in shipped::FILES {
         write(&dir.join(name), text.as_bytes())?;
     }
     write_jwk(&dir.join("keys"), key)?;
-    let mut policy: DocumentMut = POLICY.parse().map_err(Failure::failed)?;
+    let mut policy: DocumentMut = shipped::POLICY.parse().map_err(Failure::failed)?;
     let mut keys = ArrayOfTables::new();
     keys.push(timeline(key)?);
     policy.insert("keys", Item::ArrayOfTables(keys));

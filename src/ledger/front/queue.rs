@@ -195,7 +195,7 @@ mod tests {
             waiting.jobs.push_back(Job::Op(Op::Reserve(reserve(quote, number)), answer));
         }
         let mut numbers = || {
-            let number = |op: &Op| if let Op::Reserve(op) = op { op.sequence.get() } else { 0 };
+            let number = |op: &Op| if let Op::Reserve(op) = op { op.numbering.given().unwrap().get() } else { 0 };
             waiting.batch(9).ops.iter().map(number).collect::<Vec<_>>()
         };
         assert_eq!([numbers(), numbers(), numbers(), numbers()], [vec![1, 3, 5], vec![2], vec![4], vec![]]);
