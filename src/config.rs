@@ -12,7 +12,7 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::{clock::ClockBounds, domain::Environment, json::Limits, ledger::LedgerConfig, strict_toml};
+use crate::{clock::ClockBounds, domain::Environment, json::Limits, ledger::LedgerConfig, strict_toml, telemetry};
 
 mod overrides;
 
@@ -152,7 +152,7 @@ pub struct SignerEntry {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttributesRule {
-    /// It does not sign. The only value in production.
+    /// It does not sign. The only value but in development.
     #[default]
     Require,
     /// It signs, and the log says so.
@@ -256,6 +256,9 @@ pub enum LogFormat {
     Text,
 }
 
+/// No bound of a config is higher.
+const BOUND_MAX: usize = 10_000_000;
+
 mod defaults {
     pub(super) fn queue_max() -> usize {
         4096
@@ -320,6 +323,7 @@ impl Config {
 
     /// The rules that types cannot hold.
     fn check(&self) -> Result<(), String> {
+        telemetry::filter(&self.log)?;
         let listeners = [
             ("grpc.listen", self.grpc.listen),
             ("admin.listen", self.admin.listen),
@@ -343,12 +347,16 @@ impl Config {
             ("limits.in_flight_max", limits.in_flight_max),
             ("limits.connections_max", limits.connections_max),
             ("limits.streams_max", limits.streams_max as usize),
+            ("limits.handshake_timeout_ms", usize::try_from(limits.handshake_timeout_ms).unwrap_or(usize::MAX)),
             ("limits.deadline_ms_max", usize::try_from(limits.deadline_ms_max).unwrap_or(usize::MAX)),
             ("ledger.queue_max", self.ledger.queue_max),
             ("ledger.batch_max", self.ledger.batch_max),
         ] {
             if value == 0 {
                 return Err(format!("`{field}` = `0` lets nothing through; raise it"));
+            }
+            if value > BOUND_MAX {
+                return Err(format!("`{field}` = `{value}` is no bound; give at most {BOUND_MAX}"));
             }
         }
         if limits.payload_bytes_max > 1 << 20 {
@@ -375,8 +383,9 @@ impl Config {
             if signer.sessions == 0 || signer.queue_max == 0 {
                 return Err(format!("`signers[{at}]`: `sessions` and `queue_max` of `{name}` must be above 0"));
             }
-            if self.environment == Environment::Production && signer.attributes != AttributesRule::Require {
-                return Err(format!("`signers[{at}].attributes` of `{name}` must be `require` in production"));
+            if self.environment != Environment::Development && signer.attributes != AttributesRule::Require {
+                let environment = self.environment;
+                return Err(format!("`signers[{at}].attributes` of `{name}` must be `require` in {environment}"));
             }
         }
         Ok(())

@@ -91,7 +91,7 @@ impl Control {
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
         let mut problems = fits(&bundle, self.environment, |name| self.keyring.has_signer(name));
-        problems.extend(follows(&bundle, current));
+        problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
     }
 
@@ -142,15 +142,17 @@ pub fn fits(bundle: &Bundle, environment: Environment, has_signer: impl Fn(&str)
     problems
 }
 
-/// What must hold between a bundle and the one before it: the serial rises with every change.
-fn follows(bundle: &Bundle, current: &Bundle) -> Option<String> {
-    let (new, old) = (bundle.serial, current.serial);
+/// What must hold between a bundle and the one before it, here or in the ledger's memory: the serial rises with
+/// every change.
+#[must_use]
+pub fn follows(bundle: &Bundle, serial: u64, digest: &str) -> Option<String> {
+    let new = bundle.serial;
     match () {
-        () if new < old => {
-            Some(format!("policy.toml: `serial` = {new} is below {old}, which is in force; a serial never falls"))
+        () if new < serial => {
+            Some(format!("policy.toml: `serial` = {new} is below {serial}, which was in force; a serial never falls"))
         }
-        () if new == old && bundle.digest != current.digest => {
-            Some(format!("policy.toml: the bundle has changed and `serial` is still {old}; raise it"))
+        () if new == serial && bundle.digest.to_string() != digest => {
+            Some(format!("policy.toml: the bundle has changed and `serial` is still {serial}; raise it"))
         }
         () => None,
     }

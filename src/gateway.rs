@@ -118,6 +118,11 @@ impl Gateway {
         let listeners = Listeners::bind(&config).await?;
         let engine = Sqlite::open(&config.ledger.sqlite, config.environment).map_err(StartError::unfit)?;
         let ledger = Ledger::start(engine, config.ledger.front());
+        if let Some(last) = ledger.newest_record().await.map_err(StartError::unfit)? {
+            let refused = control::follows(&bundle, last.context.policy_serial, &last.context.policy_digest);
+            let place = |problem| StartError::Unfit(vec![format!("{}/{problem}", config.policy.display())]);
+            refused.map_or(Ok(()), |problem| Err(place(problem)))?;
+        }
         let newest = ledger.newest_record_at().await.map_err(StartError::unfit)?;
         let clock = Arc::new(SystemClock);
         let guard = ClockGuard::new(clock, config.clock.bounds(), newest.unwrap_or(UtcTime::from_millis(0)));

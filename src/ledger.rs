@@ -40,6 +40,8 @@ pub struct Reserve {
     pub kid: Kid,
     /// From when on the quote is refused.
     pub expires_at: UtcTime,
+    /// The least time it must have left to be worth a signature; a quote signed before is given until its expiry.
+    pub useful: Duration,
     /// The quotas that a new reservation is charged to. A replay or retry is free.
     pub charges: Vec<Charge>,
     /// For the record.
@@ -231,8 +233,8 @@ pub enum Refusal {
         /// When to come again, from now.
         retry_after: Duration,
     },
-    /// The quote's expiry has come.
-    #[error("the quote has expired")]
+    /// The quote's expiry has come, or leaves a new one too little time to be of use.
+    #[error("the quote has expired, or ends too soon to be of use; issue a new one under a new id")]
     Expired,
     /// A reservation's rebuilt signing input is not what was reserved. A fault of the gateway.
     #[error("the signing input is not the one that was reserved")]
@@ -327,7 +329,13 @@ pub trait Engine: Send + 'static {
     /// Where the store cannot be read.
     fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError>;
 
-    /// The time of the newest record; absent in an empty journal.
+    /// The newest record; absent in an empty journal.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn newest_record(&mut self) -> Result<Option<audit::Record>, EngineError>;
+
+    /// The greatest time of any record; absent in an empty journal.
     ///
     /// # Errors
     /// Where the store cannot be read.

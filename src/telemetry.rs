@@ -23,15 +23,22 @@ use crate::config::{LogFormat, LogSection};
 /// # Errors
 /// Where the filter cannot be read.
 pub fn start_logging(log: &LogSection) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.filter).map_err(|fault| {
-        format!("`log.filter` = `{}`: {fault}; write it as `info` or `quotesign=debug,info`", log.filter)
-    })?;
+    let filter = filter(log)?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
         LogFormat::Text => lines.with_target(false).try_init(),
     };
     started.map_err(|fault| fault.to_string())
+}
+
+/// The filter of a config.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn filter(log: &LogSection) -> Result<EnvFilter, String> {
+    let remedy = "write it as `info` or `quotesign=debug,info`";
+    EnvFilter::try_new(&log.filter).map_err(|fault| format!("`log.filter` = `{}`: {fault}; {remedy}", log.filter))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

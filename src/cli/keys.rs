@@ -9,7 +9,7 @@ use crate::{
     domain::Kid,
     gateway,
     jwk::PublicKey,
-    signer::pkcs11::keygen,
+    signer::{locator::Locator, pkcs11::keygen},
 };
 
 use super::{ConfigPath, Failure};
@@ -104,12 +104,13 @@ fn policy_entry(key: &PublicKey, partner: &str, signer: &SignerEntry) -> String 
          kid        = \"{kid}\"\n\
          partner    = \"{partner}\"\n\
          signer     = \"{}\"\n\
-         locator    = \"pkcs11:token={};object={kid};type=private\"\n\
+         locator    = \"{}\"\n\
          # publish_at = when it enters the JWKS\n\
          # confirmed  = {{ at = when the operator acknowledged it, ref = where that is on record }}\n\
          # sign_from  = at least the propagation time after publish_at\n\
          # sign_until = when it ceases to sign\n\
          # retire_at  = when it leaves the JWKS\n",
-        signer.name, signer.token
+        signer.name,
+        Locator::uri_of(&signer.token, kid.as_str())
     )
 }

@@ -13,9 +13,13 @@ pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) ->
         // The strict reader says it better, with its line.
         Err(_) => return Ok(text.to_owned()),
     };
+    let pins: Vec<String> = pin_variables(&document);
     let mut changed = false;
     for (name, value) in vars {
         let Some(path) = name.strip_prefix(PREFIX).filter(|_| !RESERVED.contains(&name.as_str())) else { continue };
+        if pins.contains(&name) {
+            continue;
+        }
         let path = path.to_ascii_lowercase();
         let parts: Vec<&str> = path.split("__").collect();
         set(document.as_item_mut(), &parts, &value).ok_or_else(|| {
@@ -24,6 +28,13 @@ pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) ->
         changed = true;
     }
     Ok(if changed { document.to_string() } else { text.to_owned() })
+}
+
+/// The variables that hold PINs: their names may begin like an override's.
+fn pin_variables(document: &DocumentMut) -> Vec<String> {
+    let signers = document.get("signers").and_then(Item::as_array_of_tables);
+    let names = signers.into_iter().flatten().filter_map(|signer| signer.get("pin_env")?.as_str());
+    names.map(str::to_owned).collect()
 }
 
 fn set(item: &mut Item, path: &[&str], value: &str) -> Option<()> {
@@ -55,5 +66,8 @@ mod tests {
         assert!(with("QUOTESIGN_D__E", "true").unwrap().contains("[d]\ne = true"));
         assert_eq!(with("OTHER", "2").unwrap(), "a = 1\n[b]\nc = \"x\"\n");
         assert!(with("QUOTESIGN_A__B", "2").is_err());
+        let pin = "[[signers]]\npin_env = \"QUOTESIGN_PIN\"\n";
+        let vars = std::iter::once(("QUOTESIGN_PIN".to_owned(), "1234".to_owned()));
+        assert_eq!(apply(pin, vars).unwrap(), pin);
     }
 }

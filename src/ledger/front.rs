@@ -142,7 +142,15 @@ impl Ledger {
         self.read(move |engine| engine.last_taken(&scope)).await
     }
 
-    /// The time of the newest record; absent in an empty journal.
+    /// The newest record; absent in an empty journal.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn newest_record(&self) -> Result<Option<Record>, LedgerError> {
+        self.read(Engine::newest_record).await
+    }
+
+    /// The greatest time of any record; absent in an empty journal.
     ///
     /// # Errors
     /// Where the store cannot be read.
@@ -309,6 +317,10 @@ mod tests {
 
         fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
             self.inner.expired(now, count)
+        }
+
+        fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
+            self.inner.newest_record()
         }
 
         fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {

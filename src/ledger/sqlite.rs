@@ -19,6 +19,7 @@ use super::{
     step::{Quote, in_order, step},
 };
 use crate::{
+    audit::Record,
     clock::UtcTime,
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
@@ -125,6 +126,15 @@ impl Engine for Sqlite {
         rows::expired(self.connection()?, now, count)
     }
 
+    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
+        let newest = rows::tail(self.connection()?, 1)?.pop();
+        let read = |stored: StoredRecord| serde_json::from_slice(&stored.bytes);
+        newest
+            .map(read)
+            .transpose()
+            .map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
+    }
+
     fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
         rows::quote(self.connection()?, identity)
     }
@@ -151,7 +161,7 @@ fn take_over(connection: &mut Connection) -> Result<Chain, EngineError> {
         return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
     }
     let chain = Chain { epoch: epoch.saturating_add(1), position };
-    rows::put_chain(&transaction, chain)?;
+    rows::put_chain(&transaction, chain, position.next_index)?;
     transaction.commit()?;
     Ok(chain)
 }
@@ -180,7 +190,7 @@ fn write(transaction: &Connection, held: Chain, batch: &[Op]) -> Result<(Chain, 
     }
     let chain = Chain { position: rows::append(transaction, held.position, &entries)?, ..held };
     if chain != held {
-        rows::put_chain(transaction, chain)?;
+        rows::put_chain(transaction, chain, held.position.next_index)?;
     }
     replies.sort_unstable_by_key(|(place, _)| *place);
     Ok((chain, replies.into_iter().map(|(_, reply)| reply).collect()))
@@ -343,7 +353,7 @@ mod tests {
         assert!(matches!(repeated, Err(Refusal::NotMonotonic { .. })));
         assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(6));
         assert_eq!(ledger.last_taken(&scope("GB-US")).unwrap(), None);
-        assert_eq!(ledger.newest_record_at().unwrap(), Some(at(0)));
+        assert_eq!(ledger.newest_record_at().unwrap(), Some(at(1)), "the greatest time, not the last");
     }
 
     #[test]

@@ -204,7 +204,7 @@ pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
 }
 
 fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
-    if op.expires_at <= op.now {
+    if op.expires_at <= op.now.plus(op.useful) {
         return Err(Refusal::Expired);
     }
     let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
@@ -396,6 +396,7 @@ pub(in crate::ledger) mod tests {
             payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
             kid: "quote-signing-a".parse().unwrap(),
             expires_at: at(60_000),
+            useful: Duration::ZERO,
             charges: Vec::new(),
             context: context(),
             now: at(0),

@@ -73,7 +73,7 @@ impl Refusal {
             Self::Parse(ParseError::Environment { .. }) => Reason::EnvironmentMismatch,
             Self::Parse(ParseError::Json(_)) => Reason::MalformedJson,
             Self::Invalid(Invalid::Violations(_)) => Reason::SchemaViolation,
-            Self::Invalid(Invalid::Expired { .. }) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
+            Self::Invalid(Invalid::Expired) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
             Self::NoActiveKey(_) => Reason::NoActiveKey,

@@ -65,6 +65,7 @@ pub async fn reserve(
         payload,
         kid: key.kid.clone(),
         expires_at: terms.expires_at,
+        useful: policy.validity.useful(),
         charges: vec![
             charge("signed_per_partner", partner.id.as_str(), policy.quotas.signed_per_partner),
             charge("signed_per_caller", &call.caller.to_string(), policy.quotas.signed_per_caller),

@@ -27,12 +27,9 @@ pub enum Invalid {
     /// It breaks its contract.
     #[error("the quote breaks its contract in {} places", .0.len())]
     Violations(Vec<Violation>),
-    /// It has expired, or ends too soon to be of use.
-    #[error("the quote has expired, or has less than {useful_s} s left; issue a new one under a new id")]
-    Expired {
-        /// The least time it must have left, in seconds.
-        useful_s: u32,
-    },
+    /// It has expired. Whether it ends too soon to be worth a signature is asked where it is not signed yet.
+    #[error("the quote has expired; issue a new one under a new id")]
+    Expired,
 }
 
 /// A quote that keeps its contract.
@@ -72,8 +69,8 @@ pub fn validate(parsed: Parsed, policy: &Bundle, now: UtcTime, trail: &mut audit
         }
         return Err(Invalid::Violations(violations));
     };
-    if terms.expires_at < now.plus(policy.validity.useful()) {
-        return Err(Invalid::Expired { useful_s: policy.validity.useful_s });
+    if terms.expires_at <= now {
+        return Err(Invalid::Expired);
     }
     Ok(Valid { quote, terms, contract })
 }

@@ -23,6 +23,9 @@ use super::{
     timeline::{TimedKey, Timeline},
 };
 
+/// How long a fetcher may keep the JWKS, in seconds; the endpoint says so.
+const JWKS_MAX_AGE_S: u32 = 300;
+
 pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
     let file = policy_file(files).map_err(|problem| vec![problem])?;
     let mut check = Check { files, file: &file, problems: Vec::new() };
@@ -126,8 +129,12 @@ impl Check<'_> {
                 ));
             }
         }
-        if self.file.publication.propagation_s == 0 && self.file.environment != Environment::Development {
-            self.problem("policy.toml: `publication.propagation_s` = 0 is for development alone; set at least the JWKS max-age, 300".to_owned());
+        let propagation_s = self.file.publication.propagation_s;
+        if propagation_s < JWKS_MAX_AGE_S && self.file.environment != Environment::Development {
+            self.problem(format!(
+                "policy.toml: `publication.propagation_s` = {propagation_s} is for development alone; set at least \
+                 {JWKS_MAX_AGE_S}, the JWKS max-age, and the operator's own cache time"
+            ));
         }
     }
 

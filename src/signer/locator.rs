@@ -45,6 +45,12 @@ pub struct Locator {
 }
 
 impl Locator {
+    /// The URI of the private key labelled `object` on the token labelled `token`.
+    #[must_use]
+    pub fn uri_of(token: &str, object: &str) -> String {
+        format!("pkcs11:token={};object={};type=private", encoded(token), encoded(object))
+    }
+
     /// Reads a `pkcs11:` URI strictly: known attributes, each at most once, no query.
     ///
     /// # Errors
@@ -168,9 +174,21 @@ fn plain(byte: u8) -> Option<u8> {
     (byte.is_ascii_alphanumeric() || b"-._~:[]@!$'()*+,=&".contains(&byte)).then_some(byte)
 }
 
+/// Percent-encodes all but RFC 3986's unreserved characters.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_written_uri_reads_back() {
+        let locator = Locator::parse(&Locator::uri_of("my token; ü", "quote:1")).unwrap();
+        assert_eq!((locator.token(), locator.object()), (Some("my token; ü"), Some("quote:1")));
+    }
 
     #[test]
     fn a_locator_names_token_and_key() {

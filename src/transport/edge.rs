@@ -87,6 +87,11 @@ where
                     status::plain(Reason::Internal, "a fault of the gateway; make the same call again").into_http()
                 }
             };
+            // The server below refuses a message by its length and knows no reasons.
+            if Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::OutOfRange) {
+                response =
+                    status::plain(Reason::InvalidRequest, "the request is larger than the gateway takes").into_http();
+            }
             if let Ok(value) = HeaderValue::from_str(correlation_id.as_str()) {
                 response.headers_mut().insert(CORRELATION, value);
             }

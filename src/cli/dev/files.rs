@@ -16,6 +16,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     jwk::PublicKey,
     policy::shipped,
+    signer::locator::Locator,
 };
 
 use super::{
@@ -168,7 +169,7 @@ fn timeline(key: &PublicKey) -> Result<Table, Failure> {
     table.insert("kid", value(kid.as_str()));
     table.insert("partner", value("acme-remit"));
     table.insert("signer", value("hsm-primary"));
-    table.insert("locator", value(format!("pkcs11:token={LABEL};object={kid};type=private")));
+    table.insert("locator", value(Locator::uri_of(LABEL, kid.as_str())));
     let start = crate::clock::UtcTime::from_millis(now.millis() - now.millis().rem_euclid(60_000));
     table.insert("publish_at", value(at(start)?));
     table.insert("sign_from", value(at(start)?));

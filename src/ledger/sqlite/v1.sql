@@ -53,11 +53,12 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE UNIQUE INDEX audit_record ON audit (record_id);
 
--- Where the journal stands, and how often a gateway took it over.
+-- Where the journal stands, how often a gateway took it over, and the greatest time of any record.
 CREATE TABLE chain (
-  one      INTEGER PRIMARY KEY CHECK (one = 1),
-  epoch    INTEGER NOT NULL,
-  next_idx INTEGER NOT NULL,
-  link     BLOB NOT NULL CHECK (length(link) = 32)
+  one       INTEGER PRIMARY KEY CHECK (one = 1),
+  epoch     INTEGER NOT NULL,
+  next_idx  INTEGER NOT NULL,
+  link      BLOB NOT NULL CHECK (length(link) = 32),
+  newest_at INTEGER NOT NULL
 ) STRICT;
-INSERT INTO chain VALUES (1, 0, 0, zeroblob(32));
+INSERT INTO chain VALUES (1, 0, 0, zeroblob(32), 0);
