@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use crate::{domain::CorrelationId, proto::Reason, service::status, telemetry::Metrics};
 
-use super::peer::Peer;
+use super::peer::{Peer, Unidentified};
 
 /// The header that joins a call's log lines, records and answers.
 pub const CORRELATION: &str = "x-correlation-id";
@@ -73,31 +73,43 @@ where
         let correlation_id = correlation_id(request.headers());
         let wait = timeout(request.headers_mut(), self.layer.deadline_max);
         request.extensions_mut().insert(Edge { correlation_id: correlation_id.clone(), deadline: started + wait });
-        let line = AccessLine::of(&request, &correlation_id, started);
-        let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
+        let line = AccessLine::of(&request, correlation_id, started);
         let metrics = self.layer.metrics.clone();
+        if let Some(why) = unidentified(&request) {
+            let response = status::plain(Reason::CallerUnidentified, why.to_string()).into_http();
+            return Box::pin(async move { Ok(line.end(response, &metrics)) });
+        }
+        let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
         Box::pin(async move {
-            let mut response = match answer.await {
+            let response = match answer.await {
                 Ok(Ok(Ok(response))) => response,
-                Ok(Err(_)) => {
-                    status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again")
-                        .into_http()
-                }
+                Ok(Err(_)) => deadline_exceeded(),
                 Err(_) => {
                     status::plain(Reason::Internal, "a fault of the gateway; make the same call again").into_http()
                 }
             };
-            // The server below refuses a message by its length and knows no reasons.
-            if Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::OutOfRange) {
-                response =
-                    status::plain(Reason::InvalidRequest, "the request is larger than the gateway takes").into_http();
-            }
-            if let Ok(value) = HeaderValue::from_str(correlation_id.as_str()) {
-                response.headers_mut().insert(CORRELATION, value);
-            }
-            line.write(&response, &metrics);
-            Ok(response)
+            Ok(line.end(with_reason(response), &metrics))
         })
+    }
+}
+
+/// Why the peer is nobody, where it is. It gets no service at all, health and reflection included.
+fn unidentified(request: &Request<Body>) -> Option<&Unidentified> {
+    let peer = request.extensions().get::<Option<Arc<Peer>>>()?.as_ref()?;
+    peer.caller.as_ref().err()
+}
+
+fn deadline_exceeded() -> Response<Body> {
+    status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again").into_http()
+}
+
+/// The server below refuses a message by its length and knows no reasons.
+fn with_reason(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(refused) if refused.code() == Code::OutOfRange => {
+            status::plain(Reason::InvalidRequest, "the request is larger than the gateway takes").into_http()
+        }
+        _ => response,
     }
 }
 
@@ -138,14 +150,23 @@ struct AccessLine {
 }
 
 impl AccessLine {
-    fn of(request: &Request<Body>, correlation_id: &CorrelationId, started: Instant) -> Self {
+    fn of(request: &Request<Body>, correlation_id: CorrelationId, started: Instant) -> Self {
         let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
         let caller = match peer.map(|peer| &peer.caller) {
             Some(Ok(caller)) => caller.to_string(),
             _ => "unidentified".to_owned(),
         };
         let method = request.uri().path().trim_start_matches('/').to_owned();
-        Self { method, caller, correlation_id: correlation_id.clone(), started }
+        Self { method, caller, correlation_id, started }
+    }
+
+    /// Echoes the correlation id and writes the line.
+    fn end(&self, mut response: Response<Body>, metrics: &Metrics) -> Response<Body> {
+        if let Ok(value) = HeaderValue::from_str(self.correlation_id.as_str()) {
+            response.headers_mut().insert(CORRELATION, value);
+        }
+        self.write(&response, metrics);
+        response
     }
 
     fn write(&self, response: &Response<Body>, metrics: &Metrics) {
