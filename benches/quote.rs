@@ -18,12 +18,10 @@ use quotesign::{
     domain::Environment,
     json::Limits,
     pipeline::{
-        admit::{self, Admission, Admitted},
         attempts::{self, Attempts, Counted},
-        authorize,
+        authorize::{self, Authorized},
         canonicalise::canonicalise,
         parse::{self, Parsed, QuoteRequest},
-        select,
         validate::{self, Valid},
     },
     policy::{Bundle, shipped},
@@ -36,7 +34,6 @@ struct Desk {
     payload: Vec<u8>,
     now: UtcTime,
     call: Call,
-    admission: Admission,
 }
 
 impl Desk {
@@ -49,13 +46,11 @@ impl Desk {
             deadline: Instant::now(),
         };
         let now = UtcTime::parse("2026-06-15T10:00:01Z").unwrap();
-        let admission = Admission::new(1 << 20, std::time::Duration::from_millis(1));
         Self {
             policy: Arc::new(shipped::bundle().unwrap_or_else(|problems| panic!("{problems:?}"))),
             payload,
             now,
             call,
-            admission,
         }
     }
 
@@ -76,11 +71,10 @@ impl Desk {
         validate::validate(parsed, &self.policy, self.now, trail).unwrap()
     }
 
-    fn admitted(&self) -> Admitted {
+    fn authorized(&self) -> Authorized {
         let mut trail = trail();
         let valid = self.valid(parsed((self.counted(), self.request())), &mut trail);
-        let authorized = authorize::authorize(valid, &self.policy, &self.call, &mut trail).unwrap();
-        admit::admit(authorized, &self.admission).unwrap()
+        authorize::authorize(valid, &self.policy, &self.call, &mut trail).unwrap()
     }
 }
 
@@ -122,8 +116,8 @@ fn quote(criterion: &mut Criterion) {
         bench.iter_batched(valid, decide, BatchSize::SmallInput);
     });
     group.bench_function("canonicalise", |bench| {
-        let keyed = || select::select_key(desk.admitted(), &desk.policy, desk.now).unwrap();
-        bench.iter_batched(keyed, |keyed| canonicalise(keyed).unwrap(), BatchSize::SmallInput);
+        let canonical = |authorized| canonicalise(authorized, &desk.policy).unwrap();
+        bench.iter_batched(|| desk.authorized(), canonical, BatchSize::SmallInput);
     });
     group.finish();
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();

@@ -23,6 +23,7 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const JWKS_BYTES_MAX: usize = 1 << 20;
 
 /// `client.toml`: how client commands reach a gateway.
@@ -112,7 +113,9 @@ impl ClientFile {
     /// Where it does not answer 200 with a body of bounded size.
     pub async fn jwks(&self, partner: &PartnerId) -> Result<Bytes, Unreachable> {
         let url = format!("{}/partners/{partner}/.well-known/jwks.json", self.jwks.trim_end_matches('/'));
-        get(&url, &self.ca).await.map_err(|fault| Unreachable(format!("{url}: {fault}")))
+        let got = tokio::time::timeout(FETCH_TIMEOUT, get(&url, &self.ca)).await;
+        let got = got.unwrap_or_else(|_| Err("no answer in time".into()));
+        got.map_err(|fault| Unreachable(format!("{url}: {fault}")))
     }
 }
 

@@ -137,7 +137,7 @@ impl Clock for SystemClock {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClockFault {
     /// The time of day jumped against the steady clock.
-    #[error("the clock was stepped by {step_ms} ms; signing resumes once it has been steady for {settle_s} s")]
+    #[error("the clock was stepped; signing resumes once it has been steady for {settle_s} s")]
     Stepped {
         /// By how much, in milliseconds.
         step_ms: i64,
@@ -145,7 +145,7 @@ pub enum ClockFault {
         settle_s: u64,
     },
     /// The time of day is before something that the journal says has happened.
-    #[error("the clock is {behind_ms} ms behind the newest journal record")]
+    #[error("the clock is behind the newest journal record")]
     BehindJournal {
         /// By how much, in milliseconds.
         behind_ms: i64,

@@ -175,9 +175,11 @@ pub struct LimitsSection {
     pub in_flight_max: usize,
     /// How many connections a listener holds.
     pub connections_max: usize,
+    /// How many connections a listener holds from one address.
+    pub connections_per_address_max: usize,
     /// How many calls one connection may have under way.
     pub streams_max: u32,
-    /// How long a handshake may take.
+    /// How long a handshake may take, and after it the first bytes of a request.
     pub handshake_timeout_ms: u64,
     /// The longest a call may take, and what a call without a deadline gets.
     pub deadline_ms_max: u64,
@@ -191,6 +193,7 @@ impl Default for LimitsSection {
             payload_nodes_max: 256,
             in_flight_max: 256,
             connections_max: 1024,
+            connections_per_address_max: 512,
             streams_max: 128,
             handshake_timeout_ms: 5_000,
             deadline_ms_max: 10_000,
@@ -346,6 +349,7 @@ impl Config {
             ("limits.payload_nodes_max", limits.payload_nodes_max),
             ("limits.in_flight_max", limits.in_flight_max),
             ("limits.connections_max", limits.connections_max),
+            ("limits.connections_per_address_max", limits.connections_per_address_max),
             ("limits.streams_max", limits.streams_max as usize),
             ("limits.handshake_timeout_ms", usize::try_from(limits.handshake_timeout_ms).unwrap_or(usize::MAX)),
             ("limits.deadline_ms_max", usize::try_from(limits.deadline_ms_max).unwrap_or(usize::MAX)),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::{self, Event, Facts, Record},
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SystemClock, UtcTime},
     domain::Environment,
     ledger::{Ledger, LedgerError},
     policy::{Bundle, Problem},
@@ -92,6 +92,7 @@ impl Control {
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
         let mut problems = fits(&bundle, self.environment, |name| self.keyring.has_signer(name));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
+        problems.extend(keeps_keys(&bundle, current, SystemClock.now()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
     }
 
@@ -156,6 +157,37 @@ pub fn follows(bundle: &Bundle, serial: u64, digest: &str) -> Option<String> {
         }
         () => None,
     }
+}
+
+/// What a bundle may not do to the keys of the one before it: a kid keeps its key and partner for ever, stays until
+/// its time is over, and what has begun for it is not moved.
+fn keeps_keys(bundle: &Bundle, current: &Bundle, now: UtcTime) -> Vec<String> {
+    let mut problems = Vec::new();
+    for old in current.timeline.all() {
+        let kid = &old.kid;
+        let Some(new) = bundle.key(kid) else {
+            if old.publish_at <= now && now < old.retire_at {
+                problems.push(format!("policy.toml: the key `{kid}` is gone before its `retire_at`; put it back"));
+            }
+            continue;
+        };
+        if !new.public.same_key(old.public.modulus(), old.public.exponent()) || new.partner != old.partner {
+            problems.push(format!(
+                "policy.toml: the kid `{kid}` belongs to another key or partner; give the new key a kid of its own"
+            ));
+        }
+        let begun = [
+            ("publish_at", old.publish_at, new.publish_at),
+            ("sign_from", old.sign_from, new.sign_from),
+            ("sign_until", old.sign_until, new.sign_until),
+            ("retire_at", old.retire_at, new.retire_at),
+        ];
+        for (field, was, is) in begun.into_iter().filter(|(_, was, is)| *was <= now && was != is) {
+            problems
+                .push(format!("policy.toml: key `{kid}`: `{field}` has passed and cannot be moved from {was} to {is}"));
+        }
+    }
+    problems
 }
 
 /// Binds the keyring to the keys of a bundle. The loader has checked every locator.

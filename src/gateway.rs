@@ -13,7 +13,7 @@ use crate::{
     config::{AttributesRule, Config, GrpcListener, SignerEntry},
     control::{self, Control},
     ledger::{Ledger, sqlite::Sqlite},
-    pipeline::{Pipeline, admit::Admission, attempts::Attempts},
+    pipeline::{Pipeline, admit::Admission, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
@@ -67,6 +67,11 @@ const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// How often an idle connection is asked whether it lives, and how long it may take to say so.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
+/// How long a connection to the public JWKS may be silent.
+const PUBLIC_IDLE_MAX: Duration = Duration::from_secs(15);
+/// How long answers that are made may take to leave when the gateway ends.
+const FLUSH: Duration = Duration::from_millis(250);
+
 /// A gateway whose parts are made and whose addresses are bound, before it serves.
 pub struct Gateway {
     config: Config,
@@ -74,6 +79,7 @@ pub struct Gateway {
     control: Arc<Control>,
     metrics: Arc<Metrics>,
     components: Arc<Components>,
+    calls: TaskTracker,
     listeners: Listeners,
     started_at: UtcTime,
 }
@@ -152,12 +158,14 @@ impl Gateway {
             keyring,
             clock: Arc::new(guard),
             finishing: TaskTracker::new(),
+            refusals: Shares::default(),
         });
         Ok(Self {
             pipeline,
             control,
             metrics: Arc::default(),
             components: Arc::default(),
+            calls: TaskTracker::new(),
             listeners,
             started_at: SystemClock.now(),
             config,
@@ -183,7 +191,7 @@ impl Gateway {
         let reload = tokio::spawn(reload_on_hangup(self.control.clone(), self.pipeline.clone(), stop_watch.clone()));
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
-        let pipeline = self.pipeline.clone();
+        let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
         let mut fronts = self.fronts(health, &stop_fronts)?;
         for (front, address) in addresses {
             tracing::info!(front, %address, "listening");
@@ -201,11 +209,16 @@ impl Gateway {
             }
         }
         stop_fronts.cancel();
-        let all_ended = async { while fronts.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), all_ended).await.is_err() {
+        calls.close();
+        // Streams of health and reflection never end by themselves; answers that are made get a moment to leave.
+        let answered = async {
+            calls.wait().await;
+            let _streams_may_go_on = tokio::time::timeout(FLUSH, all_ended(&mut fronts)).await;
+        };
+        if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), answered).await.is_err() {
             tracing::warn!("calls under way were cut off at the drain's timeout");
-            fronts.abort_all();
         }
+        fronts.abort_all();
         pipeline.finishing.close();
         pipeline.finishing.wait().await;
         let _ended = tokio::join!(watch, sweep, reload);
@@ -244,8 +257,11 @@ impl Gateway {
         let admin = self.server().add_service(health).add_service(admin);
         let bounds = Bounds {
             connections_max: limits.connections_max,
+            connections_per_address_max: limits.connections_per_address_max,
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+            idle_max: KEEPALIVE.0 + KEEPALIVE.1 + KEEPALIVE.1,
         };
+        let public_bounds = Bounds { idle_max: PUBLIC_IDLE_MAX, ..bounds };
         for (router, listener, section) in
             [(grpc, self.listeners.grpc, &self.config.grpc), (admin, self.listeners.admin, &self.config.admin)]
         {
@@ -265,7 +281,7 @@ impl Gateway {
             });
         }
         let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
-        let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), bounds, stop.clone());
+        let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
         fronts.spawn(fronts::serve_https(connections, jwks::routes(self.pipeline.policy.clone()), stop.clone()));
         let operations = operations::routes(Operations { components: self.components, metrics: self.metrics });
         let (listener, stop) = (self.listeners.operations, stop.clone());
@@ -284,7 +300,11 @@ impl Gateway {
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .layer(EdgeLayer { deadline_max: limits.deadline_max(), metrics: self.metrics.clone() })
+            .layer(EdgeLayer {
+                deadline_max: limits.deadline_max(),
+                metrics: self.metrics.clone(),
+                calls: self.calls.clone(),
+            })
     }
 
     /// The addresses it listens on: gRPC, admin, JWKS, operations.
@@ -316,6 +336,10 @@ impl Listeners {
             operations: bind("operations.listen", config.operations.listen).await?,
         })
     }
+}
+
+async fn all_ended(fronts: &mut JoinSet<()>) {
+    while fronts.join_next().await.is_some() {}
 }
 
 /// SIGTERM or SIGINT.

@@ -134,10 +134,17 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// Characters that a reader does not see, or that reorder what a reader sees: C0, C1, BOM, bidi controls.
-fn is_hidden(letter: char) -> bool {
+/// Characters that a reader does not see, or that reorder what a reader sees: controls, separators, zero widths,
+/// bidi controls, and the noncharacters that I-JSON forbids.
+#[must_use]
+pub fn is_hidden(letter: char) -> bool {
     letter.is_control()
-        || matches!(letter, '\u{feff}' | '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            letter,
+            '\u{feff}' | '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                | '\u{fdd0}'..='\u{fdef}'
+        )
+        || u32::from(letter) & 0xfffe == 0xfffe
 }
 
 #[cfg(test)]

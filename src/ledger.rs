@@ -257,8 +257,13 @@ pub enum Refusal {
 pub enum Done {
     /// Of [`Op::Reserve`].
     Reserved(Reserved),
-    /// Of [`Op::Commit`]: ours, or the one that was first.
-    Committed(Released),
+    /// Of [`Op::Commit`].
+    Committed {
+        /// Ours, or the one that was first.
+        released: Released,
+        /// Whether it is ours.
+        first: bool,
+    },
     /// Of [`Op::Void`].
     Voided,
     /// Of [`Op::Seed`]: the floor before, and the record of the act.
@@ -335,7 +340,8 @@ pub trait Engine: Send + 'static {
     /// Where the store cannot be read.
     fn newest_record(&mut self) -> Result<Option<audit::Record>, EngineError>;
 
-    /// The greatest time of any record; absent in an empty journal.
+    /// The greatest time of any record of a reservation and what became of it: those alone are made only while the
+    /// clock is trusted. Absent where there is none.
     ///
     /// # Errors
     /// Where the store cannot be read.

@@ -16,9 +16,9 @@
 //!
 //! ```compile_fail,E0308
 //! # use quotesign::signer::keyring::Keyring;
-//! use quotesign::pipeline::{canonicalise::Canonical, sign};
-//! # async fn skip(canonical: Canonical, keyring: &Keyring) {
-//! let signed = sign::sign(canonical, keyring, std::time::Instant::now()).await.unwrap();
+//! use quotesign::pipeline::{select::Keyed, sign};
+//! # async fn skip(keyed: Keyed, keyring: &Keyring) {
+//! let signed = sign::sign(keyed, keyring, std::time::Instant::now()).await.unwrap();
 //! # }
 //! ```
 //!
@@ -39,7 +39,7 @@
 //! let counted = quotesign::pipeline::attempts::Counted(());
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
@@ -47,7 +47,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     audit,
     call::Call,
-    clock::ClockGuard,
+    clock::{ClockGuard, UtcTime},
     domain::{Environment, PolicyDigest},
     json::Limits,
     ledger::{Ledger, Released},
@@ -59,17 +59,19 @@ pub mod attempts;
 pub mod parse;
 pub mod validate;
 pub mod authorize;
+pub mod canonicalise;
 pub mod admit;
 pub mod select;
-pub mod canonicalise;
 pub mod reserve;
 pub mod sign;
 pub mod verify;
 pub mod commit;
 pub mod refusal;
+pub mod journal;
 
 use admit::Admission;
 use attempts::Attempts;
+use canonicalise::Canonical;
 use parse::QuoteRequest;
 use refusal::Refusal;
 use reserve::{Held, Pending};
@@ -95,6 +97,8 @@ pub struct Pipeline {
     pub clock: Arc<ClockGuard>,
     /// Signatures under way; a drain waits for them.
     pub finishing: TaskTracker,
+    /// How many refusals are journalled singly.
+    pub refusals: journal::Shares,
 }
 
 /// A signed quote with what the caller learns beside it.
@@ -125,32 +129,66 @@ impl Pipeline {
         let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
         let valid = validate::validate(parsed, policy, now, trail)?;
         let authorized = authorize::authorize(valid, policy, call, trail)?;
-        let admitted = admit::admit(authorized, &self.admission)?;
-        let keyed = select::select_key(admitted, policy, now)?;
-        let canonical = canonicalise::canonicalise(keyed)?;
-        let (released, replayed) = match reserve::reserve(canonical, policy, &self.ledger, call, now, trail).await? {
+        let canonical = canonicalise::canonicalise(authorized, policy)?;
+        let (released, replayed) = match self.hold(canonical, policy, call, now, trail).await? {
             Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
-            Held::Pending(pending) => (self.finish(pending, policy, call, trail.clone()).await?, false),
+            Held::Pending(pending) => self.finish(pending, policy, call, trail.clone()).await?,
         };
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 
-    /// Sign, verify, commit: in a task of its own, so that a cancelled call cannot come between them.
+    /// Finds a place and a key and reserves. A quote that was signed before needs neither to be given again.
+    async fn hold(
+        &self,
+        canonical: Canonical,
+        policy: &Bundle,
+        call: &Call,
+        now: UtcTime,
+        trail: &audit::Context,
+    ) -> Result<Held, Refusal> {
+        let mark = canonical.mark().clone();
+        let admitted = admit::admit(canonical, &self.admission).map_err(Refusal::from);
+        let keyed = admitted.and_then(|admitted| Ok(select::select_key(admitted, policy, &self.keyring, now)?));
+        match keyed {
+            Ok(keyed) => Ok(reserve::reserve(keyed, policy, &self.ledger, call, now, trail).await?),
+            Err(refusal) => {
+                let stored = reserve::recall(&mark, &self.ledger, now, trail).await?;
+                stored.map(Held::Replay).ok_or(refusal)
+            }
+        }
+    }
+
+    /// Sign, verify, commit: in a task of its own, so that a cancelled call cannot come between them. What goes
+    /// wrong there is journalled there, whether or not anybody still waits. Tells also whether another call was
+    /// first.
     async fn finish(
         self: &Arc<Self>,
         pending: Pending,
         policy: &Arc<Bundle>,
         call: &Call,
         context: audit::Context,
-    ) -> Result<Released, Refusal> {
+    ) -> Result<(Released, bool), Refusal> {
         let (path, policy, deadline) = (self.clone(), policy.clone(), call.deadline);
         let finishing = self.finishing.spawn(async move {
-            fail::fail_point!("pipeline::before-sign");
-            let signed = sign::sign(pending, &path.keyring, deadline).await?;
-            let verified = verify::verify(signed, &policy, &path.clock)?;
-            fail::fail_point!("pipeline::before-commit");
-            Ok(commit::commit(verified, &path.ledger, &path.clock, context).await?)
+            let finished = path.sign_and_commit(pending, &policy, deadline, context.clone()).await;
+            finished.inspect_err(|refusal| path.journal_refusal(context, refusal))
         });
-        finishing.await.unwrap_or(Err(Refusal::Torn))
+        let outcome = finishing.await.unwrap_or(Err(Refusal::Torn));
+        outcome.map_err(|refusal| Refusal::Told(Box::new(refusal)))
+    }
+
+    async fn sign_and_commit(
+        &self,
+        pending: Pending,
+        policy: &Bundle,
+        deadline: Instant,
+        context: audit::Context,
+    ) -> Result<(Released, bool), Refusal> {
+        fail::fail_point!("pipeline::before-sign");
+        let signed = sign::sign(pending, &self.keyring, deadline).await?;
+        let verified = verify::verify(signed, policy, &self.clock)?;
+        fail::fail_point!("pipeline::before-commit");
+        let (released, first) = commit::commit(verified, &self.ledger, &self.clock, context).await?;
+        Ok((released, !first))
     }
 }

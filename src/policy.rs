@@ -96,7 +96,9 @@ impl Bundle {
     /// The partner whose well-known path `host` is; where there is but one partner, every host is its own.
     #[must_use]
     pub fn partner_of_host(&self, host: &str) -> Option<&Partner> {
-        let named = self.partners.values().find(|partner| partner.jwks_hosts.iter().any(|name| name == host));
+        let host = host.trim_end_matches('.');
+        let is_it = |name: &String| name.eq_ignore_ascii_case(host);
+        let named = self.partners.values().find(|partner| partner.jwks_hosts.iter().any(is_it));
         named.or_else(|| self.partners.values().next().filter(|_| self.partners.len() == 1))
     }
 

@@ -88,6 +88,10 @@ fn verify_chain(reader: &Reader) -> Result<(), Failure> {
         return Err(Failure::failed(fault));
     }
     let summary = summary.map_err(Failure::failed)?;
+    let same_place = summary.head.next_index == head.next_index;
+    if same_place && summary.head.link != head.link {
+        return Err(Failure::failed("the journal's last link is not the one its head holds"));
+    }
     if summary.head.next_index < head.next_index {
         return Err(Failure::failed(format!(
             "the journal ends at {}, and its head says {}",

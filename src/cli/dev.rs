@@ -18,6 +18,8 @@ mod certificates;
 mod files;
 mod token;
 
+pub(super) use files::write as write_private;
+
 #[derive(Debug, Args)]
 pub(super) struct Dev {
     /// Where the environment is kept.

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-use super::{ClientPath, Failure, block_on};
+use super::{ClientPath, Failure, block_on, dev::write_private};
 
 #[derive(Debug, Args)]
 pub(super) struct Sign {
@@ -62,7 +62,7 @@ impl Sign {
                 payload = fill(&payload, &mut gateway).await?;
             }
             if let Some(path) = &self.save {
-                fs::write(path, &payload).map_err(|fault| Failure::failed(format!("{}: {fault}", path.display())))?;
+                write_private(path, &payload)?;
             }
             let signed = self.send(&client, payload, &mut gateway).await?;
             self.print(&signed);
@@ -131,7 +131,8 @@ async fn fill(payload: &[u8], gateway: &mut QuoteSigningServiceClient<Channel>) 
             ));
         }
     };
-    let request = GetSequenceRequest { partner, corridor: String::new() };
+    let mut request = Request::new(GetSequenceRequest { partner, corridor: String::new() });
+    request.set_timeout(Duration::from_secs(10));
     let answer = gateway.get_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
     let now = whole_seconds(SystemClock.now());
     quote.insert("quote_id".to_owned(), json!(uuid::Uuid::now_v7().to_string()));

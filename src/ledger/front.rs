@@ -76,13 +76,13 @@ impl Ledger {
         }
     }
 
-    /// Stores a verified JWS; returns what may be released once that is durable.
+    /// Stores a verified JWS; returns what may be released once that is durable, and whether it is this very one.
     ///
     /// # Errors
     /// Where it is refused, or cannot be made durable.
-    pub async fn commit(&self, op: Commit) -> Result<Released, LedgerError> {
+    pub async fn commit(&self, op: Commit) -> Result<(Released, bool), LedgerError> {
         match self.ask(Op::Commit(op)).await? {
-            Done::Committed(released) => Ok(released),
+            Done::Committed { released, first } => Ok((released, first)),
             _ => Err(misplaced()),
         }
     }
@@ -150,7 +150,7 @@ impl Ledger {
         self.read(Engine::newest_record).await
     }
 
-    /// The greatest time of any record; absent in an empty journal.
+    /// The greatest time of any record that was made while the clock was trusted; absent where there is none.
     ///
     /// # Errors
     /// Where the store cannot be read.
@@ -373,7 +373,7 @@ mod tests {
 
     async fn sign(ledger: &Ledger, quote: &str, number: u64, jws: &str) -> Result<Released, LedgerError> {
         match ledger.reserve(reserve(quote, number)).await? {
-            Reserved::Pending(held) => ledger.commit(commit(&held, jws)).await,
+            Reserved::Pending(held) => ledger.commit(commit(&held, jws)).await.map(|(released, _)| released),
             Reserved::Replay(released) => Ok(released),
         }
     }

@@ -24,6 +24,7 @@ use crate::{
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
 use rows::{Chain, Entry};
+use schema::After;
 
 mod rows;
 mod schema;
@@ -69,7 +70,7 @@ impl Sqlite {
     pub fn open(path: &Path, environment: Environment) -> Result<Self, EngineError> {
         schema::present(path)?;
         let lock = schema::lock(path)?;
-        let mut connection = schema::open(path, environment)?;
+        let mut connection = schema::open(path, environment, After::Start)?;
         let chain = take_over(&mut connection)?;
         let (path, connection) = (path.to_owned(), Some(connection));
         Ok(Self { path, environment, connection, chain, undecided: None, _lock: lock })
@@ -111,7 +112,7 @@ impl Engine for Sqlite {
 
     fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
         self.connection = None;
-        let mut connection = schema::open(&self.path, self.environment)?;
+        let mut connection = schema::open(&self.path, self.environment, After::Unknown)?;
         let chain = take_over(&mut connection)?;
         let replies = match self.undecided.take_if(|(after, _)| after.position == chain.position) {
             Some((_, replies)) => Some(replies),
@@ -338,14 +339,21 @@ mod tests {
         let home = Home::new();
         let mut ledger = home.seeded();
         let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
-        let Ok(Done::Committed(first)) = ledger.one(Op::Commit(commit(&held, "e30.e30.first"))) else { panic!() };
+        let Ok(Done::Committed { released: first, first: true }) =
+            ledger.one(Op::Commit(commit(&held, "e30.e30.first")))
+        else {
+            panic!()
+        };
         let waiting = ledger.one(Op::Reserve(reserve("q2", 6))).unwrap();
         drop(ledger);
 
         let mut ledger = home.open();
         let replay = Ok(Done::Reserved(Reserved::Replay(first.clone())));
         assert_eq!(ledger.one(Op::Reserve(reserve("q1", 5))), replay);
-        assert_eq!(ledger.one(Op::Commit(commit(&held, "e30.e30.second"))), Ok(Done::Committed(first)));
+        assert_eq!(
+            ledger.one(Op::Commit(commit(&held, "e30.e30.second"))),
+            Ok(Done::Committed { released: first, first: false })
+        );
         assert_eq!(ledger.one(Op::Reserve(reserve("q2", 6))), Ok(waiting));
         let conflict = ledger.one(Op::Reserve(other_payload(reserve("q1", 7))));
         assert!(matches!(conflict, Err(Refusal::Conflict { .. })));
@@ -410,7 +418,7 @@ mod tests {
         let home = Home::new();
         let mut ledger = home.seeded();
         let held = pending(ledger.one(Op::Reserve(reserve("q1", 1))).unwrap());
-        let Ok(Done::Committed(released)) = ledger.one(Op::Commit(commit(&held, "e30.e30.x"))) else { panic!() };
+        let Ok(Done::Committed { released, .. }) = ledger.one(Op::Commit(commit(&held, "e30.e30.x"))) else { panic!() };
         let check = || {
             let reader = Reader::open(&home.path()).unwrap();
             let quote = reader.quote(&identity("q1")).unwrap().unwrap();

@@ -101,7 +101,9 @@ impl Quote {
         }))
     }
 
-    fn facts(&self) -> Facts {
+    /// What a record says of it.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
         Facts {
             scope: Some(self.scope.to_string()),
             sequence: Some(self.sequence),
@@ -272,7 +274,9 @@ fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
 
 fn commit(quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
     if let Some(first) = quote.released() {
-        return Ok(Step::unchanged(Done::Committed(first)));
+        let facts = Facts { jws_sha256: Some(first.jws.digest().to_string()), ..quote.facts() };
+        let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
+        return Ok(Step { record: Some(record), ..Step::unchanged(Done::Committed { released: first, first: false }) });
     }
     let held = &op.reservation;
     let same = (quote.sequence, &quote.kid, quote.generation, quote.input)
@@ -290,7 +294,7 @@ fn commit(quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
     Ok(Step {
         quote: Some((held.identity.clone(), Quote { stage, ..quote.clone() })),
         record: Some(record),
-        ..Step::unchanged(Done::Committed(released))
+        ..Step::unchanged(Done::Committed { released, first: true })
     })
 }
 
@@ -330,7 +334,10 @@ fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Ref
     let mut taken = Quotas::new();
     for Charge { quota, interval, burst } in charges {
         let interval = i128::try_from(interval.as_nanos()).unwrap_or(i128::from(i64::MAX));
-        let arrival = taken.get(quota).or_else(|| held.get(quota)).map_or(now, |at| now.max(i128::from(*at)));
+        // No use of a quota reaches further than its burst; what lies beyond comes from a clock that ran ahead.
+        let furthest = now.saturating_add(interval.saturating_mul(i128::from(*burst)));
+        let arrival =
+            taken.get(quota).or_else(|| held.get(quota)).map_or(now, |at| i128::from(*at).clamp(now, furthest));
         let next = arrival.saturating_add(interval);
         let opens = next.saturating_sub(interval.saturating_mul(i128::from(*burst)));
         if opens > now {
@@ -518,12 +525,14 @@ pub(in crate::ledger) mod tests {
         let mut book = Book::seeded();
         let held = pending(book.reserve(reserve("q1", 7)).unwrap());
         assert_eq!(pending(book.reserve(reserve("q1", 7)).unwrap()), held);
-        let Done::Committed(first) = book.apply(&Op::Commit(commit(&held, "first"))).unwrap() else { panic!() };
+        let Done::Committed { released: first, .. } = book.apply(&Op::Commit(commit(&held, "first"))).unwrap() else {
+            panic!()
+        };
         let second = book.apply(&Op::Commit(commit(&held, "second"))).unwrap();
-        assert_eq!(second, Done::Committed(first.clone()));
+        assert_eq!(second, Done::Committed { released: first.clone(), first: false });
         assert_eq!(book.reserve(reserve("q1", 7)), Ok(Done::Reserved(Reserved::Replay(first.clone()))));
         assert_eq!(book.reserve(Reserve { now: at(60_000), ..reserve("q1", 7) }), Err(Refusal::Expired));
-        assert_eq!(book.events(), [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed]);
+        assert_eq!(book.events(), [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed, Event::Replayed]);
         assert_eq!(first.record, book.records[2].id);
         assert_eq!(book.records[1].facts.previous_sequence, Some(SequenceNumber::ZERO));
         assert_eq!(book.records[2].facts.jws_sha256, Some(first.jws.digest().to_string()));
@@ -571,7 +580,7 @@ pub(in crate::ledger) mod tests {
         assert_eq!((new.generation(), new.kid(), new.sequence()), (2, &kid, old.sequence()));
         assert_eq!(book.apply(&Op::Commit(commit(&old, "old"))), Err(Refusal::NotReserved));
         assert!(book.apply(&Op::Commit(commit(&new, "new"))).is_ok());
-        let Ok(Done::Committed(late)) = book.apply(&Op::Commit(commit(&old, "old"))) else { panic!() };
+        let Ok(Done::Committed { released: late, .. }) = book.apply(&Op::Commit(commit(&old, "old"))) else { panic!() };
         assert_eq!((late.jws.as_str(), late.kid), ("new", kid));
     }
 
@@ -763,7 +772,7 @@ pub(in crate::ledger) mod tests {
                         prop_assert_eq!((released.payload, Some(released.sequence)), (op.payload, op.numbering.given()));
                         told.release(&op.identity, &released);
                     }
-                    (Ok(Done::Committed(released)), _) => told.release(op.identity().unwrap(), &released),
+                    (Ok(Done::Committed { released, .. }), _) => told.release(op.identity().unwrap(), &released),
                     (Ok(Done::Seeded(..)), _) => {
                         let Op::Seed(op) = op else { panic!() };
                         let highest = told.highest.insert(op.scope, op.floor);

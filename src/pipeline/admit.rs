@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::authorize::{Authorized, Subject};
+use super::canonicalise::Canonical;
 
 /// The devices have as much to do as they may.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -33,7 +33,7 @@ impl Admission {
 /// A quote with a place; the place is given back when its signature is committed or refused.
 #[derive(Debug)]
 pub struct Admitted {
-    subject: Subject,
+    canonical: Canonical,
     place: Place,
 }
 
@@ -47,14 +47,14 @@ pub struct Place {
 ///
 /// # Errors
 /// Where none is free.
-pub fn admit(authorized: Authorized, admission: &Admission) -> Result<Admitted, Overloaded> {
+pub fn admit(canonical: Canonical, admission: &Admission) -> Result<Admitted, Overloaded> {
     let overloaded = |_| Overloaded { retry_after: admission.retry_after };
     let permit = admission.places.clone().try_acquire_owned().map_err(overloaded)?;
-    Ok(Admitted { subject: authorized.taken(), place: Place { _permit: permit } })
+    Ok(Admitted { canonical, place: Place { _permit: permit } })
 }
 
 impl Admitted {
-    pub(super) fn taken(self) -> (Subject, Place) {
-        (self.subject, self.place)
+    pub(super) fn taken(self) -> (Canonical, Place) {
+        (self.canonical, self.place)
     }
 }

@@ -20,7 +20,7 @@ pub enum CommitError {
     Clock(#[from] ClockFault),
 }
 
-/// Commits.
+/// Commits. Tells also whether it was the first to.
 ///
 /// # Errors
 /// Where the ledger did not confirm; nothing is released then.
@@ -29,10 +29,10 @@ pub async fn commit(
     ledger: &Ledger,
     clock: &ClockGuard,
     context: audit::Context,
-) -> Result<Released, CommitError> {
+) -> Result<(Released, bool), CommitError> {
     let now = clock.now()?;
     let (reservation, jws, _place) = verified.taken();
-    let released = ledger.commit(Commit { reservation, jws, context, now }).await?;
+    let committed = ledger.commit(Commit { reservation, jws, context, now }).await?;
     clock.journal_reached(now);
-    Ok(released)
+    Ok(committed)
 }

@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     admit::Overloaded, attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError,
-    parse::ParseError, select::NoActiveKey, validate::Invalid, verify::VerifyError,
+    parse::ParseError, select::NoKey, validate::Invalid, verify::VerifyError,
 };
 
 /// Why a quote was not signed, by the stage that refused.
@@ -34,7 +34,7 @@ pub enum Refusal {
     Overloaded(#[from] Overloaded),
     /// No key.
     #[error(transparent)]
-    NoActiveKey(#[from] NoActiveKey),
+    NoKey(#[from] NoKey),
     /// The ledger refused or failed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -50,6 +50,9 @@ pub enum Refusal {
     /// A fault of the gateway.
     #[error(transparent)]
     NoCanonicalForm(#[from] NoCanonicalForm),
+    /// As within, and journalled already.
+    #[error(transparent)]
+    Told(Box<Refusal>),
     /// The task that signs ended without an answer: a fault of the gateway.
     #[error("the signing task ended without an answer")]
     Torn,
@@ -69,6 +72,7 @@ impl Refusal {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Told(refusal) => refusal.reason(),
             Self::Exhausted(_) => Reason::RateLimited,
             Self::Parse(ParseError::Environment { .. }) => Reason::EnvironmentMismatch,
             Self::Parse(ParseError::Json(_)) => Reason::MalformedJson,
@@ -76,7 +80,8 @@ impl Refusal {
             Self::Invalid(Invalid::Expired) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
-            Self::NoActiveKey(_) => Reason::NoActiveKey,
+            Self::NoKey(NoKey::NoneActive(_)) | Self::Verify(VerifyError::KeyGone) => Reason::NoActiveKey,
+            Self::NoKey(NoKey::NotServing(_)) => Reason::SignerUnavailable,
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
             Self::Sign(SignError::TimedOut | SignError::Unavailable(_) | SignError::Unfit(_)) => {
@@ -84,8 +89,21 @@ impl Refusal {
             }
             Self::Verify(VerifyError::Mismatch(_)) => Reason::SignatureMismatch,
             Self::Clock(_) | Self::Verify(VerifyError::Clock(_)) => Reason::ClockUntrusted,
-            Self::NoCanonicalForm(_) | Self::Torn | Self::Verify(VerifyError::KeyGone) => Reason::Internal,
+            Self::NoCanonicalForm(_) | Self::Torn => Reason::Internal,
         }
+    }
+
+    /// Whether it says that the gateway or its device cannot do its part, which is for its operators to know.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(
+            self.reason(),
+            Reason::SignerUnavailable
+                | Reason::LedgerUnavailable
+                | Reason::ClockUntrusted
+                | Reason::SignatureMismatch
+                | Reason::Internal
+        )
     }
 
     /// When to come again, where that is known.
@@ -129,4 +147,11 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
         ledger::Refusal::FloorNotRaised { .. } => Reason::FloorNotRaised,
         ledger::Refusal::NotReserved | ledger::Refusal::InputMismatch => Reason::Internal,
     }
+}
+
+/// The stable name of a reason, as ErrorInfo and records have it.
+#[must_use]
+pub fn name(reason: Reason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("REASON_").unwrap_or(name)
 }

@@ -4,10 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    audit,
+    audit::{self, Event, Facts, Record},
     call::Call,
     clock::UtcTime,
-    domain::{Environment, Identity},
+    domain::Environment,
     jws::SigningInput,
     ledger::{Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quota, timeline::TimedKey},
@@ -15,7 +15,8 @@ use crate::{
 
 use super::{
     admit::Place,
-    canonicalise::{Canonical, Ready, Unsigned},
+    canonicalise::Mark,
+    select::{Keyed, Ready, Unsigned},
 };
 
 /// What reserving came to.
@@ -48,21 +49,21 @@ pub struct Stored {
 /// # Errors
 /// The ledger's refusal, or that it could not do its part in time. In both cases asking again is safe.
 pub async fn reserve(
-    canonical: Canonical,
+    keyed: Keyed,
     policy: &Bundle,
     ledger: &Ledger,
     call: &Call,
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
-    let Ready { terms, partner, key, payload, unsigned, place } = canonical.0;
+    let Ready { terms, partner, mark, key, unsigned, place } = keyed.0;
     let op = Reserve {
-        identity: Identity::new(policy.environment, &partner.id, &terms.quote_id),
+        identity: mark.identity,
         scope: policy.scope(&partner, Some(&terms.corridor)),
         numbering: numbering(&unsigned),
         jump_max: partner.sequence.jump_max,
         seed_if_unknown: policy.environment == Environment::Development,
-        payload,
+        payload: mark.payload,
         kid: key.kid.clone(),
         expires_at: terms.expires_at,
         useful: policy.validity.useful(),
@@ -80,6 +81,26 @@ pub async fn reserve(
             Ok(Held::Pending(Pending { reservation, input, key, expires_at: terms.expires_at, place }))
         }
     }
+}
+
+/// What an earlier call had signed, for a quote that could not be reserved now: no key, device or place is needed
+/// to give it again. It is journalled with the next batch.
+///
+/// # Errors
+/// Where the ledger cannot be read.
+pub async fn recall(
+    mark: &Mark,
+    ledger: &Ledger,
+    now: UtcTime,
+    trail: &audit::Context,
+) -> Result<Option<Stored>, LedgerError> {
+    let quote = ledger.quote(mark.identity.clone()).await?;
+    let quote = quote.filter(|quote| quote.payload == mark.payload && now < quote.expires_at);
+    Ok(quote.and_then(|quote| Some((quote.released()?, quote.facts()))).map(|(released, facts)| {
+        let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..facts };
+        ledger.journal(Record::new(Event::Replayed, now, trail.clone(), facts));
+        Stored { released }
+    }))
 }
 
 fn numbering(unsigned: &Unsigned) -> Numbering {

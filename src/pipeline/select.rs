@@ -1,48 +1,76 @@
-//! Picks the key that the timeline makes current for the quote's partner at this instant.
+//! Picks the key that the timeline makes current for the quote's partner at this instant, and builds with it what
+//! is to be signed. A key whose device is known to be down is refused here, before a number is taken.
 
 use std::sync::Arc;
 
 use crate::{
     clock::UtcTime,
-    domain::PartnerId,
-    policy::{Bundle, timeline::TimedKey},
+    domain::{PartnerId, SequenceNumber},
+    jws::{Draft, SigningInput},
+    policy::{Bundle, Partner, timeline::TimedKey},
+    signer::{Health, keyring::Keyring},
+    terms::Terms,
 };
 
 use super::{
     admit::{Admitted, Place},
     authorize::Subject,
+    canonicalise::Mark,
 };
 
-/// No key of the partner may sign now.
+/// Why no key can sign for the partner now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no key of `{partner}` may sign now; `quotesign policy check` shows the timeline")]
-pub struct NoActiveKey {
-    /// The partner.
-    pub partner: PartnerId,
+pub enum NoKey {
+    /// The timeline has none.
+    #[error("no key of `{0}` may sign now; `quotesign policy check` shows the timeline")]
+    NoneActive(PartnerId),
+    /// The key's device cannot sign.
+    #[error("the key cannot sign at the moment: {0}")]
+    NotServing(String),
 }
 
 /// A quote with the key that is to sign it.
 #[derive(Debug)]
-pub struct Keyed {
-    subject: Subject,
-    key: Arc<TimedKey>,
-    place: Place,
+pub struct Keyed(pub(super) Ready);
+
+/// What the ledger has to be told of a quote, and the device after it.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub terms: Terms,
+    pub partner: Partner,
+    pub mark: Mark,
+    pub key: Arc<TimedKey>,
+    pub unsigned: Unsigned,
+    pub place: Place,
+}
+
+/// What is to be signed.
+#[derive(Debug)]
+pub(super) enum Unsigned {
+    /// The caller gave the number.
+    Numbered(SequenceNumber, SigningInput),
+    /// The ledger gives it.
+    Draft(Arc<Draft>),
 }
 
 /// Selects the key.
 ///
 /// # Errors
-/// Where none may sign at `now`.
-pub fn select_key(admitted: Admitted, policy: &Bundle, now: UtcTime) -> Result<Keyed, NoActiveKey> {
-    let (subject, place) = admitted.taken();
-    match policy.timeline.current(&subject.partner.id, now) {
-        Some(key) => Ok(Keyed { subject, key: key.clone(), place }),
-        None => Err(NoActiveKey { partner: subject.partner.id }),
+/// Where none may sign at `now`, or the one that may cannot.
+pub fn select_key(admitted: Admitted, policy: &Bundle, keyring: &Keyring, now: UtcTime) -> Result<Keyed, NoKey> {
+    let (canonical, place) = admitted.taken();
+    let (subject, bytes, mark) = canonical.taken();
+    let Subject { quote, terms, contract, partner } = subject;
+    let key = policy.timeline.current(&partner.id, now).cloned();
+    let key = key.ok_or_else(|| NoKey::NoneActive(partner.id.clone()))?;
+    match keyring.key_health(&key.kid) {
+        Some(Health::Serving) => {}
+        Some(Health::NotServing(why)) => return Err(NoKey::NotServing(why)),
+        None => return Err(NoKey::NotServing("no signer is bound to it".to_owned())),
     }
-}
-
-impl Keyed {
-    pub(super) fn taken(self) -> (Subject, Arc<TimedKey>, Place) {
-        (self.subject, self.key, self.place)
-    }
+    let unsigned = match terms.sequence {
+        Some(sequence) => Unsigned::Numbered(sequence, SigningInput::of_quote(&key.kid, &bytes)),
+        None => Unsigned::Draft(Arc::new(Draft::new(key.kid.clone(), quote, contract.claims.sequence.clone()))),
+    };
+    Ok(Keyed(Ready { terms, partner, mark, key, unsigned, place }))
 }

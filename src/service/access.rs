@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 
 use crate::{
-    audit::{self, Event, Facts, Record},
+    audit,
     call::Call,
-    clock::{Clock as _, SystemClock},
     domain::{Environment, PartnerId},
     pipeline::{Pipeline, attempts},
     policy::{
@@ -116,8 +115,7 @@ fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status
 /// Journals that policy denied an act; the record joins the next batch.
 fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict) {
     let context = audit::Context { rule_ids: verdict.rule_ids.clone(), ..trail(call, pipeline.environment, policy) };
-    let facts = Facts { reason: Some(status::name(Reason::PolicyDenied).to_owned()), ..Facts::default() };
-    pipeline.ledger.journal(Record::new(Event::Refused, SystemClock.now(), context, facts));
+    pipeline.journal_denial(context, Reason::PolicyDenied, "policy does not allow it".to_owned());
 }
 
 /// What all audit records of a call share.

@@ -8,6 +8,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{Control, ReloadError},
     domain::SequenceNumber,
+    json::is_hidden,
     ledger::Seed,
     pipeline::Pipeline,
     proto::{self, Reason, admin_service_server::AdminService},
@@ -32,6 +33,8 @@ pub struct Admin {
     pub started_at: UtcTime,
 }
 
+/// A floor beyond this would leave a sequence too little room ever to be raised again: 2^52.
+const FLOOR_MAX: u64 = 1 << 52;
 /// The longest reason an operator may give for an act.
 const REASON_BYTES_MAX: usize = 500;
 
@@ -69,10 +72,13 @@ impl AdminService for Admin {
         let policy = self.pipeline.policy.load_full();
         let (partner, verdict) = access::SEED_SEQUENCE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let corridor = corridor_of(partner, &corridor)?;
-        let floor = SequenceNumber::try_from(floor).map_err(|fault| invalid(format!("`floor`: {fault}")))?;
-        if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+        if floor > FLOOR_MAX {
+            return Err(invalid(format!("`floor` is above {FLOOR_MAX}, which would leave the sequence no room")));
+        }
+        if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(is_hidden) {
             return Err(invalid("`reason` must say in 1 to 500 bytes of one line why"));
         }
+        let floor = SequenceNumber::try_from(floor).map_err(|fault| invalid(format!("`floor`: {fault}")))?;
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
         context.partner = Some(partner.id.clone());
         context.corridor.clone_from(&corridor);

@@ -72,10 +72,9 @@ impl Watch {
                 () = tokio::time::sleep(EVERY) => {}
             }
         }
-        for name in told.into_keys().chain([DIRECTORY.to_owned()]) {
-            if let Some(service) = service_of(&name) {
-                self.reporter.set_service_status(service, ServingStatus::NotServing).await;
-            }
+        let services = told.keys().filter_map(|name| service_of(name));
+        for service in services.chain([DIRECTORY.to_owned(), String::new()]) {
+            self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
         self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
     }
@@ -145,7 +144,6 @@ fn fault_of(health: Health) -> Option<String> {
 fn service_of(part: &str) -> Option<String> {
     match part.split_once('/') {
         None if part == "signing" => Some(SIGNING.to_owned()),
-        _ if part == DIRECTORY => Some(DIRECTORY.to_owned()),
         Some(("signing", partner)) => Some(format!("{SIGNING}/{partner}")),
         _ => None,
     }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    audit::{Context, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
     jws::CompactJws,
     ledger,
-    pipeline::{Pipeline, parse::QuoteRequest, refusal::Refusal},
+    pipeline::{Pipeline, parse::QuoteRequest},
     policy::{Bundle, Partner},
     proto::{self, Reason, quote_signing_service_server::QuoteSigningService},
     verification::{self, Binding, Evidence, Finding, Report},
@@ -48,7 +47,7 @@ impl QuoteSigningService for Quotes {
                 expires_at: Some(timestamp(answer.released.expires_at)),
             })),
             Err(refusal) => {
-                self.journal(trail, &refusal);
+                self.pipeline.journal_refusal(trail, &refusal);
                 Err(status::of(&refusal))
             }
         }
@@ -118,21 +117,6 @@ impl Quotes {
         let Some(identity) = named else { return Ok(None) };
         let quote = self.pipeline.ledger.quote(identity).await.map_err(status::of_ledger_error)?;
         Ok(quote.map(|quote| Binding { sequence: quote.sequence, input: quote.input }))
-    }
-
-    /// Journals a refusal; it joins the next batch and never holds the answer up.
-    fn journal(&self, trail: Context, refusal: &Refusal) {
-        if matches!(refusal, Refusal::Verify(_) | Refusal::Torn | Refusal::NoCanonicalForm(_)) {
-            tracing::error!(correlation_id = %trail.correlation_id, %refusal, "alarm: a quote could not be released");
-        } else if refusal.is_retryable() {
-            tracing::warn!(correlation_id = %trail.correlation_id, %refusal, "a quote was refused");
-        }
-        let facts = Facts {
-            reason: Some(status::name(refusal.reason()).to_owned()),
-            detail: Some(refusal.to_string()),
-            ..Facts::default()
-        };
-        self.pipeline.ledger.journal(Record::new(Event::Refused, SystemClock.now(), trail, facts));
     }
 }
 

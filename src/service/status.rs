@@ -7,7 +7,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
     ledger::{self, LedgerError},
-    pipeline::{refusal::Refusal, validate::Invalid},
+    pipeline::{refusal::Refusal, select::NoKey, validate::Invalid},
     proto::Reason,
 };
 
@@ -37,12 +37,7 @@ pub fn code(reason: Reason) -> Code {
     }
 }
 
-/// The stable name of a reason, as ErrorInfo and records have it.
-#[must_use]
-pub fn name(reason: Reason) -> &'static str {
-    let name = reason.as_str_name();
-    name.strip_prefix("REASON_").unwrap_or(name)
-}
+pub use crate::pipeline::refusal::name;
 
 /// A status of a reason and a message.
 #[must_use]
@@ -63,6 +58,9 @@ fn with(
 /// The status of a refusal of the quote's path.
 #[must_use]
 pub fn of(refusal: &Refusal) -> Status {
+    if let Refusal::Told(refusal) = refusal {
+        return of(refusal);
+    }
     let mut details = ErrorDetails::new();
     if let Some(wait) = refusal.retry_after() {
         details.set_retry_info(Some(wait));
@@ -77,8 +75,8 @@ pub fn of(refusal: &Refusal) -> Status {
             details.add_quota_failure_violation("attempts_per_caller", refusal.to_string());
         }
         Refusal::Ledger(LedgerError::Refused(refused)) => of_ledger(refused, &mut metadata, &mut details),
-        Refusal::NoActiveKey(fault) => {
-            details.add_precondition_failure_violation("KEY", fault.partner.as_str(), refusal.to_string());
+        Refusal::NoKey(NoKey::NoneActive(partner)) => {
+            details.add_precondition_failure_violation("KEY", partner.as_str(), refusal.to_string());
         }
         _ => {}
     }
@@ -128,7 +126,9 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Ledger(LedgerError::Unavailable(_)) => {
             "the ledger cannot record at the moment; send the same quote again".to_owned()
         }
-        Refusal::Sign(_) => "no device could sign in time; send the same quote again".to_owned(),
+        Refusal::Sign(_) | Refusal::NoKey(NoKey::NotServing(_)) => {
+            "no device could sign in time; send the same quote again".to_owned()
+        }
         Refusal::Verify(crate::pipeline::verify::VerifyError::Mismatch(_)) => {
             "the signature did not verify and was not released; the operators were alarmed".to_owned()
         }

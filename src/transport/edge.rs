@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
@@ -38,6 +39,8 @@ pub struct EdgeLayer {
     pub deadline_max: Duration,
     /// Where calls are counted.
     pub metrics: Arc<Metrics>,
+    /// Calls whose answer is not made yet; a drain waits for them.
+    pub calls: TaskTracker,
 }
 
 impl<S> Layer<S> for EdgeLayer {
@@ -80,6 +83,7 @@ where
             return Box::pin(async move { Ok(line.end(response, &metrics)) });
         }
         let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
+        let under_way = self.layer.calls.token();
         Box::pin(async move {
             let response = match answer.await {
                 Ok(Ok(Ok(response))) => response,
@@ -88,6 +92,7 @@ where
                     status::plain(Reason::Internal, "a fault of the gateway; make the same call again").into_http()
                 }
             };
+            drop(under_way);
             Ok(line.end(with_reason(response), &metrics))
         })
     }
@@ -103,14 +108,15 @@ fn deadline_exceeded() -> Response<Body> {
     status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again").into_http()
 }
 
-/// The server below refuses a message by its length and knows no reasons.
+/// The server below refuses messages that are too large or that it cannot read, and knows no reasons.
 fn with_reason(response: Response<Body>) -> Response<Body> {
-    match Status::from_header_map(response.headers()) {
-        Some(refused) if refused.code() == Code::OutOfRange => {
-            status::plain(Reason::InvalidRequest, "the request is larger than the gateway takes").into_http()
-        }
-        _ => response,
-    }
+    let Some(refused) = Status::from_header_map(response.headers()) else { return response };
+    let why = match refused.code() {
+        Code::OutOfRange => "the request is larger than the gateway takes",
+        Code::Internal if refused.get_details_error_info().is_none() => "the request is no message of this method",
+        _ => return response,
+    };
+    status::plain(Reason::InvalidRequest, why).into_http()
 }
 
 fn correlation_id(headers: &HeaderMap) -> CorrelationId {

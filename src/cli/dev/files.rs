@@ -34,7 +34,7 @@ const PORTS: [u16; 4] = [8443, 8444, 8445, 9464];
 const DAY: Duration = Duration::from_hours(24);
 
 /// Writes a file that this user alone may read.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(in crate::cli) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let named = |fault: std::io::Error| Failure::failed(format!("{}: {fault}", path.display()));
     let open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     open.and_then(|mut file| file.write_all(bytes)).map_err(named)

@@ -170,7 +170,8 @@ pub(super) fn chain(db: &Connection) -> Result<Chain, EngineError> {
 /// Stores where the journal stands after the records from `first` on.
 pub(super) fn put_chain(db: &Connection, chain: Chain, first: u64) -> Result<(), EngineError> {
     let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3,
-               newest_at = max(newest_at, coalesce((SELECT max(at) FROM audit WHERE idx >= ?4), newest_at))
+               newest_at = max(newest_at, coalesce((SELECT max(at) FROM audit WHERE idx >= ?4 AND event IN
+                 ('quote.reserved', 'quote.rekeyed', 'quote.committed', 'quote.voided')), newest_at))
                WHERE one = 1";
     let (next_index, first) = (stored(chain.position.next_index)?, stored(first)?);
     db.prepare_cached(sql)?.execute(params![chain.epoch, next_index, chain.position.link, first])?;
@@ -222,7 +223,7 @@ pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, Eng
 }
 
 pub(super) fn newest_record_at(db: &Connection) -> Result<Option<UtcTime>, EngineError> {
-    let mut select = db.prepare_cached("SELECT newest_at FROM chain WHERE one = 1 AND next_idx > 0")?;
+    let mut select = db.prepare_cached("SELECT newest_at FROM chain WHERE one = 1 AND newest_at > 0")?;
     Ok(select.query_row((), |row| row.get(0).map(UtcTime::from_millis)).optional()?)
 }
 

@@ -63,13 +63,28 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| unusable(parent, &error))
 }
 
+/// What came before a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum After {
+    /// The start of this process.
+    Start,
+    /// A commit whose outcome is unknown.
+    Unknown,
+}
+
 /// A connection that writes, durably.
-pub(super) fn open(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+///
+/// A log that another process is reading cannot be folded into the file. That is borne at a start, and refused
+/// after a commit whose outcome is unknown.
+pub(super) fn open(path: &Path, environment: Environment, after: After) -> Result<Connection, EngineError> {
     present(path)?;
     let connection = connect(path)?;
     let stamped = this_version(&connection, path)?;
     same_environment(path, &stamped, environment)?;
-    fold_wal(&connection, path)?;
+    match (fold_wal(&connection, path), after) {
+        (Err(busy), After::Start) => tracing::warn!(%busy, "the ledger's log could not be folded into its file"),
+        (folded, _) => folded?,
+    }
     Ok(connection)
 }
 

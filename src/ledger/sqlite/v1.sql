@@ -53,7 +53,8 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE UNIQUE INDEX audit_record ON audit (record_id);
 
--- Where the journal stands, how often a gateway took it over, and the greatest time of any record.
+-- Where the journal stands, how often a gateway took it over, and the greatest time
+-- of a record whose time was trusted when it was made.
 CREATE TABLE chain (
   one       INTEGER PRIMARY KEY CHECK (one = 1),
   epoch     INTEGER NOT NULL,
