@@ -367,6 +367,14 @@ impl Config {
             let value = limits.payload_bytes_max;
             return Err(format!("`limits.payload_bytes_max` = `{value}` is above 1048576; a quote is small, lower it"));
         }
+        for (field, domain) in
+            [("grpc.trust_domain", &self.grpc.trust_domain), ("admin.trust_domain", &self.admin.trust_domain)]
+        {
+            let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+            if let Some(domain) = domain.as_ref().filter(|name| name.is_empty() || !name.bytes().all(fits)) {
+                return Err(format!("`{field}` = `{domain}` is no SPIFFE trust domain; write it as `prod.example`"));
+            }
+        }
         self.check_signers()
     }
 
@@ -384,8 +392,15 @@ impl Config {
                     "`signers[{at}]`: give the PIN of `{name}` by `pin_file` or by `pin_env`, one of them"
                 ));
             }
-            if signer.sessions == 0 || signer.queue_max == 0 {
-                return Err(format!("`signers[{at}]`: `sessions` and `queue_max` of `{name}` must be above 0"));
+            for (field, is_zero) in [
+                ("sessions", signer.sessions == 0),
+                ("queue_max", signer.queue_max == 0),
+                ("call_timeout_ms", signer.call_timeout_ms == 0),
+                ("probe_interval_ms", signer.probe_interval_ms == 0),
+            ] {
+                if is_zero {
+                    return Err(format!("`signers[{at}].{field}` of `{name}` = `0` lets nothing through; raise it"));
+                }
             }
             if self.environment != Environment::Development && signer.attributes != AttributesRule::Require {
                 let environment = self.environment;
@@ -409,9 +424,13 @@ impl SignerEntry {
                 .map_err(|_| format!("the PIN of `{name}`: set the environment variable `{variable}`"));
         }
         let path = self.pin_file.as_deref().unwrap_or(Path::new(""));
+        let file = path.display();
         let text = fs::read_to_string(path)
-            .map_err(|fault| format!("the PIN of `{name}`: `{}` cannot be read: {fault}", path.display()))?;
-        Ok(SecretString::from(text.trim_end_matches(['\r', '\n'])))
+            .map_err(|fault| format!("the PIN of `{name}`: `{file}` cannot be read: {fault}; write the PIN there"))?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(format!("the PIN of `{name}`: `{file}` is empty; write the PIN there")),
+            pin => Ok(SecretString::from(pin)),
+        }
     }
 }
 
@@ -451,7 +470,13 @@ impl LedgerFile {
 
 /// A misfit with the value that stands there. Secrets never stand in a config, so a value may be shown.
 fn told(text: &str, misfit: &strict_toml::Misfit) -> String {
-    let line = misfit.line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    let variable = overrides::variable(&misfit.field);
+    let line = match misfit.line {
+        // The line is that of a document which nobody wrote.
+        _ if std::env::var_os(&variable).is_some() => format!("the environment variable `{variable}`: "),
+        Some(line) => format!("line {line}: "),
+        None => String::new(),
+    };
     let value = misfit
         .line
         .and_then(|line| text.lines().nth(line - 1))

@@ -96,9 +96,9 @@ struct Listeners {
 /// # Errors
 /// Everything that is wrong.
 pub fn check(config: &Config) -> Result<Bundle, StartError> {
-    tls::mutual(&config.grpc).map_err(StartError::unfit)?;
-    tls::mutual(&config.admin).map_err(StartError::unfit)?;
-    tls::public(&config.jwks).map_err(StartError::unfit)?;
+    tls::mutual(&config.grpc).map_err(|fault| StartError::unfit(format!("[grpc]: {fault}")))?;
+    tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
+    tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
     for signer in &config.signers {
         signer.pin().map_err(StartError::unfit)?;
     }

@@ -30,5 +30,14 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Misfit> {
 
 fn misfit(text: &str, field: String, fault: &toml::de::Error) -> Misfit {
     let line = fault.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
-    Misfit { field, line, why: fault.message().replace('\n', "; ") }
+    Misfit { field, line, why: plain(fault.message()) }
+}
+
+/// One line, without the names that Rust has for numbers.
+fn plain(why: &str) -> String {
+    let mut why = why.replace('\n', "; ").replace(" as i128", "");
+    for number in ["expected usize", "expected u64", "expected u32"] {
+        why = why.replace(number, "expected a whole number that is not negative");
+    }
+    why.replace("invalid socket address syntax", "not an address and port; write it as `127.0.0.1:8443`")
 }

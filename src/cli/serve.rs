@@ -25,6 +25,7 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
     refuse_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(async {
+        let _failpoints = cfg!(feature = "failpoints").then(fail::FailScenario::setup);
         if cfg!(feature = "failpoints") {
             tracing::warn!("this build has failpoints and is for tests alone");
         }

@@ -30,6 +30,11 @@ pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) ->
     Ok(if changed { document.to_string() } else { text.to_owned() })
 }
 
+/// The variable that sets this field.
+pub(super) fn variable(field: &str) -> String {
+    format!("{PREFIX}{}", field.replace('.', "__").to_ascii_uppercase())
+}
+
 /// The variables that hold PINs: their names may begin like an override's.
 fn pin_variables(document: &DocumentMut) -> Vec<String> {
     let signers = document.get("signers").and_then(Item::as_array_of_tables);

@@ -16,6 +16,9 @@ const FOLDERS: [(&str, &str); 2] = [("keys", ".jwk.json"), ("schemas", ".schema.
 
 /// Reads the files that make a bundle. What else lies in the directory (a README, hidden files) is no part of it.
 pub(super) fn read(dir: &Path) -> Result<Files, Vec<Problem>> {
+    if let Err(fault) = fs::read_dir(dir) {
+        return Err(vec![Problem(format!(" cannot be read: {fault}; give the directory of a policy bundle"))]);
+    }
     let mut problems = Vec::new();
     let mut paths: Vec<String> = REQUIRED.map(str::to_owned).into();
     for (folder, ending) in FOLDERS {

@@ -6,7 +6,10 @@ use std::{path::Path, sync::Arc};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
     server::{NoServerSessionStorage, WebPkiClientVerifier},
     version::{TLS12, TLS13},
 };
@@ -48,7 +51,7 @@ pub fn mutual(listener: &GrpcListener) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(|fault| TlsError::new(&listener.certificate, fault))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
-        .map_err(|fault| TlsError::new(&listener.certificate, fault))?;
+        .map_err(|fault| misfit(&listener.certificate, &listener.private_key, &fault))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -66,7 +69,7 @@ pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(|fault| TlsError::new(&listener.certificate, fault))?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|fault| TlsError::new(&listener.certificate, fault))?;
+        .map_err(|fault| misfit(&listener.certificate, &listener.private_key, &fault))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -84,7 +87,7 @@ pub fn client(ca: &Path, identity_files: Option<(&Path, &Path)>, alpn: &[u8]) ->
         None => builder.with_no_client_auth(),
         Some((certificate, key_file)) => {
             let (chain, key) = identity(certificate, key_file)?;
-            builder.with_client_auth_cert(chain, key).map_err(|fault| TlsError::new(certificate, fault))?
+            builder.with_client_auth_cert(chain, key).map_err(|fault| misfit(certificate, key_file, &fault))?
         }
     };
     config.alpn_protocols = vec![alpn.to_vec()];
@@ -96,16 +99,36 @@ fn identity(
     key: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
     let chain = certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|fault| TlsError::new(key, format!("no private key in PEM: {fault}")))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|fault| TlsError::new(key, unread(&fault, "a private key")))?;
     Ok((chain, key))
+}
+
+fn unread(fault: &pem::Error, what: &str) -> String {
+    match fault {
+        pem::Error::Io(fault) => format!("cannot be read: {fault}; give a file with {what} in PEM"),
+        pem::Error::NoItemsFound => format!("holds none; give a file with {what} in PEM"),
+        fault => format!("cannot be read: {fault}; give a file with {what} in PEM"),
+    }
+}
+
+/// Why a certificate and a key are not used together.
+fn misfit(certificate: &Path, key: &Path, fault: &rustls::Error) -> TlsError {
+    let certificate_file = certificate.display();
+    match fault {
+        rustls::Error::InconsistentKeys(_) => {
+            TlsError::new(key, format!("is not the key of `{certificate_file}`; give the one that belongs to it"))
+        }
+        rustls::Error::General(_) => TlsError::new(key, "is no private key that can be used; give an ECDSA or RSA one"),
+        fault => TlsError::new(certificate, fault),
+    }
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect)
-        .map_err(|fault| TlsError::new(file, format!("no certificates in PEM: {fault}")))?;
-    if chain.is_empty() { Err(TlsError::new(file, "holds no certificate")) } else { Ok(chain) }
+        .map_err(|fault| TlsError::new(file, unread(&fault, "certificates")))?;
+    let none = || TlsError::new(file, unread(&pem::Error::NoItemsFound, "certificates"));
+    if chain.is_empty() { Err(none()) } else { Ok(chain) }
 }
 
 fn roots(file: &Path) -> Result<RootCertStore, TlsError> {

@@ -12,20 +12,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use quotesign::{
     client::{ClientFile, Remote},
     clock::{Clock as _, SystemClock, UtcTime},
     proto::{
-        SignQuoteRequest, SignQuoteResponse, admin_service_client::AdminServiceClient,
-        key_directory_service_client::KeyDirectoryServiceClient,
+        GetSequenceRequest, GetSequenceResponse, SignQuoteRequest, SignQuoteResponse,
+        admin_service_client::AdminServiceClient, key_directory_service_client::KeyDirectoryServiceClient,
         quote_signing_service_client::QuoteSigningServiceClient,
     },
+    transport::tls,
 };
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::OffsetDateTime;
-use tonic::{Status, transport::Channel};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 use tonic_types::StatusExt as _;
 
 /// How long anything may take to come about before a test fails.
@@ -57,6 +62,8 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // A name of its own: openssl takes a certificate whose issuer bears its own name for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "quotesign test CA");
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }
@@ -125,6 +132,34 @@ impl Site {
         self
     }
 
+    /// A site of the sandbox: keys must have been published for a while, and sequences are seeded by hand.
+    pub fn sandbox() -> Self {
+        let site = Self::new();
+        site.edit_config(|config| config["environment"] = toml("'sandbox'"));
+        site.edit_policy(|policy| {
+            policy["environment"] = toml("'sandbox'");
+            policy["publication"]["propagation_s"] = toml("300");
+            policy["keys"][0]["publish_at"] = toml(&seconds(SystemClock.now().minus(DAY)));
+        });
+        for file in ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"] {
+            let _there_may_be_none = fs::remove_file(site.path(file));
+        }
+        done(site.run(&["ledger", "migrate"]));
+        site
+    }
+
+    /// Issues `tls/<name>.pem` with these names.
+    pub fn admit(&self, name: &str, uris: &[&str], dns: &[&str]) {
+        self.authority.issue(&self.path("tls"), name, client_certificate(uris, dns));
+    }
+
+    /// Changes `quotesign.toml`.
+    pub fn edit_config(&self, edit: impl FnOnce(&mut toml_edit::DocumentMut)) {
+        let mut config: toml_edit::DocumentMut = fs::read_to_string(self.config()).unwrap().parse().unwrap();
+        edit(&mut config);
+        fs::write(self.config(), config.to_string()).unwrap();
+    }
+
     /// Changes `policy.toml` and raises its serial.
     pub fn edit_policy(&self, edit: impl FnOnce(&mut toml_edit::DocumentMut)) {
         let path = self.path("policy/policy.toml");
@@ -152,6 +187,24 @@ impl Site {
     /// Runs a command that reads the config, to its end.
     pub fn run(&self, args: &[&str]) -> Output {
         self.command().args(args).arg("--config").arg(self.config()).output().unwrap()
+    }
+
+    /// The journal's records, oldest first, as `quotesign audit tail` prints them.
+    pub fn journal(&self) -> Vec<Value> {
+        let tail = done(self.run(&["audit", "tail", "-n", "100000"]));
+        tail.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The journal's records of this event, once there are `count` of them.
+    pub async fn journalled(&self, event: &str, count: usize) -> Vec<Value> {
+        let mut found = Vec::new();
+        until(&format!("{count} records of {event}"), async || {
+            found = self.journal();
+            found.retain(|record| record["event"] == event);
+            found.len() >= count
+        })
+        .await;
+        found
     }
 
     /// Starts the gateway and waits until it listens.
@@ -230,6 +283,23 @@ impl Gateway {
         Caller(QuoteSigningServiceClient::new(self.client(caller).grpc().await.unwrap()))
     }
 
+    /// A client that tells its deadline and does not keep it itself, so that the gateway's own answer is seen.
+    pub async fn quotes_without_a_timer(
+        &self,
+        caller: &str,
+    ) -> QuoteSigningServiceClient<impl GrpcService<Body, ResponseBody = hyper::body::Incoming> + use<>> {
+        let ClientFile { ca, grpc, .. } = self.client(caller);
+        let tls = tls::client(&ca, Some((&grpc.certificate, &grpc.private_key)), b"h2").unwrap();
+        let socket = TcpStream::connect(self.address("grpc")).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = TlsConnector::from(tls).connect(name, socket).await.unwrap();
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let send = tower::service_fn(move |request: http::Request<Body>| sender.clone().send_request(request));
+        QuoteSigningServiceClient::with_origin(send, grpc.url.parse().unwrap())
+    }
+
     pub async fn keys(&self, caller: &str) -> KeyDirectoryServiceClient<Channel> {
         KeyDirectoryServiceClient::new(self.client(caller).grpc().await.unwrap())
     }
@@ -241,7 +311,7 @@ impl Gateway {
     /// Status and body of a GET on the operations front.
     pub async fn operations(&self, path: &str) -> (u16, String) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut socket = tokio::net::TcpStream::connect(self.address("operations")).await.unwrap();
+        let mut socket = TcpStream::connect(self.address("operations")).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -305,12 +375,27 @@ pub struct Caller(pub QuoteSigningServiceClient<Channel>);
 
 impl Caller {
     pub async fn sign(&self, quote: &Quote) -> Result<SignQuoteResponse, Status> {
-        self.sign_bytes(quote.0.to_string().into_bytes()).await
+        self.sign_bytes(quote.bytes()).await
     }
 
     pub async fn sign_bytes(&self, payload: Vec<u8>) -> Result<SignQuoteResponse, Status> {
-        let request = SignQuoteRequest { environment: "development".into(), payload, ..SignQuoteRequest::default() };
+        self.sign_in("development", payload).await
+    }
+
+    pub async fn sign_in(&self, environment: &str, payload: Vec<u8>) -> Result<SignQuoteResponse, Status> {
+        let request = SignQuoteRequest { environment: environment.to_owned(), payload, ..SignQuoteRequest::default() };
         self.0.clone().sign_quote(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Where a sequence stands.
+    pub async fn sequence(&self, corridor: &str) -> Result<GetSequenceResponse, Status> {
+        let request = GetSequenceRequest { partner: PARTNER.to_owned(), corridor: corridor.to_owned() };
+        self.0.clone().get_sequence(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The last number taken.
+    pub async fn last(&self) -> u64 {
+        self.sequence("").await.unwrap().last
     }
 }
 
@@ -340,14 +425,83 @@ impl Quote {
         self
     }
 
-    pub fn id(&self) -> &str {
-        self.0["quote_id"].as_str().unwrap()
+    /// Sends this many pence, two for one, with sums that hold.
+    pub fn sending(self, pence: u64) -> Self {
+        let amount = |minor: u64| json!(format!("{}.{:02}", minor / 100, minor % 100));
+        self.with("send_amount", amount(pence))
+            .with("fx_rate", json!("2.0"))
+            .with("receive_amount", amount(2 * pence))
+            .with("total_customer_cost", amount(pence + 199))
+    }
+
+    /// Issued and expiring this many seconds from now.
+    pub fn valid(self, issued_s: i64, expires_s: i64) -> Self {
+        let at = |from_now_s: i64| json!(seconds(UtcTime::from_millis(SystemClock.now().millis() + from_now_s * 1000)));
+        self.with("issued_at", at(issued_s)).with("expires_at", at(expires_s))
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.to_string().into_bytes()
     }
 }
 
 /// The instant in whole seconds, as the contract spells it.
 pub fn seconds(at: UtcTime) -> String {
     UtcTime::from_millis(at.millis() - at.millis().rem_euclid(1000)).to_string()
+}
+
+/// A day.
+pub const DAY: Duration = Duration::from_hours(24);
+
+/// A TOML value.
+pub fn toml(text: &str) -> toml_edit::Item {
+    toml_edit::value(text.parse::<toml_edit::Value>().unwrap())
+}
+
+/// What a command printed, which must have succeeded.
+#[track_caller]
+pub fn done(output: Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command said on stderr, which must have ended with this exit code.
+#[track_caller]
+pub fn failed(output: Output, code: i32) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// The refusal, which must have this code, this reason and the domain of all reasons.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str) -> Status {
+    let status = answer.unwrap_err();
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    let (is, expected) = ((status.code(), &*info.reason, &*info.domain), (code, reason, "quotesign.v1"));
+    assert_eq!(is, expected, "{}", status.message());
+    status
+}
+
+/// The metadata of a refusal's ErrorInfo.
+pub fn metadata(status: &Status, key: &str) -> String {
+    status.get_details_error_info().unwrap().metadata[key].clone()
+}
+
+/// How long a refusal asks to wait.
+pub fn wait(status: &Status) -> Duration {
+    status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default()
+}
+
+/// The quotas that a refusal names.
+pub fn quotas(status: &Status) -> Vec<String> {
+    let failure = status.get_details_quota_failure().map(|failure| failure.violations).unwrap_or_default();
+    failure.into_iter().map(|violation| violation.subject).collect()
+}
+
+/// The preconditions that a refusal names, by type and subject.
+pub fn preconditions(status: &Status) -> Vec<(String, String)> {
+    let failure = status.get_details_precondition_failure().map(|failure| failure.violations).unwrap_or_default();
+    failure.into_iter().map(|violation| (violation.r#type, violation.subject)).collect()
 }
 
 /// The stable reason of a refusal.

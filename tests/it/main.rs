@@ -10,5 +10,11 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod access;
+mod commands;
+mod docs;
+mod external;
 mod harness;
+mod jwks;
 mod path;
+mod tidy;

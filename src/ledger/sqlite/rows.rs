@@ -248,7 +248,7 @@ impl From<rusqlite::Error> for EngineError {
             Error::SqliteFailure(failure, _)
                 if matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) =>
             {
-                Self::Unfit(format!("the ledger's file is damaged: {error}"))
+                Self::Unfit(format!("the ledger's file is damaged: {error}; restore it from a backup"))
             }
             _ => Self::RolledBack(error.to_string()),
         }

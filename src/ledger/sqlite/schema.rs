@@ -167,7 +167,8 @@ fn same_environment(path: &Path, stamped: &str, wanted: Environment) -> Result<(
     if stamped == wanted.as_str() {
         return Ok(());
     }
-    Err(unfit(path, &format!("belongs to the environment `{stamped}`, not to `{wanted}`")))
+    let why = format!("belongs to the environment `{stamped}`, not to `{wanted}`: name that environment's own");
+    Err(unfit(path, &why))
 }
 
 fn private() -> OpenOptions {

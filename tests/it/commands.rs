@@ -1,0 +1,251 @@
+//! The commands, as people and scripts use them: what they print, what they refuse, and how they exit.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Output};
+
+use clap::CommandFactory as _;
+use quotesign::{cli::Cli, domain::sha256, ledger::sqlite::Reader};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::harness::{DAY, Gateway, PARTNER, Quote, Site, done, failed, quotesign, seconds, toml, until};
+use quotesign::clock::{Clock as _, SystemClock};
+
+mod config;
+mod reload;
+
+/// Runs a client command to its end, with pricing's certificate for gRPC and the operator's for admin.
+fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
+    let file = site.path("client-now.toml");
+    let text = format!(
+        "environment = 'development'\npartner = '{PARTNER}'\nca = 'tls/ca.pem'\njwks = 'https://{}'\n\
+         [grpc]\nurl = 'https://{}'\ncertificate = 'tls/pricing.pem'\nprivate_key = 'tls/pricing.key'\n\
+         [admin]\nurl = 'https://{}'\ncertificate = 'tls/operator.pem'\nprivate_key = 'tls/operator.key'\n",
+        gateway.address("jwks"),
+        gateway.address("grpc"),
+        gateway.address("admin")
+    );
+    fs::write(&file, text).unwrap();
+    quotesign().args(args).arg("--client").arg(file).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quote_is_signed_kept_sent_again_and_verified_by_command() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let run = |args: &[&str]| client(&site, &gateway, args);
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quote.json");
+    let (saved, signed, jwks) = (site.path("quote.json"), site.path("signed.jws"), site.path("jwks.json"));
+    let [saved, signed, jwks] = [&saved, &signed, &jwks].map(|path| path.to_str().unwrap());
+
+    let jws = done(run(&["sign", example, "--fill", "--save", saved]));
+    fs::write(signed, &jws).unwrap();
+    let again: Value = serde_json::from_str(&done(run(&["sign", saved, "--format", "json"]))).unwrap();
+    assert_eq!((&again["jws"], &again["replayed"], &again["sequence"]), (&jws.trim().into(), &true.into(), &1.into()));
+    fs::write(jwks, done(run(&["jwks"]))).unwrap();
+    for args in [&["verify", signed][..], &["verify", jws.trim()], &["verify", signed, "--jwks", jwks]] {
+        let said = done(run(args));
+        assert!(said.contains("passed       verify_rs256_signature\n") && !said.contains("FAILED"), "{said}");
+    }
+    let changed = jws.trim().replacen('.', ".A", 1);
+    let refused = run(&["verify", &changed]);
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("FAILED"));
+    assert_eq!(failed(refused, 1), "quotesign: the signed quote is not valid\n");
+
+    let stale = failed(run(&["sign", example]), 1);
+    assert!(stale.starts_with("quotesign: QUOTE_EXPIRED: "), "{stale}");
+    fs::write(saved, Quote::number(2).without("corridor").bytes()).unwrap();
+    let broken = failed(run(&["sign", saved]), 1);
+    assert_eq!(
+        broken,
+        "quotesign: SCHEMA_VIOLATION: the quote breaks its contract in 1 places\nquotesign:   /corridor is missing\n"
+    );
+    let nowhere = failed(run(&["sign", "nowhere.json"]), 2);
+    assert_eq!(nowhere, "quotesign: nowhere.json: No such file or directory (os error 2)\n");
+    let unknown = failed(run(&["jwks", "--partner", "nobody"]), 1);
+    assert!(unknown.contains("/partners/nobody/") && unknown.contains("404"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_the_state_and_raises_a_floor() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let run = |args: &[&str]| client(&site, &gateway, args);
+    for args in [&["health"][..], &["health", "--partner", PARTNER]] {
+        assert_eq!(done(run(args)), "SERVING\n");
+    }
+    assert_eq!(failed(run(&["health", "--partner", "nobody"]), 1).lines().count(), 1);
+    let digest = done(quotesign().args(["policy", "digest"]).arg(site.path("policy")).output().unwrap());
+    let status = done(run(&["admin", "status"]));
+    assert!(status.contains(&format!("policy serial 1, digest {digest}")), "{status}");
+    for part in ["ledger", "clock", "signer/hsm-primary", "signing/acme-remit"] {
+        assert!(status.lines().any(|line| line.starts_with("serving") && line.ends_with(part)), "{part}: {status}");
+    }
+    assert!(!status.contains("NOT SERVING"), "{status}");
+    let seed = |floor| run(&["admin", "seed-sequence", "--floor", floor, "--reason", "OPS-1"]);
+    assert!(done(seed("50")).starts_with("the sequence was created with the floor 50\naudit record "));
+    assert!(done(seed("60")).starts_with("the floor was raised from 50 to 60\naudit record "));
+    assert_eq!(failed(seed("60"), 1), "quotesign: FLOOR_NOT_RAISED: the floor 60 is not above 60\n");
+    let partner = failed(run(&["admin", "seed-sequence", "--floor", "1", "--reason", "x", "--partner", "nobody"]), 1);
+    assert!(partner.starts_with("quotesign: NOT_FOUND: "), "{partner}");
+    gateway.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_not_there_is_one_line() {
+    let site = Site::new();
+    let gateway = site.start();
+    let ended = |args: &[&str], gateway: &Gateway| client(&site, gateway, args);
+    assert!(ended(&["admin", "status"], &gateway).status.success());
+    gateway.signal(rustix::process::Signal::KILL);
+    until("the gateway is gone", async || !ended(&["admin", "status"], &gateway).status.success()).await;
+    for args in [&["health"][..], &["admin", "status"], &["jwks"]] {
+        let line = failed(ended(args, &gateway), 1);
+        assert!(line.lines().count() == 1 && line.contains("https://127.0.0.1:"), "{line}");
+    }
+    let absent = failed(quotesign().args(["health", "--client", "nowhere.toml"]).output().unwrap(), 2);
+    assert_eq!(absent.lines().count(), 1);
+    assert!(absent.contains("nowhere.toml: cannot be read") && absent.contains("--client"), "{absent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let signed = gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    let shown: Value = serde_json::from_str(&done(site.run(&["audit", "show", &signed.audit_record_id]))).unwrap();
+    assert_eq!((&shown["event"], &shown["facts"]["sequence"]), (&"quote.committed".into(), &1.into()));
+    let tail = done(site.run(&["audit", "tail", "-n", "2"]));
+    let events: Vec<Value> =
+        tail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone()).collect();
+    assert_eq!(events, ["quote.reserved", "quote.committed"]);
+    let verified = done(site.run(&["audit", "verify"]));
+    assert!(verified.starts_with("vouched for: records 0 to 2 in 3 links\nhead "), "{verified}");
+    let none = failed(site.run(&["audit", "show", "00000000-0000-7000-8000-000000000000"]), 1);
+    assert_eq!(none, "quotesign: the journal holds no record 00000000-0000-7000-8000-000000000000\n");
+
+    gateway.kill();
+    let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+    let change = |sql: &str| ledger.execute(sql, ()).unwrap();
+    assert_eq!(change("UPDATE audit SET record = CAST(replace(record, 'GB-IN', 'GB-NG') AS BLOB) WHERE idx = 1"), 1);
+    assert_eq!(failed(site.run(&["audit", "verify"]), 1).lines().count(), 1);
+    change("UPDATE audit SET record = CAST(replace(record, 'GB-NG', 'GB-IN') AS BLOB) WHERE idx = 1");
+    done(site.run(&["audit", "verify"]));
+    change("DELETE FROM audit WHERE idx = 2");
+    let shorter = failed(site.run(&["audit", "verify"]), 1);
+    assert_eq!(shorter, "quotesign: the journal ends at 2, and its head says 3\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_made_once_shown_without_its_private_half_and_rotated_in_by_policy() {
+    let site = Site::new();
+    let old = kids(&site.path("policy/keys"));
+    let keys = |act: &str, kid: &str, more: &[&str]| {
+        let args = ["keys", act, "--signer", "hsm-primary", "--partner", PARTNER, "--kid", kid];
+        site.run(&[&args[..], more].concat())
+    };
+    let snippet = done(keys("generate", "quote-signing-next", &["--bits", "2048"]));
+    let file = site.path("policy/keys/quote-signing-next.jwk.json");
+    let jwk = fs::read_to_string(&file).unwrap();
+    let members: Value = serde_json::from_str(&jwk).unwrap();
+    let members: BTreeSet<&str> = members.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, BTreeSet::from(["kty", "kid", "use", "alg", "n", "e"]));
+    let again = failed(keys("generate", "quote-signing-next", &["--bits", "2048"]), 1);
+    assert_eq!(again, "quotesign: `quote-signing-next` exists already\n");
+    assert_eq!(fs::read_to_string(&file).unwrap(), jwk);
+    let elsewhere = site.path("elsewhere");
+    assert!(done(keys("jwk", "quote-signing-next", &["--out", elsewhere.to_str().unwrap()])).contains("[[keys]]"));
+    assert_eq!(fs::read_to_string(elsewhere.join("quote-signing-next.jwk.json")).unwrap(), jwk);
+    assert_eq!(failed(keys("jwk", "quote-signing-none", &[]), 1).lines().count(), 1);
+    let few = failed(keys("generate", "quote-signing-few", &["--bits", "1024"]), 1);
+    assert_eq!(few, "quotesign: a key of 1024 bits is not made; it needs 2048 to 8192\n");
+    assert!(failed(keys("generate", "latest", &[]), 2).starts_with("quotesign: --kid: a kid is "));
+    let signer =
+        failed(site.run(&["keys", "jwk", "--signer", "other", "--partner", PARTNER, "--kid", "quote-signing-x"]), 2);
+    assert_eq!(signer, "quotesign: --signer: the config has no `other`; it has: hsm-primary\n");
+
+    // What it printed goes into policy.toml with the times of the plan.
+    let entry: toml_edit::DocumentMut = snippet.parse().unwrap();
+    site.edit_policy(|policy| {
+        let mut key = entry["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
+        let now = SystemClock.now();
+        for (field, at) in [
+            ("publish_at", now.minus(DAY)),
+            ("sign_from", now),
+            ("sign_until", now.plus(DAY * 30)),
+            ("retire_at", now.plus(DAY * 40)),
+        ] {
+            key.insert(field, toml(&seconds(at)));
+        }
+        policy["keys"].as_array_of_tables_mut().unwrap().push(key);
+    });
+    let checked = done(quotesign().args(["policy", "check"]).arg(site.path("policy")).output().unwrap());
+    let current = checked.lines().find(|line| line.ends_with("signs now")).unwrap();
+    assert!(current.contains("quote-signing-next"), "{checked}");
+    let gateway = site.serve().await;
+    assert_eq!(gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap().kid, "quote-signing-next");
+    let set = gateway.client("pricing").jwks(&PARTNER.parse().unwrap()).await.unwrap();
+    let set: Value = serde_json::from_slice(&set).unwrap();
+    assert_eq!(set["keys"].as_array().unwrap().len(), old.len() + 1);
+}
+
+fn kids(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_is_migrated_once_and_belongs_to_one_gateway() {
+    let site = Site::new();
+    let file = site.path("ledger.sqlite");
+    let ready = format!("{}: ready for development\n", file.display());
+    assert_eq!(done(site.run(&["ledger", "migrate"])), ready);
+    let gateway = site.serve().await;
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    let in_use = format!("quotesign: the ledger `{}` is in use by another process\n", file.display());
+    assert_eq!(failed(site.run(&["ledger", "migrate"]), 1), in_use);
+    let second =
+        site.command().args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN_LOG__FILTER", "off").output();
+    assert_eq!(failed(second.unwrap(), 2), in_use);
+    assert!(gateway.can_sign().await);
+    assert!(gateway.stop().success());
+    let before = Reader::open(&file).unwrap().head().unwrap();
+    assert_eq!(done(site.run(&["ledger", "migrate"])), ready);
+    assert_eq!(Reader::open(&file).unwrap().head().unwrap(), before);
+}
+
+#[test]
+fn a_bundle_is_checked_and_its_digest_can_be_made_with_sha256sum() {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/policy");
+    let run = |args: &[&str]| quotesign().args(args).output().unwrap();
+    let digest = done(run(&["policy", "digest", policy]));
+    assert!(done(run(&["policy", "check", policy])).starts_with("good: development serial 1, digest "));
+    let mut files = vec!["authorize.cedar", "currencies.csv", "policy.toml", "quotesign.cedarschema"];
+    files.extend(["keys/quote-signing-2026-06.jwk.json", "schemas/quote-v1.schema.json"]);
+    files.sort_unstable();
+    let hash = |file: &&str| hex::encode(sha256(&fs::read(format!("{policy}/{file}")).unwrap()));
+    let listing: Vec<String> = files.iter().map(|file| format!("{}  {file}\n", hash(file))).collect();
+    assert_eq!(digest.trim_end(), hex::encode(sha256(listing.concat().as_bytes())));
+    let none = failed(run(&["policy", "check", "nowhere"]), 2);
+    assert_eq!(none.lines().count(), 1, "{none}");
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let mut waiting = vec![(Vec::new(), Cli::command())];
+    let mut seen = 0;
+    while let Some((path, command)) = waiting.pop() {
+        let help = done(quotesign().args(&path).arg("--help").output().unwrap());
+        assert!(help.contains("Usage: quotesign") && help.starts_with(char::is_uppercase), "{path:?}: {help}");
+        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            let name = inner.get_name().to_owned();
+            waiting.push(([path.clone(), vec![name]].concat(), inner.clone()));
+        }
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = done(quotesign().args(["completions", shell]).output().unwrap());
+        assert!(script.contains("quotesign") && script.contains("seed-sequence"), "{shell}");
+    }
+    assert!(done(quotesign().arg("--version").output().unwrap()).starts_with("quotesign "));
+    assert_eq!(quotesign().arg("no-such-command").output().unwrap().status.code(), Some(2));
+}

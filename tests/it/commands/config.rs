@@ -1,0 +1,348 @@
+//! Configs that cannot be used: each is one line that names the place and the remedy, and exit code 2.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::harness::{Site, done, failed, quotesign};
+
+/// A good config. Its lines are numbered in the expectations below.
+const CONFIG: &str = r#"environment = "development"
+policy = "policy"
+[grpc]
+listen = "127.0.0.1:18443"
+certificate = "tls/server.pem"
+private_key = "tls/server.key"
+client_ca = "tls/ca.pem"
+trust_domain = "dev.quotesign.example"
+[admin]
+listen = "127.0.0.1:18444"
+certificate = "tls/server.pem"
+private_key = "tls/server.key"
+client_ca = "tls/ca.pem"
+[jwks]
+listen = "127.0.0.1:18445"
+certificate = "tls/server.pem"
+private_key = "tls/server.key"
+[operations]
+listen = "127.0.0.1:19464"
+[ledger]
+sqlite = "ledger.sqlite"
+[[signers]]
+name = "hsm-primary"
+module = "/usr/lib/softhsm/libsofthsm2.so"
+token = "quotesign-dev"
+pin_file = "pin"
+[limits]
+in_flight_max = 16
+[log]
+filter = "off"
+"#;
+
+/// A copy of a good site, to be broken.
+struct Broken {
+    dir: TempDir,
+    config: String,
+    env: Vec<(&'static str, &'static str)>,
+}
+
+impl Broken {
+    fn of(site: &Site) -> Self {
+        let dir = TempDir::with_prefix("quotesign-config-").unwrap();
+        copy(&site.path(""), dir.path());
+        Self { dir, config: CONFIG.to_owned(), env: Vec::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn swap(&mut self, from: &str, to: &str) {
+        assert!(self.config.contains(from), "{from}");
+        self.config = self.config.replacen(from, to, 1);
+    }
+
+    fn add(&mut self, after: &str, line: &str) {
+        self.swap(after, &format!("{after}\n{line}"));
+    }
+
+    fn swap_in(&self, file: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path(file)).unwrap();
+        assert!(text.contains(from), "{file}: {from}");
+        self.write(file, &text.replacen(from, to, 1));
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.path(file), text).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        let path = self.path(name);
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+
+    /// What a command of this config says, with names for the directory and the key.
+    fn says(&self, command: &[&str], kid: &str) -> String {
+        self.write("quotesign.toml", &self.config);
+        let mut command = {
+            let mut run = quotesign();
+            run.args(command).arg("--config").arg(self.path("quotesign.toml"));
+            run
+        };
+        let said = failed(command.envs(self.env.iter().copied()).output().unwrap(), 2);
+        said.replace(&format!("{}/", self.dir.path().display()), "").replace(kid, "<kid>")
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+type Case = (&'static str, fn(&mut Broken));
+
+const UNREADABLE: &[Case] = &[
+    (
+        "quotesign.toml: line 9: `grpc.reflexion`: unknown field `reflexion`, expected one of `listen`, `certificate`, `private_key`, `client_ca`, `trust_domain`, `reflection`",
+        |it| {
+            it.add("trust_domain = \"dev.quotesign.example\"", "reflexion = true");
+        },
+    ),
+    (
+        "quotesign.toml: line 27: `limit`: unknown field `limit`, expected one of `environment`, `policy`, `grpc`, `admin`, `jwks`, `operations`, `ledger`, `signers`, `limits`, `clock`, `drain`, `log`",
+        |it| {
+            it.swap("[limits]", "[limit]");
+        },
+    ),
+    (
+        "quotesign.toml: line 26: `signers[0].pin`: unknown field `pin`, expected one of `name`, `module`, `token`, `serial`, `pin_file`, `pin_env`, `sessions`, `queue_max`, `call_timeout_ms`, `probe_interval_ms`, `attributes`",
+        |it| {
+            it.swap("pin_file = \"pin\"", "pin = \"4711\"");
+        },
+    ),
+    ("quotesign.toml: line 9: `grpc.reflection` = `\"yes\"`: invalid type: string \"yes\", expected a boolean", |it| {
+        it.add("trust_domain = \"dev.quotesign.example\"", "reflection = \"yes\"");
+    }),
+    (
+        "quotesign.toml: line 28: `limits.in_flight_max` = `\"many\"`: invalid type: string \"many\", expected a whole number that is not negative",
+        |it| {
+            it.swap("in_flight_max = 16", "in_flight_max = \"many\"");
+        },
+    ),
+    (
+        "quotesign.toml: line 28: `limits.in_flight_max` = `-1`: invalid value: integer `-1`, expected a whole number that is not negative",
+        |it| {
+            it.swap("in_flight_max = 16", "in_flight_max = -1");
+        },
+    ),
+    (
+        "quotesign.toml: line 19: `operations.listen` = `\"localhost:9464\"`: not an address and port; write it as `127.0.0.1:8443`",
+        |it| {
+            it.swap("127.0.0.1:19464", "localhost:9464");
+        },
+    ),
+    (
+        "quotesign.toml: line 1: `environment` = `\"staging\"`: unknown variant `staging`, expected one of `development`, `sandbox`, `production`",
+        |it| {
+            it.swap("\"development\"", "\"staging\"");
+        },
+    ),
+    ("quotesign.toml: line 30: `log.format` = `\"xml\"`: unknown variant `xml`, expected `json` or `text`", |it| {
+        it.add("[log]", "format = \"xml\"");
+    }),
+    ("quotesign.toml: line 20: unclosed table, expected `]`", |it| it.swap("[ledger]", "[ledger")),
+    ("quotesign.toml: line 3: duplicate key", |it| it.add("policy = \"policy\"", "policy = \"other\"")),
+    ("quotesign.toml: line 1: missing field `policy`", |it| it.swap("policy = \"policy\"\n", "")),
+    ("quotesign.toml: line 1: missing field `operations`", |it| {
+        it.swap("[operations]\nlisten = \"127.0.0.1:19464\"\n", "");
+    }),
+    (
+        "quotesign.toml: the environment variable `QUOTESIGN_GRPC__LISTEN`: `grpc.listen` = `\"everywhere\"`: not an address and port; write it as `127.0.0.1:8443`",
+        |it| {
+            it.env.push(("QUOTESIGN_GRPC__LISTEN", "everywhere"));
+        },
+    ),
+    (
+        "quotesign.toml: the environment variable `QUOTESIGN_DRAIN__GRACE`: `drain.grace`: unknown field `grace`, expected `grace_ms` or `timeout_ms`",
+        |it| {
+            it.env.push(("QUOTESIGN_DRAIN__GRACE", "1"));
+        },
+    ),
+    (
+        "quotesign.toml: the environment variable `QUOTESIGN_SIGNERS__NAME` names no field that can be set; lists such as signers are set in the file",
+        |it| {
+            it.env.push(("QUOTESIGN_SIGNERS__NAME", "hsm"));
+        },
+    ),
+];
+
+const UNFIT: &[Case] = &[
+    (
+        "quotesign.toml: `grpc.listen` = `127.0.0.1:18443` is also `jwks.listen`; give each listener an address of its own",
+        |it| {
+            it.swap("127.0.0.1:18445", "127.0.0.1:18443");
+        },
+    ),
+    ("quotesign.toml: `limits.in_flight_max` = `0` lets nothing through; raise it", |it| {
+        it.swap("in_flight_max = 16", "in_flight_max = 0");
+    }),
+    ("quotesign.toml: `limits.handshake_timeout_ms` = `0` lets nothing through; raise it", |it| {
+        it.add("[limits]", "handshake_timeout_ms = 0");
+    }),
+    ("quotesign.toml: `limits.deadline_ms_max` = `0` lets nothing through; raise it", |it| {
+        it.env.push(("QUOTESIGN_LIMITS__DEADLINE_MS_MAX", "0"));
+    }),
+    ("quotesign.toml: `limits.payload_bytes_max` = `2000000` is above 1048576; a quote is small, lower it", |it| {
+        it.add("[limits]", "payload_bytes_max = 2000000");
+    }),
+    ("quotesign.toml: `ledger.queue_max` = `0` lets nothing through; raise it", |it| {
+        it.add("[ledger]", "queue_max = 0");
+    }),
+    ("quotesign.toml: `signers[0].sessions` of `hsm-primary` = `0` lets nothing through; raise it", |it| {
+        it.add("pin_file = \"pin\"", "sessions = 0");
+    }),
+    ("quotesign.toml: `signers[0].call_timeout_ms` of `hsm-primary` = `0` lets nothing through; raise it", |it| {
+        it.add("pin_file = \"pin\"", "call_timeout_ms = 0");
+    }),
+    ("quotesign.toml: `signers[0]`: give the PIN of `hsm-primary` by `pin_file` or by `pin_env`, one of them", |it| {
+        it.add("pin_file = \"pin\"", "pin_env = \"PIN\"");
+    }),
+    ("quotesign.toml: `signers[0]`: give the PIN of `hsm-primary` by `pin_file` or by `pin_env`, one of them", |it| {
+        it.swap("pin_file = \"pin\"\n", "");
+    }),
+    (
+        "quotesign.toml: `signers[0].name` = `hsm-primary` stands there twice; give each signer a name of its own",
+        |it| {
+            let signer = "[[signers]]\nname = \"hsm-primary\"\nmodule = \"m\"\ntoken = \"t\"\npin_file = \"pin\"";
+            it.swap("[limits]", &format!("{signer}\n[limits]"));
+        },
+    ),
+    ("quotesign.toml: `signers[0].attributes` of `hsm-primary` must be `require` in production", |it| {
+        it.swap("\"development\"", "\"production\"");
+        it.add("pin_file = \"pin\"", "attributes = \"warn\"");
+    }),
+    (
+        "quotesign.toml: `grpc.trust_domain` = `spiffe://dev.example` is no SPIFFE trust domain; write it as `prod.example`",
+        |it| {
+            it.swap("\"dev.quotesign.example\"", "\"spiffe://dev.example\"");
+        },
+    ),
+    (
+        "quotesign.toml: `log.filter` = `quotesign=loud`: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5; write it as `info` or `quotesign=debug,info`",
+        |it| {
+            it.swap("\"off\"", "\"quotesign=loud\"");
+        },
+    ),
+];
+
+const AROUND: &[Case] = &[
+    (
+        "[grpc]: `tls/server.pem`: cannot be read: No such file or directory (os error 2); give a file with certificates in PEM",
+        |it| {
+            it.remove("tls/server.pem");
+        },
+    ),
+    ("[grpc]: `tls/ca.pem`: holds none; give a file with certificates in PEM", |it| it.write("tls/ca.pem", "\n")),
+    ("[grpc]: `tls/server.key`: holds none; give a file with a private key in PEM", |it| {
+        it.write("tls/server.key", "no key");
+    }),
+    ("[admin]: `tls/pricing.key`: is not the key of `tls/server.pem`; give the one that belongs to it", |it| {
+        let section = "[admin]\nlisten = \"127.0.0.1:18444\"\ncertificate = \"tls/server.pem\"\nprivate_key = ";
+        it.swap(&format!("{section}\"tls/server.key\""), &format!("{section}\"tls/pricing.key\""));
+    }),
+    (
+        "the PIN of `hsm-primary`: `pin` cannot be read: No such file or directory (os error 2); write the PIN there",
+        |it| {
+            it.remove("pin");
+        },
+    ),
+    ("the PIN of `hsm-primary`: `pin` is empty; write the PIN there", |it| it.write("pin", "\n")),
+    ("the PIN of `hsm-primary`: set the environment variable `NO_SUCH_PIN`", |it| {
+        it.swap("pin_file = \"pin\"", "pin_env = \"NO_SUCH_PIN\"");
+    }),
+    ("nowhere/ cannot be read: No such file or directory (os error 2); give the directory of a policy bundle", |it| {
+        it.swap("policy = \"policy\"", "policy = \"nowhere\"");
+    }),
+    ("policy/keys/<kid>.jwk.json: is missing; write it with `quotesign keys jwk`", |it| {
+        it.remove("policy/keys");
+        fs::create_dir(it.path("policy/keys")).unwrap();
+    }),
+    ("policy/policy.toml: `environment` = `development`, and this gateway is for sandbox; use its own bundle", |it| {
+        it.swap("\"development\"", "\"sandbox\"");
+    }),
+    (
+        "policy/policy.toml: key `<kid>`: no signer of the gateway's config is named `hsm-primary`; add it or mend the name",
+        |it| {
+            it.swap("\"hsm-primary\"", "\"hsm-other\"");
+        },
+    ),
+    ("policy/policy.toml: the partner `acme-remit` stands there twice; remove one", |it| {
+        let partner = "[[partners]]\nid = \"acme-remit\"\ncontracts = []\njwks_hosts = []\ncontacts = {}\n\
+                       sequence = { scope = [\"partner\"], jump_max = 1 }\n";
+        it.swap_in("policy/policy.toml", "[[partners]]", &format!("{partner}[[partners]]"));
+    }),
+    ("the ledger `ledger.sqlite` does not exist: run `quotesign ledger migrate`", |it| it.remove("ledger.sqlite")),
+    ("the ledger `ledger.sqlite` was never migrated: run `quotesign ledger migrate`", |it| {
+        it.write("ledger.sqlite", "");
+    }),
+    (
+        "the ledger `ledger.sqlite` belongs to the environment `sandbox`, not to `development`: name that environment's own",
+        |it| {
+            let ledger = Connection::open(it.path("ledger.sqlite")).unwrap();
+            ledger.execute("UPDATE meta SET environment = 'sandbox'", ()).unwrap();
+        },
+    ),
+    ("the ledger's file is damaged: file is not a database; restore it from a backup", |it| {
+        it.write("ledger.sqlite", &"x".repeat(8192));
+    }),
+];
+
+#[test]
+fn each_bad_config_is_one_line_with_its_remedy_and_starts_nothing() {
+    let site = Site::new();
+    let keys = fs::read_dir(site.path("policy/keys")).unwrap().next().unwrap().unwrap().file_name();
+    let kid = keys.to_str().unwrap().strip_suffix(".jwk.json").unwrap();
+    for (line, spoil) in [UNREADABLE, UNFIT, AROUND].concat() {
+        let mut broken = Broken::of(&site);
+        spoil(&mut broken);
+        let expected = format!("quotesign: {line}\n");
+        assert_eq!(broken.says(&["config", "check"], kid), expected);
+        assert_eq!(broken.says(&["serve"], kid), expected);
+        File::open(broken.path("ledger.sqlite.lock")).unwrap().try_lock().unwrap();
+    }
+    let good = Broken::of(&site);
+    good.write("quotesign.toml", &good.config);
+    let said = quotesign().args(["config", "check", "--config"]).arg(good.path("quotesign.toml")).output().unwrap();
+    assert!(done(said).contains("quotesign.toml: good\nenvironment development, policy serial 1, digest "));
+    let nowhere = quotesign().args(["serve", "--config", "nowhere.toml"]).output().unwrap();
+    let line = "nowhere.toml: cannot be read: No such file or directory (os error 2); name the file with --config";
+    assert_eq!(failed(nowhere, 2), format!("quotesign: {line}\n"));
+}
+
+#[test]
+fn an_address_in_use_is_named_and_the_others_are_let_go() {
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut serve = site.command();
+    serve.args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN_LOG__FILTER", "off");
+    serve.env("QUOTESIGN_GRPC__LISTEN", free.to_string()).env("QUOTESIGN_ADMIN__LISTEN", &address);
+    let why = "cannot be bound: Address already in use (os error 98); free it or give another";
+    assert_eq!(failed(serve.output().unwrap(), 2), format!("quotesign: `admin.listen` = `{address}` {why}\n"));
+    drop(TcpListener::bind(free).unwrap());
+    done(site.run(&["ledger", "migrate"]));
+}

@@ -1,0 +1,66 @@
+//! A signed quote in the hands of others: openssl, and a JOSE library in Python, with the JWKS as the public
+//! endpoint serves it. They share no code with the gateway.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use crate::harness::{PARTNER, Quote, Site, done};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn openssl(jws: &Path, jwks: &Path) -> Output {
+    Command::new(format!("{ROOT}/scripts/verify-jws-openssl.sh")).args([jws, jwks]).output().unwrap()
+}
+
+fn python(jws: &Path, jwks: &Path) -> Output {
+    let script = format!("{ROOT}/tests/external/verify_jws.py");
+    Command::new("/usr/bin/python3").arg(script).args([jws, jwks]).output().unwrap()
+}
+
+/// The same text with another letter at this place.
+fn with_another_letter(text: &str, at: usize) -> String {
+    let other = if &text[at..=at] == "A" { "B" } else { "A" };
+    format!("{}{other}{}", &text[..at], &text[at + 1..])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_verify_what_was_signed_and_refuse_what_was_changed() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1);
+    // Members from last to first and white space between them: what comes back is canonical all the same.
+    let claims: BTreeMap<String, Value> = serde_json::from_value(quote.0.clone()).unwrap();
+    let sent: Vec<_> = claims.iter().rev().map(|(name, value)| format!("\n  \"{name}\" : {value}")).collect();
+    let signed = pricing.sign_bytes(format!("{{{}\n}}", sent.join(",")).into_bytes()).await.unwrap();
+
+    let (jws, jwks) = (site.path("signed.jws"), site.path("jwks.json"));
+    fs::write(&jws, &signed.jws).unwrap();
+    fs::write(&jwks, gateway.client("pricing").jwks(&PARTNER.parse().unwrap()).await.unwrap()).unwrap();
+    assert_eq!(done(openssl(&jws, &jwks)), "Verified OK\n");
+    let payload = done(python(&jws, &jwks));
+    // Every value is a plain string or integer, so RFC 8785 comes to this: names in order, no white space.
+    assert_eq!(payload.trim_end(), serde_json::to_string(&claims).unwrap());
+    assert_eq!(
+        hex::encode(&signed.payload_sha256),
+        hex::encode(quotesign::domain::sha256(payload.trim_end().as_bytes()))
+    );
+
+    let [header, payload, _] = signed.jws.split('.').collect::<Vec<_>>().try_into().unwrap();
+    for at in [3, header.len() + 9, header.len() + payload.len() + 9] {
+        fs::write(&jws, with_another_letter(&signed.jws, at)).unwrap();
+        assert_eq!(openssl(&jws, &jwks).status.code(), Some(1), "openssl took a change at {at}");
+        assert_eq!(python(&jws, &jwks).status.code(), Some(1), "python took a change at {at}");
+    }
+    let other_key = fs::read_to_string(&jwks).unwrap().replace("\"n\":\"", "\"n\":\"x");
+    fs::write(&jws, &signed.jws).unwrap();
+    fs::write(&jwks, other_key).unwrap();
+    assert_eq!(openssl(&jws, &jwks).status.code(), Some(1));
+    assert_eq!(python(&jws, &jwks).status.code(), Some(1));
+}

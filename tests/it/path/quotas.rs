@@ -1,0 +1,78 @@
+//! Quotas: on attempts, in memory and before anything is parsed; on signed quotes, in the ledger and for good.
+
+use tonic::{Code, Status};
+
+use crate::harness::{Caller, Quote, Site, quotas, refused, toml, wait};
+
+/// The largest number of calls in which a spent quota must show.
+const CALLS_MAX: u64 = 200;
+
+/// Signs quotes from this number on until one is refused; the number and the refusal.
+async fn spend(pricing: &Caller, from: u64) -> (u64, Status) {
+    for number in from..from + CALLS_MAX {
+        if let Err(refusal) = pricing.sign(&Quote::number(number)).await {
+            return (number, refusal);
+        }
+    }
+    panic!("the quota was never spent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_are_bounded_for_each_caller_and_strangers_spend_none_but_their_own() {
+    let site = Site::new();
+    site.edit_policy(|policy| policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1, burst = 4 }"));
+    site.admit("stranger", &["spiffe://dev.quotesign.example/stranger"], &[]);
+    let gateway = site.serve().await;
+    let stranger = gateway.quotes("stranger").await;
+    let mut refusals = Vec::new();
+    for _ in 0..CALLS_MAX {
+        let refusal = stranger.sign_bytes(b"not even JSON".to_vec()).await.unwrap_err();
+        if refusal.code() == Code::ResourceExhausted {
+            refusals.push(refusal);
+            break;
+        }
+        refused::<()>(Err(refusal), Code::InvalidArgument, "MALFORMED_JSON");
+    }
+    let limited = refused::<()>(Err(refusals.pop().unwrap()), Code::ResourceExhausted, "RATE_LIMITED");
+    assert!(!wait(&limited).is_zero());
+    assert_eq!(quotas(&limited), ["attempts_per_caller"]);
+    let pricing = gateway.quotes("pricing").await;
+    pricing.sign(&Quote::number(1)).await.unwrap();
+    let (number, limited) = spend(&pricing, 2).await;
+    assert!(number >= 5, "the burst is 4, and {number} was refused");
+    let limited = refused::<()>(Err(limited), Code::ResourceExhausted, "RATE_LIMITED");
+    assert_eq!(quotas(&limited), ["attempts_per_caller"]);
+    // Reading where the sequence stands would be an attempt too.
+    assert_eq!(site.journalled("quote.reserved", 1).await.last().unwrap()["facts"]["sequence"], number - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_quota_of_signed_quotes_stays_spent_over_a_restart_and_replays_are_free() {
+    const BURST: u64 = 30;
+    for (quota, of) in
+        [("signed_per_partner", "acme-remit"), ("signed_per_caller", "spiffe://dev.quotesign.example/pricing")]
+    {
+        let site = Site::new();
+        site.edit_policy(|policy| {
+            policy["quotas"][quota] = toml(&format!("{{ per_second = 1, burst = {BURST} }}"));
+        });
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        let first = Quote::number(1);
+        let signed = pricing.sign(&first).await.unwrap();
+        let (number, limited) = spend(&pricing, 2).await;
+        assert!(number > BURST, "the burst is {BURST}, and {number} was refused");
+        let limited = refused::<()>(Err(limited), Code::ResourceExhausted, "RATE_LIMITED");
+        assert!(!wait(&limited).is_zero());
+        assert_eq!(quotas(&limited), [format!("{quota}/{of}")]);
+        assert_eq!(pricing.last().await, number - 1);
+        assert_eq!(pricing.sign(&first).await.unwrap().jws, signed.jws);
+        gateway.kill();
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        assert_eq!(pricing.sign(&first).await.unwrap().jws, signed.jws);
+        // What came back in the meantime is one a second, far from a new burst.
+        let (again, _) = spend(&pricing, number).await;
+        assert!(again - number < BURST, "{} more were signed", again - number);
+    }
+}
