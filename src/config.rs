@@ -1,20 +1,20 @@
 //! `quotesign.toml`: how one gateway is run. Policy says what may be signed; this says where and with what.
-//! Every field can be overridden by an environment variable, `QUOTESIGN_` and its path with `__` between the
-//! parts, as in `QUOTESIGN_GRPC__LISTEN`. What is unknown or wrong is one line and exit code 2.
+//! Every field can be overridden by an environment variable, `QUOTESIGN__` and its path with `__` between the
+//! parts, as in `QUOTESIGN__GRPC__LISTEN`. What is unknown or wrong is one line and exit code 2.
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::{clock::ClockBounds, domain::Environment, json::Limits, ledger::LedgerConfig, strict_toml, telemetry};
+use crate::{domain::Environment, strict_toml, telemetry};
 
 mod overrides;
+mod sections;
+
+pub use sections::*;
 
 /// The first thing that is wrong with a config: the field, its value where it is no secret, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,232 +59,8 @@ pub struct Config {
     pub log: LogSection,
 }
 
-/// A listener with mutual TLS 1.3.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrpcListener {
-    /// Where it listens, as `127.0.0.1:8443`.
-    pub listen: SocketAddr,
-    /// The server's certificate chain, PEM.
-    pub certificate: PathBuf,
-    /// Its private key, PEM.
-    pub private_key: PathBuf,
-    /// The CAs whose client certificates are accepted, PEM.
-    pub client_ca: PathBuf,
-    /// The SPIFFE trust domain of its callers; absent where callers have DNS names alone.
-    pub trust_domain: Option<String>,
-    /// Whether gRPC reflection answers.
-    #[serde(default)]
-    pub reflection: bool,
-}
-
-/// The public listener.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JwksListener {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// The server's certificate chain, PEM.
-    pub certificate: PathBuf,
-    /// Its private key, PEM.
-    pub private_key: PathBuf,
-}
-
-/// The operations listener.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OperationsListener {
-    /// Where it listens.
-    pub listen: SocketAddr,
-}
-
-/// Where the ledger is kept.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LedgerFile {
-    /// The SQLite file.
-    pub sqlite: PathBuf,
-    /// How many operations may wait for the writer.
-    #[serde(default = "defaults::queue_max")]
-    pub queue_max: usize,
-    /// How many are committed together at most.
-    #[serde(default = "defaults::batch_max")]
-    pub batch_max: usize,
-    /// How often expired reservations are voided, in seconds.
-    #[serde(default = "defaults::sweep_s")]
-    pub sweep_s: u64,
-}
-
-/// A device.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SignerEntry {
-    /// The name that policy's keys give.
-    pub name: String,
-    /// The PKCS#11 module.
-    pub module: PathBuf,
-    /// The token's label.
-    pub token: String,
-    /// The token's serial, where labels are not unique.
-    pub serial: Option<String>,
-    /// The file that holds the user PIN; its one line.
-    pub pin_file: Option<PathBuf>,
-    /// The environment variable that holds the user PIN.
-    pub pin_env: Option<String>,
-    /// How many sessions sign at once.
-    #[serde(default = "defaults::sessions")]
-    pub sessions: usize,
-    /// How many quotes may wait for a session.
-    #[serde(default = "defaults::signer_queue_max")]
-    pub queue_max: usize,
-    /// How long one call into the module may take before its thread counts as stuck, in milliseconds.
-    #[serde(default = "defaults::call_timeout_ms")]
-    pub call_timeout_ms: u64,
-    /// How often each key proves itself by a test signature, in milliseconds.
-    #[serde(default = "defaults::probe_interval_ms")]
-    pub probe_interval_ms: u64,
-    /// What is done about a key whose attributes do not show that it was generated inside and cannot leave.
-    #[serde(default)]
-    pub attributes: AttributesRule,
-}
-
-/// What is done about a key whose attributes do not show that it was generated inside and cannot leave.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttributesRule {
-    /// It does not sign. The only value but in development.
-    #[default]
-    Require,
-    /// It signs, and the log says so.
-    Warn,
-    /// It signs.
-    Off,
-}
-
-/// Bounds on what is taken in.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LimitsSection {
-    /// The size of a quote.
-    pub payload_bytes_max: usize,
-    /// How deep a quote may nest.
-    pub payload_depth_max: usize,
-    /// How many values a quote may hold.
-    pub payload_nodes_max: usize,
-    /// How many quotes may be between admission and release at once.
-    pub in_flight_max: usize,
-    /// How many connections a listener holds.
-    pub connections_max: usize,
-    /// How many connections a listener holds from one address.
-    pub connections_per_address_max: usize,
-    /// How many calls one connection may have under way.
-    pub streams_max: u32,
-    /// How long a handshake may take, and after it the first bytes of a request.
-    pub handshake_timeout_ms: u64,
-    /// The longest a call may take, and what a call without a deadline gets.
-    pub deadline_ms_max: u64,
-}
-
-impl Default for LimitsSection {
-    fn default() -> Self {
-        Self {
-            payload_bytes_max: 16 * 1024,
-            payload_depth_max: 8,
-            payload_nodes_max: 256,
-            in_flight_max: 256,
-            connections_max: 1024,
-            connections_per_address_max: 512,
-            streams_max: 128,
-            handshake_timeout_ms: 5_000,
-            deadline_ms_max: 10_000,
-        }
-    }
-}
-
-/// When the clock is trusted.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClockSection {
-    /// The largest step against the steady clock, and the largest distance behind the journal.
-    pub step_ms_max: u64,
-    /// How long a stepped clock must run evenly before it is trusted again, in seconds.
-    pub settle_s: u64,
-}
-
-impl Default for ClockSection {
-    fn default() -> Self {
-        Self { step_ms_max: 1_000, settle_s: 60 }
-    }
-}
-
-/// How the gateway ends.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DrainSection {
-    /// How long it goes on taking calls after its health has turned, so that clients go elsewhere.
-    pub grace_ms: u64,
-    /// How long calls under way may take to end.
-    pub timeout_ms: u64,
-}
-
-impl Default for DrainSection {
-    fn default() -> Self {
-        Self { grace_ms: 2_000, timeout_ms: 20_000 }
-    }
-}
-
-/// What the gateway says of itself.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogSection {
-    /// `json` or `text`.
-    pub format: LogFormat,
-    /// A filter, as `info` or `quotesign=debug,info`.
-    pub filter: String,
-}
-
-impl Default for LogSection {
-    fn default() -> Self {
-        Self { format: LogFormat::Json, filter: "info".to_owned() }
-    }
-}
-
-/// The form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
-}
-
 /// No bound of a config is higher.
 const BOUND_MAX: usize = 10_000_000;
-
-mod defaults {
-    pub(super) fn queue_max() -> usize {
-        4096
-    }
-    pub(super) fn batch_max() -> usize {
-        512
-    }
-    pub(super) fn sweep_s() -> u64 {
-        10
-    }
-    pub(super) fn sessions() -> usize {
-        2
-    }
-    pub(super) fn signer_queue_max() -> usize {
-        256
-    }
-    pub(super) fn call_timeout_ms() -> u64 {
-        5_000
-    }
-    pub(super) fn probe_interval_ms() -> u64 {
-        2_000
-    }
-}
 
 impl Config {
     /// Reads and checks a config. Paths in it are relative to its own directory.
@@ -375,6 +151,13 @@ impl Config {
                 return Err(format!("`{field}` = `{domain}` is no SPIFFE trust domain; write it as `prod.example`"));
             }
         }
+        if !(1..=60_000).contains(&self.clock.step_ms_max) || self.clock.settle_s == 0 {
+            let clock = self.clock;
+            return Err(format!(
+                "`clock` = `{{ step_ms_max = {}, settle_s = {} }}` guards nothing; give a step of 1 to 60000 and settle for at least 1",
+                clock.step_ms_max, clock.settle_s
+            ));
+        }
         self.check_signers()
     }
 
@@ -408,63 +191,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-}
-
-impl SignerEntry {
-    /// The user PIN.
-    ///
-    /// # Errors
-    /// Where the file or the variable is not there; the PIN itself is never in the text.
-    pub fn pin(&self) -> Result<SecretString, String> {
-        let name = &self.name;
-        if let Some(variable) = &self.pin_env {
-            return std::env::var(variable)
-                .map(SecretString::from)
-                .map_err(|_| format!("the PIN of `{name}`: set the environment variable `{variable}`"));
-        }
-        let path = self.pin_file.as_deref().unwrap_or(Path::new(""));
-        let file = path.display();
-        let text = fs::read_to_string(path)
-            .map_err(|fault| format!("the PIN of `{name}`: `{file}` cannot be read: {fault}; write the PIN there"))?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(format!("the PIN of `{name}`: `{file}` is empty; write the PIN there")),
-            pin => Ok(SecretString::from(pin)),
-        }
-    }
-}
-
-impl LimitsSection {
-    /// Bounds on payloads.
-    #[must_use]
-    pub fn payload(&self) -> Limits {
-        Limits {
-            payload_bytes_max: self.payload_bytes_max,
-            depth_max: self.payload_depth_max,
-            nodes_max: self.payload_nodes_max,
-        }
-    }
-
-    /// The longest a call may take.
-    #[must_use]
-    pub fn deadline_max(&self) -> Duration {
-        Duration::from_millis(self.deadline_ms_max)
-    }
-}
-
-impl ClockSection {
-    /// The guard's bounds.
-    #[must_use]
-    pub fn bounds(&self) -> ClockBounds {
-        ClockBounds { step_max: Duration::from_millis(self.step_ms_max), settle: Duration::from_secs(self.settle_s) }
-    }
-}
-
-impl LedgerFile {
-    /// The writer's bounds.
-    #[must_use]
-    pub fn front(&self) -> LedgerConfig {
-        LedgerConfig { queue_max: self.queue_max, batch_max: self.batch_max }
     }
 }
 

@@ -1,10 +1,9 @@
-//! Environment variables over the config file: `QUOTESIGN_GRPC__LISTEN` sets `grpc.listen`.
+//! Environment variables over the config file: `QUOTESIGN__GRPC__LISTEN` sets `grpc.listen`. Two underscores follow
+//! the name, since an orchestrator makes variables such as `QUOTESIGN_PORT` of its own for a service of that name.
 
 use toml_edit::{DocumentMut, Item, Value};
 
-const PREFIX: &str = "QUOTESIGN_";
-/// Variables of this prefix that the commands themselves read.
-const RESERVED: [&str; 3] = ["QUOTESIGN_CONFIG", "QUOTESIGN_CLIENT", "QUOTESIGN_BIN"];
+const PREFIX: &str = "QUOTESIGN__";
 
 /// The document with every override applied. A value is read as TOML where it is TOML, else as a string.
 pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) -> Result<String, String> {
@@ -13,13 +12,9 @@ pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) ->
         // The strict reader says it better, with its line.
         Err(_) => return Ok(text.to_owned()),
     };
-    let pins: Vec<String> = pin_variables(&document);
     let mut changed = false;
     for (name, value) in vars {
-        let Some(path) = name.strip_prefix(PREFIX).filter(|_| !RESERVED.contains(&name.as_str())) else { continue };
-        if pins.contains(&name) {
-            continue;
-        }
+        let Some(path) = name.strip_prefix(PREFIX) else { continue };
         let path = path.to_ascii_lowercase();
         let parts: Vec<&str> = path.split("__").collect();
         set(document.as_item_mut(), &parts, &value).ok_or_else(|| {
@@ -33,13 +28,6 @@ pub(super) fn apply(text: &str, vars: impl Iterator<Item = (String, String)>) ->
 /// The variable that sets this field.
 pub(super) fn variable(field: &str) -> String {
     format!("{PREFIX}{}", field.replace('.', "__").to_ascii_uppercase())
-}
-
-/// The variables that hold PINs: their names may begin like an override's.
-fn pin_variables(document: &DocumentMut) -> Vec<String> {
-    let signers = document.get("signers").and_then(Item::as_array_of_tables);
-    let names = signers.into_iter().flatten().filter_map(|signer| signer.get("pin_env")?.as_str());
-    names.map(str::to_owned).collect()
 }
 
 fn set(item: &mut Item, path: &[&str], value: &str) -> Option<()> {
@@ -66,13 +54,11 @@ mod tests {
 
     #[test]
     fn variables_set_fields_by_their_path() {
-        assert_eq!(with("QUOTESIGN_A", "2").unwrap(), "a = 2\n[b]\nc = \"x\"\n");
-        assert!(with("QUOTESIGN_B__C", "127.0.0.1:1").unwrap().contains("c = \"127.0.0.1:1\""));
-        assert!(with("QUOTESIGN_D__E", "true").unwrap().contains("[d]\ne = true"));
+        assert_eq!(with("QUOTESIGN__A", "2").unwrap(), "a = 2\n[b]\nc = \"x\"\n");
+        assert!(with("QUOTESIGN__B__C", "127.0.0.1:1").unwrap().contains("c = \"127.0.0.1:1\""));
+        assert!(with("QUOTESIGN__D__E", "true").unwrap().contains("[d]\ne = true"));
         assert_eq!(with("OTHER", "2").unwrap(), "a = 1\n[b]\nc = \"x\"\n");
-        assert!(with("QUOTESIGN_A__B", "2").is_err());
-        let pin = "[[signers]]\npin_env = \"QUOTESIGN_PIN\"\n";
-        let vars = std::iter::once(("QUOTESIGN_PIN".to_owned(), "1234".to_owned()));
-        assert_eq!(apply(pin, vars).unwrap(), pin);
+        assert!(with("QUOTESIGN__A__B", "2").is_err());
+        assert_eq!(with("QUOTESIGN_PORT", "tcp://10.0.0.1:443").unwrap(), "a = 1\n[b]\nc = \"x\"\n");
     }
 }

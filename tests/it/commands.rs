@@ -203,7 +203,7 @@ async fn a_ledger_is_migrated_once_and_belongs_to_one_gateway() {
     let in_use = format!("quotesign: the ledger `{}` is in use by another process\n", file.display());
     assert_eq!(failed(site.run(&["ledger", "migrate"]), 1), in_use);
     let second =
-        site.command().args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN_LOG__FILTER", "off").output();
+        site.command().args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN__LOG__FILTER", "off").output();
     assert_eq!(failed(second.unwrap(), 2), in_use);
     assert!(gateway.can_sign().await);
     assert!(gateway.stop().success());

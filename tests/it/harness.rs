@@ -175,10 +175,10 @@ impl Site {
         let mut command = quotesign();
         command
             .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
-            .env("QUOTESIGN_LOG__FORMAT", "json")
+            .env("QUOTESIGN__LOG__FORMAT", "json")
             .envs(
                 ["GRPC", "ADMIN", "JWKS", "OPERATIONS"]
-                    .map(|front| (format!("QUOTESIGN_{front}__LISTEN"), "127.0.0.1:0")),
+                    .map(|front| (format!("QUOTESIGN__{front}__LISTEN"), "127.0.0.1:0")),
             )
             .envs(&self.env);
         command

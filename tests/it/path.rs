@@ -140,7 +140,7 @@ async fn without_its_device_the_gateway_takes_no_number_and_asks_to_come_again()
 async fn a_refusal_is_journalled_takes_no_number_and_tells_no_value() {
     const CUSTOMER: &str = "sub_7f3k-marked";
     const AMOUNTS: [&str; 3] = ["1731.31", "3462.62", "1733.30"];
-    let site = Site::new().with("QUOTESIGN_LOG__FILTER", "quotesign=trace,info");
+    let site = Site::new().with("QUOTESIGN__LOG__FILTER", "quotesign=trace,info");
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     let marked = |number| Quote::number(number).with("subscription_id", json!(CUSTOMER)).sending(173_131);

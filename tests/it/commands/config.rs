@@ -170,21 +170,21 @@ const UNREADABLE: &[Case] = &[
         it.swap("[operations]\nlisten = \"127.0.0.1:19464\"\n", "");
     }),
     (
-        "quotesign.toml: the environment variable `QUOTESIGN_GRPC__LISTEN`: `grpc.listen` = `\"everywhere\"`: not an address and port; write it as `127.0.0.1:8443`",
+        "quotesign.toml: the environment variable `QUOTESIGN__GRPC__LISTEN`: `grpc.listen` = `\"everywhere\"`: not an address and port; write it as `127.0.0.1:8443`",
         |it| {
-            it.env.push(("QUOTESIGN_GRPC__LISTEN", "everywhere"));
+            it.env.push(("QUOTESIGN__GRPC__LISTEN", "everywhere"));
         },
     ),
     (
-        "quotesign.toml: the environment variable `QUOTESIGN_DRAIN__GRACE`: `drain.grace`: unknown field `grace`, expected `grace_ms` or `timeout_ms`",
+        "quotesign.toml: the environment variable `QUOTESIGN__DRAIN__GRACE`: `drain.grace`: unknown field `grace`, expected `grace_ms` or `timeout_ms`",
         |it| {
-            it.env.push(("QUOTESIGN_DRAIN__GRACE", "1"));
+            it.env.push(("QUOTESIGN__DRAIN__GRACE", "1"));
         },
     ),
     (
-        "quotesign.toml: the environment variable `QUOTESIGN_SIGNERS__NAME` names no field that can be set; lists such as signers are set in the file",
+        "quotesign.toml: the environment variable `QUOTESIGN__SIGNERS__NAME` names no field that can be set; lists such as signers are set in the file",
         |it| {
-            it.env.push(("QUOTESIGN_SIGNERS__NAME", "hsm"));
+            it.env.push(("QUOTESIGN__SIGNERS__NAME", "hsm"));
         },
     ),
 ];
@@ -203,7 +203,7 @@ const UNFIT: &[Case] = &[
         it.add("[limits]", "handshake_timeout_ms = 0");
     }),
     ("quotesign.toml: `limits.deadline_ms_max` = `0` lets nothing through; raise it", |it| {
-        it.env.push(("QUOTESIGN_LIMITS__DEADLINE_MS_MAX", "0"));
+        it.env.push(("QUOTESIGN__LIMITS__DEADLINE_MS_MAX", "0"));
     }),
     ("quotesign.toml: `limits.payload_bytes_max` = `2000000` is above 1048576; a quote is small, lower it", |it| {
         it.add("[limits]", "payload_bytes_max = 2000000");
@@ -264,13 +264,15 @@ const AROUND: &[Case] = &[
         it.swap(&format!("{section}\"tls/server.key\""), &format!("{section}\"tls/pricing.key\""));
     }),
     (
-        "the PIN of `hsm-primary`: `pin` cannot be read: No such file or directory (os error 2); write the PIN there",
+        "the PIN of `hsm-primary`: the file that `pin_file` names cannot be read: No such file or directory (os error 2); write the PIN there",
         |it| {
             it.remove("pin");
         },
     ),
-    ("the PIN of `hsm-primary`: `pin` is empty; write the PIN there", |it| it.write("pin", "\n")),
-    ("the PIN of `hsm-primary`: set the environment variable `NO_SUCH_PIN`", |it| {
+    ("the PIN of `hsm-primary`: the file that `pin_file` names is empty; write the PIN there", |it| {
+        it.write("pin", "\n");
+    }),
+    ("the PIN of `hsm-primary`: set the environment variable that `pin_env` names", |it| {
         it.swap("pin_file = \"pin\"", "pin_env = \"NO_SUCH_PIN\"");
     }),
     ("nowhere/ cannot be read: No such file or directory (os error 2); give the directory of a policy bundle", |it| {
@@ -339,8 +341,8 @@ fn an_address_in_use_is_named_and_the_others_are_let_go() {
     let address = taken.local_addr().unwrap().to_string();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut serve = site.command();
-    serve.args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN_LOG__FILTER", "off");
-    serve.env("QUOTESIGN_GRPC__LISTEN", free.to_string()).env("QUOTESIGN_ADMIN__LISTEN", &address);
+    serve.args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN__LOG__FILTER", "off");
+    serve.env("QUOTESIGN__GRPC__LISTEN", free.to_string()).env("QUOTESIGN__ADMIN__LISTEN", &address);
     let why = "cannot be bound: Address already in use (os error 98); free it or give another";
     assert_eq!(failed(serve.output().unwrap(), 2), format!("quotesign: `admin.listen` = `{address}` {why}\n"));
     drop(TcpListener::bind(free).unwrap());

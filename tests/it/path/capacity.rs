@@ -14,7 +14,7 @@ fn slow(point: &str, sleep_ms: u32) -> Site {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_gateway_refuses_before_a_number_is_taken() {
-    let site = slow("pipeline::before-sign", 2_000).with("QUOTESIGN_LIMITS__IN_FLIGHT_MAX", "1");
+    let site = slow("pipeline::before-sign", 2_000).with("QUOTESIGN__LIMITS__IN_FLIGHT_MAX", "1");
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     let first = tokio::spawn({
