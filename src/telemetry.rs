@@ -90,8 +90,10 @@ impl Default for Metrics {
 impl Metrics {
     /// A call has ended.
     pub fn call(&self, method: &str, status: Code, reason: &str, took: Duration) {
-        // A method that is not there is some caller's own text: it must not become a label.
-        let method = if status == Code::Unimplemented { "unknown" } else { method };
+        // A method that is not there is some caller's own text and must not become a label. An unidentified caller
+        // is not told whether its method is there.
+        let told = !matches!(status, Code::Unimplemented | Code::Unauthenticated);
+        let method = if told { method } else { "unknown" };
         let labels = CallLabels { method: method.to_owned(), status: format!("{status:?}"), reason: reason.to_owned() };
         self.calls.get_or_create(&labels).inc();
         self.seconds.get_or_create(&MethodLabels { method: method.to_owned() }).observe(took.as_secs_f64());

@@ -16,6 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use quotesign::{
     client::{ClientFile, Remote},
     clock::{Clock as _, SystemClock, UtcTime},
+    domain::{Environment, Identity},
+    ledger::{sqlite::Reader, step::Stage},
     proto::{
         GetSequenceRequest, GetSequenceResponse, SignQuoteRequest, SignQuoteResponse,
         admin_service_client::AdminServiceClient, key_directory_service_client::KeyDirectoryServiceClient,
@@ -31,6 +33,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 /// How long anything may take to come about before a test fails.
@@ -60,10 +63,14 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
+        // A name of its own: openssl takes a certificate whose issuer bears its own name for self-signed.
+        Self::named("quotesign test CA")
+    }
+
+    pub fn named(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        // A name of its own: openssl takes a certificate whose issuer bears its own name for self-signed.
-        params.distinguished_name.push(DnType::CommonName, "quotesign test CA");
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }
@@ -270,7 +277,7 @@ impl Gateway {
             private_key: self.tls.join(format!("{caller}.key")),
         };
         ClientFile {
-            environment: quotesign::domain::Environment::Development,
+            environment: Environment::Development,
             partner: Some(PARTNER.parse().unwrap()),
             ca: self.tls.join("ca.pem"),
             grpc: remote("grpc"),
@@ -351,14 +358,21 @@ impl Gateway {
     }
 
     /// SIGTERM, and waits for the end.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
-        self.child.wait().unwrap()
+        self.wait()
     }
 
     /// Waits for the end.
     pub fn wait(mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the gateway does not end: {:#?}", self.log.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -513,4 +527,42 @@ pub fn reason(status: &Status) -> String {
 pub fn pointers(status: &Status) -> Vec<String> {
     let request = status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
     request.into_iter().map(|violation| violation.field).collect()
+}
+
+impl Site {
+    /// Issues a client certificate of this name, for [`Gateway::client`].
+    pub fn issue(&self, name: &str, params: CertificateParams) {
+        self.authority.issue(&self.path("tls"), name, params);
+    }
+
+    /// The ledger, read beside the gateway.
+    pub fn ledger(&self) -> Reader {
+        Reader::open(&self.path("ledger.sqlite")).unwrap()
+    }
+
+    /// How far the ledger says a quote came.
+    pub fn stage(&self, quote: &Quote) -> Option<Stage> {
+        let identity = Identity::new(Environment::Development, &PARTNER.parse().unwrap(), &quote.id().parse().unwrap());
+        self.ledger().quote(&identity).unwrap().map(|quote| quote.stage)
+    }
+
+    /// Waits until the ledger holds the quote at this stage.
+    pub async fn until_stage(&self, quote: &Quote, what: &str, is: fn(&Stage) -> bool) {
+        until(what, async || self.stage(quote).as_ref().is_some_and(is)).await;
+    }
+}
+
+impl Gateway {
+    /// Asks `grpc.health.v1`, as `caller`, how `service` fares; the code where it has no answer.
+    pub async fn health(&self, caller: &str, service: &str) -> Result<ServingStatus, Code> {
+        let mut health = HealthClient::new(self.client(caller).grpc().await.unwrap());
+        let answer = health.check(HealthCheckRequest { service: service.to_owned() }).await;
+        answer.map(|answer| answer.into_inner().status()).map_err(|status| status.code())
+    }
+}
+
+impl Quote {
+    pub fn id(&self) -> &str {
+        self.0["quote_id"].as_str().unwrap()
+    }
 }

@@ -13,8 +13,14 @@
 mod access;
 mod commands;
 mod docs;
+mod drain;
 mod external;
+mod first_start;
 mod harness;
+mod health;
+mod history;
 mod jwks;
+mod kills;
 mod path;
 mod tidy;
+mod tls;

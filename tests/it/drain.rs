@@ -1,0 +1,146 @@
+//! How a gateway ends, and how it goes on: signals, calls under way, and panics in the path.
+
+use std::time::Duration;
+
+use quotesign::{ledger::step::Stage, service::health::SIGNING};
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Gateway, Quote, Site, reason, until};
+
+fn site(actions: &str) -> Site {
+    Site::new().with("FAILPOINTS", actions).with("TOKIO_WORKER_THREADS", "4")
+}
+
+/// Follows the health of `service`: the call gives what it was at first, and each one after that what it became.
+async fn watch(gateway: &Gateway, service: &str) -> impl AsyncFnMut() -> Option<i32> + use<> {
+    let mut health = HealthClient::new(gateway.client("pricing").grpc().await.unwrap());
+    let watched = health.watch(HealthCheckRequest { service: service.to_owned() }).await.unwrap();
+    let mut watched = watched.into_inner();
+    async move || watched.message().await.unwrap().map(|told| told.status)
+}
+
+async fn until_all_refuse(gateway: &Gateway) {
+    for front in ["grpc", "admin", "jwks", "operations"] {
+        let address = gateway.address(front);
+        until("new connections are refused", async || TcpStream::connect(address).await.is_err()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_under_way_ends_with_its_jws_while_nobody_new_is_let_in() {
+    let site = site("pipeline::before-sign=1*sleep(1500)->off").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "10000");
+    for (signal, number) in [(Signal::TERM, 1), (Signal::INT, 2)] {
+        let gateway = site.serve().await;
+        let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(number));
+        let call = tokio::spawn({
+            let quote = quote.clone();
+            async move { pricing.sign(&quote).await }
+        });
+        site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+        gateway.signal(signal);
+        until_all_refuse(&gateway).await;
+        let signed = call.await.unwrap().unwrap();
+        assert!(gateway.wait().success());
+        assert!(matches!(site.stage(&quote), Some(Stage::Signed { jws, .. }) if jws.as_str() == signed.jws));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_turns_first_and_calls_are_taken_until_the_grace_is_over_or_cut_short() {
+    let site = Site::new().with("QUOTESIGN__DRAIN__GRACE_MS", "600000").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "200");
+    for (number, first, second) in
+        [(1, Signal::TERM, Signal::TERM), (2, Signal::INT, Signal::TERM), (3, Signal::TERM, Signal::INT)]
+    {
+        let gateway = site.serve().await;
+        let services = ["", SIGNING, "quotesign.v1.QuoteSigningService/acme-remit", "quotesign.v1.KeyDirectoryService"];
+        let mut watches = Vec::new();
+        for service in services {
+            let mut seen = watch(&gateway, service).await;
+            assert_eq!(seen().await, Some(ServingStatus::Serving as i32), "{service}");
+            watches.push(seen);
+        }
+        gateway.signal(first);
+        for (service, mut seen) in services.into_iter().zip(watches) {
+            let told = tokio::time::timeout(Duration::from_secs(10), seen()).await;
+            assert_eq!(told, Ok(Some(ServingStatus::NotServing as i32)), "`{service}`");
+        }
+        until("probes are told", async || !gateway.can_sign().await).await;
+        gateway.quotes("pricing").await.sign(&Quote::number(number)).await.unwrap();
+        gateway.signal(second);
+        assert!(gateway.wait().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_watches_health_for_ever_does_not_hold_the_end_up() {
+    let site = Site::new().with("QUOTESIGN__DRAIN__TIMEOUT_MS", "600000");
+    let gateway = site.serve().await;
+    let mut seen = watch(&gateway, "").await;
+    assert_eq!(seen().await, Some(ServingStatus::Serving as i32));
+    gateway.signal(Signal::TERM);
+    assert!(gateway.wait().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_outlasts_the_timeout_is_finished_by_a_retry() {
+    let mut site = site("pipeline::before-sign=1*sleep(2000)->off").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "100");
+    let gateway = site.serve().await;
+    let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
+    let call = tokio::spawn({
+        let quote = quote.clone();
+        async move { pricing.sign(&quote).await }
+    });
+    site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("calls under way were cut off").await;
+    assert!(gateway.wait().success());
+    let told = call.await.unwrap().ok();
+    site.env.remove("FAILPOINTS");
+    let gateway = site.serve().await;
+    let retried = gateway.quotes("pricing").await.sign(&quote).await.unwrap();
+    assert!(retried.replayed, "a signature that was begun was not kept");
+    assert!(told.is_none_or(|told| told.jws == retried.jws));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_path_costs_one_call_and_nothing_else() {
+    let mut site = site("").with("QUOTESIGN__LIMITS__IN_FLIGHT_MAX", "1");
+    for (number, point) in [(1, "pipeline::before-sign"), (3, "pipeline::before-commit")] {
+        site.env.insert("FAILPOINTS".to_owned(), format!("{point}=1*panic->off"));
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        let quote = Quote::number(number);
+        let torn = pricing.sign(&quote).await.unwrap_err();
+        assert_eq!((torn.code(), reason(&torn)), (Code::Internal, "INTERNAL".to_owned()));
+        assert!(torn.get_details_retry_info().is_some() && !torn.message().contains("panic"));
+        let signed = pricing.sign(&quote).await.unwrap();
+        assert!(!signed.replayed && signed.sequence == number);
+        pricing.sign(&Quote::number(number + 1)).await.unwrap();
+        assert!(gateway.stop().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_ledger_is_not_noticed_by_the_caller() {
+    let mut site = site("");
+    for (number, point) in [(1, "ledger::before-commit"), (2, "ledger::after-commit")] {
+        // After the start's transaction and the reservation comes the commit.
+        site.env.insert("FAILPOINTS".to_owned(), format!("{point}=2*off->1*panic->off"));
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        let quote = Quote::number(number);
+        let signed = pricing.sign(&quote).await.unwrap();
+        assert!(!signed.replayed);
+        gateway.logged("panicked at").await;
+        assert_eq!(pricing.sign(&quote).await.unwrap().jws, signed.jws);
+        assert!(gateway.stop().success());
+        assert!(site.run(&["audit", "verify"]).status.success());
+    }
+}
