@@ -83,21 +83,7 @@ fn parsed((counted, request): (Counted, QuoteRequest)) -> Parsed {
 }
 
 fn trail() -> Context {
-    Context {
-        correlation_id: "bench".parse().unwrap(),
-        environment: Environment::Development,
-        gateway_version: String::new(),
-        policy_digest: String::new(),
-        policy_serial: 0,
-        caller: None,
-        method: None,
-        partner: None,
-        quote_id: None,
-        corridor: None,
-        values_fixed_at: None,
-        contract: None,
-        rule_ids: Vec::new(),
-    }
+    Context::new("bench".parse().unwrap(), Environment::Development, String::new(), 0)
 }
 
 fn quote(criterion: &mut Criterion) {

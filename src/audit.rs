@@ -87,6 +87,28 @@ pub struct Context {
     pub rule_ids: Vec<String>,
 }
 
+impl Context {
+    /// What a gateway itself can say: where, and under which policy. The rest is filled in as it is learnt.
+    #[must_use]
+    pub fn new(correlation_id: CorrelationId, environment: Environment, digest: String, serial: u64) -> Self {
+        Self {
+            correlation_id,
+            environment,
+            gateway_version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy_digest: digest,
+            policy_serial: serial,
+            caller: None,
+            method: None,
+            partner: None,
+            quote_id: None,
+            corridor: None,
+            values_fixed_at: None,
+            contract: None,
+            rule_ids: Vec::new(),
+        }
+    }
+}
+
 /// One record. Its bytes are its RFC 8785 form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

@@ -357,29 +357,14 @@ pub(in crate::ledger) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::jws::Draft;
-    use crate::{audit::Context, domain::Environment};
+    use crate::{audit::Context, domain::Environment, jws::Draft};
 
     pub fn at(millis: i64) -> UtcTime {
         UtcTime::from_millis(1_780_000_000_000 + millis)
     }
 
     pub fn context() -> Context {
-        Context {
-            correlation_id: "test-1".parse().unwrap(),
-            environment: Environment::Sandbox,
-            gateway_version: "0".to_owned(),
-            policy_digest: "00".to_owned(),
-            policy_serial: 1,
-            caller: None,
-            method: None,
-            partner: None,
-            quote_id: None,
-            corridor: None,
-            values_fixed_at: None,
-            contract: None,
-            rule_ids: Vec::new(),
-        }
+        Context::new("test-1".parse().unwrap(), Environment::Sandbox, "00".to_owned(), 1)
     }
 
     pub fn scope(corridor: &str) -> Scope {

@@ -7,7 +7,7 @@ use crate::{
     jws::CompactJws,
     ledger::Reservation,
     policy::timeline::TimedKey,
-    signer::{SignError, keyring::Keyring},
+    signer::{SignError, Signature, keyring::Keyring},
 };
 
 use super::{admit::Place, reserve::Pending};
@@ -34,8 +34,14 @@ pub async fn sign(pending: Pending, keyring: &Keyring, deadline: Instant) -> Res
     let (reservation, input, key, expires_at, place) = pending.taken();
     let signer =
         keyring.get(&key.kid).ok_or_else(|| SignError::Unavailable(format!("no signer is bound to `{}`", key.kid)))?;
-    let signature = signer.sign(&input, deadline).await?;
+    let signature = given(signer.sign(&input, deadline).await?);
     Ok(Signed { reservation, jws: input.into_jws(&signature.0), key, expires_at, place })
+}
+
+/// The signature as given. A test can have the device give another.
+fn given(signature: Signature) -> Signature {
+    fail::fail_point!("pipeline::corrupt-signature", |_| Signature(signature.0.iter().map(|byte| !byte).collect()));
+    signature
 }
 
 impl Signed {

@@ -7,7 +7,7 @@ use tonic::{Request, Status};
 use crate::{
     audit,
     call::Call,
-    domain::{Environment, PartnerId},
+    domain::{CorrelationId, Environment, PartnerId},
     pipeline::{Pipeline, attempts},
     policy::{
         Bundle, Partner,
@@ -132,21 +132,7 @@ pub fn trail(call: &Call, environment: Environment, policy: &Bundle) -> audit::C
 /// What all audit records share of what the gateway does by itself.
 #[must_use]
 pub fn own_trail(environment: Environment, policy: &Bundle) -> audit::Context {
-    audit::Context {
-        correlation_id: crate::domain::CorrelationId::made(),
-        environment,
-        gateway_version: env!("CARGO_PKG_VERSION").to_owned(),
-        policy_digest: policy.digest.to_string(),
-        policy_serial: policy.serial,
-        caller: None,
-        method: None,
-        partner: None,
-        quote_id: None,
-        corridor: None,
-        values_fixed_at: None,
-        contract: None,
-        rule_ids: Vec::new(),
-    }
+    audit::Context::new(CorrelationId::made(), environment, policy.digest.to_string(), policy.serial)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{DAY, Quote, Site, pointers, preconditions, reason, refused, seconds, toml, wait};
+use crate::harness::{DAY, Quote, Site, pointers, preconditions, reason, refused, seconds, toml, until, wait};
 use quotesign::clock::{Clock as _, SystemClock};
 
 mod capacity;
@@ -225,4 +225,39 @@ async fn many_at_once_get_one_jws_for_one_quote_and_no_number_twice() {
     assert_eq!(numbers("quote.committed").len(), signed.len());
     // Numbers that arrive later still find the highest one taken.
     assert_eq!(pricing.last().await, MANY + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_that_does_not_verify_is_never_released() {
+    let site = Site::new().with("FAILPOINTS", "pipeline::corrupt-signature=1*return->off");
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1);
+    refused(pricing.sign(&quote).await, Code::Internal, "SIGNATURE_MISMATCH");
+    gateway.logged("alarm").await;
+    let records = site.journalled("quote.refused", 1).await;
+    assert_eq!(records[0]["facts"]["reason"], "SIGNATURE_MISMATCH", "the alarm is on record");
+    assert!(!pricing.sign(&quote).await.unwrap().replayed, "the number was kept, and the next signature is good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_released_while_the_ledger_cannot_record() {
+    // The store waits for the other process, and waits again to be opened anew, before it gives up.
+    let site = Site::new().with("QUOTESIGN__LIMITS__DEADLINE_MS_MAX", "60000");
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let other = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let quote = Quote::number(1);
+    let away = refused(pricing.sign(&quote).await, Code::Unavailable, "LEDGER_UNAVAILABLE");
+    assert!(!wait(&away).is_zero());
+    other.execute_batch("ROLLBACK").unwrap();
+    let mut signed = None;
+    until("the ledger records again", async || {
+        signed = pricing.sign(&quote).await.ok();
+        signed.is_some()
+    })
+    .await;
+    let signed = signed.unwrap();
+    assert!(!signed.replayed && signed.sequence == 1);
 }
