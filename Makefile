@@ -2,10 +2,11 @@
 
 CARGO_TEST = cargo test --locked --features failpoints
 TRIALS ?= 200
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit torture fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build demo test test-unit torture fuzz fmt fmt-check lint deny advisories ci release clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,9 +26,13 @@ test: ## Run all tests, doc tests included
 test-unit: ## Run the unit tests alone; they need no packages
 	$(CARGO_TEST) --lib
 
-torture: ## Run the integration tests with many trials each (TRIALS=200)
+torture: ## Run the integration tests with many trials each (TRIALS=200), then the fuzz targets
 	scripts/setup test
 	TRIALS=$(TRIALS) $(CARGO_TEST) --test '*'
+	scripts/fuzz $(FUZZ_SECONDS)
+
+fuzz: ## Run each fuzz target for a time (FUZZ_SECONDS=60)
+	scripts/fuzz $(FUZZ_SECONDS)
 
 fmt: ## Format the code
 	cargo fmt

@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
         if text.chars().any(is_hidden) {
-            Err(E::custom("a control or direction character in a string"))
+            Err(E::custom("a control or direction character or a noncharacter in a string"))
         } else {
             Ok(text.into())
         }
@@ -123,7 +123,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 return Err(A::Error::custom("a reserved key"));
             }
             if key.chars().any(is_hidden) {
-                return Err(A::Error::custom("a control or direction character in a key"));
+                return Err(A::Error::custom("a control or direction character or a noncharacter in a key"));
             }
             if object.contains_key(&key) {
                 return Err(A::Error::custom("a key that stands twice in one object"));
@@ -181,6 +181,7 @@ mod tests {
             (r#"{"a":"\ud800"}"#, "hex escape"),
             (r#"{"a":"\u0000"}"#, "control"),
             (r#"{"a":"\u202e"}"#, "direction"),
+            (r#"{"a":"\uffff"}"#, "noncharacter"),
             (r#"{"a":1} "x""#, "follows"),
             (r#"{"a":1}{}"#, "follows"),
             ("\u{feff}{}", "expected value"),

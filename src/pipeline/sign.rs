@@ -40,7 +40,7 @@ pub async fn sign(pending: Pending, keyring: &Keyring, deadline: Instant) -> Res
 
 /// The signature as given. A test can have the device give another.
 fn given(signature: Signature) -> Signature {
-    fail::fail_point!("pipeline::corrupt-signature", |_| Signature(signature.0.iter().map(|byte| !byte).collect()));
+    fail::fail_point!("device::corrupt-signature", |_| Signature(signature.0.iter().map(|byte| !byte).collect()));
     signature
 }
 

@@ -11,7 +11,10 @@
 )]
 
 mod access;
+mod assigned;
 mod commands;
+mod contract_document;
+mod corpus;
 mod docs;
 mod drain;
 mod external;
@@ -21,6 +24,10 @@ mod health;
 mod history;
 mod jwks;
 mod kills;
+mod oracles;
 mod path;
+mod properties;
+mod stages;
 mod tidy;
 mod tls;
+mod versions;

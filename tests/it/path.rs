@@ -229,7 +229,7 @@ async fn many_at_once_get_one_jws_for_one_quote_and_no_number_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signature_that_does_not_verify_is_never_released() {
-    let site = Site::new().with("FAILPOINTS", "pipeline::corrupt-signature=1*return->off");
+    let site = Site::new().with("FAILPOINTS", "device::corrupt-signature=1*return->off");
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     let quote = Quote::number(1);

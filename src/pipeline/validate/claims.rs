@@ -72,7 +72,7 @@ impl<'a> Claims<'a> {
             self.violations.push(at(&claims.total, "is not the send amount and both fees together"));
         }
         let Some(rate) = self.text(&claims.rate).and_then(Rate::read) else {
-            self.violations.push(at(&claims.rate, "is not a rate above zero, as in `1.2345`"));
+            self.note(&claims.rate, "is not a rate above zero, as in `1.2345`");
             return;
         };
         let rounding = contract.money.receive_rounding;
@@ -92,17 +92,22 @@ impl<'a> Claims<'a> {
         self.quote.get(claim).and_then(Value::as_str)
     }
 
-    /// Reads a claim that is there; notes it where it does not fit and the schema had not.
+    /// Reads a claim that is there; notes it where it does not fit.
     fn read<T>(&mut self, claim: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         match read(self.text(claim)?) {
             Ok(value) => Some(value),
             Err(reason) => {
-                let fault = at(claim, &reason);
-                if !self.violations.iter().any(|known| known.pointer == fault.pointer) {
-                    self.violations.push(fault);
-                }
+                self.note(claim, &reason);
                 None
             }
+        }
+    }
+
+    /// Notes that a claim cannot be read, where the schema had not.
+    fn note(&mut self, claim: &str, reason: &str) {
+        let fault = at(claim, reason);
+        if !self.violations.iter().any(|known| known.pointer == fault.pointer) {
+            self.violations.push(fault);
         }
     }
 
