@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     clock::UtcTime,
-    domain::{Caller, Environment, Kid, PartnerId},
+    domain::{Caller, Corridor, Environment, Kid, PartnerId},
     money::Rounding,
 };
 
@@ -145,6 +145,10 @@ pub struct MoneyRules {
     pub total: TotalRule,
     /// How send x rate becomes the receive amount.
     pub receive_rounding: Rounding,
+    /// The send and the receive currency of each corridor. Where it names any, a quote is of one of them and in its
+    /// currencies; where it names none, that is left to `authorize.cedar`.
+    #[serde(default)]
+    pub corridors: BTreeMap<Corridor, [String; 2]>,
 }
 
 /// The currency of the fees and the total.

@@ -164,6 +164,11 @@ impl Check<'_> {
                 ));
                 continue;
             };
+            for code in entry.money.corridors.values().flatten().filter(|code| currencies.get(code).is_none()) {
+                self.problem(format!(
+                    "policy.toml: contract `{name}`: `money.corridors` names `{code}`, which currencies.csv does not hold; add it or mend the code"
+                ));
+            }
             match Contract::compile(entry, schema, currencies) {
                 Ok(contract) => contracts.push(Arc::new(contract)),
                 Err(fault) => self.problem(format!("{}: {fault}", entry.schema)),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::harness::{Quote, Site, pointers, reason};
+use quotesign::proto::ReloadPolicyRequest;
 
 /// Part, claim of the first version, claim of the second.
 const CLAIMS: [(&str, &str, &str); 15] = [
@@ -132,4 +133,31 @@ async fn a_partner_without_the_version_is_refused_at_the_version_claim() {
     // The version is all that was wrong: with the first one the quote keeps its contract, and policy denies it.
     let denied = pricing.sign(&Quote::number(1).with("partner_id", json!("other-remit"))).await.unwrap_err();
     assert_eq!(reason(&denied), "POLICY_DENIED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contract_can_name_the_currencies_of_its_corridors() {
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        let pair: Array = ["GBP", "USD"].into_iter().collect();
+        policy["contracts"][0]["money"]["corridors"]["GB-IN"] = value(pair);
+    });
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let other_money = pricing.sign(&Quote::number(1)).await.unwrap_err();
+    assert_eq!(
+        (reason(&other_money), pointers(&other_money)),
+        ("SCHEMA_VIOLATION".to_owned(), vec!["/receive_currency".to_owned()])
+    );
+    let other_place = pricing.sign(&Quote::number(1).with("corridor", json!("GB-NG"))).await.unwrap_err();
+    assert_eq!(
+        (reason(&other_place), pointers(&other_place)),
+        ("SCHEMA_VIOLATION".to_owned(), vec!["/corridor".to_owned()])
+    );
+    site.edit_policy(|policy| {
+        let pair: Array = ["GBP", "INR"].into_iter().collect();
+        policy["contracts"][0]["money"]["corridors"]["GB-IN"] = value(pair);
+    });
+    gateway.admin("operator").await.reload_policy(ReloadPolicyRequest {}).await.unwrap();
+    assert_eq!(pricing.sign(&Quote::number(1)).await.unwrap().sequence, 1);
 }

@@ -71,6 +71,7 @@ impl<'a> Claims<'a> {
         if total != Some(terms.total) {
             self.violations.push(at(&claims.total, "is not the send amount and both fees together"));
         }
+        self.corridor(contract, terms);
         let Some(rate) = self.text(&claims.rate).and_then(Rate::read) else {
             self.note(&claims.rate, "is not a rate above zero, as in `1.2345`");
             return;
@@ -84,6 +85,25 @@ impl<'a> Claims<'a> {
         }
         if terms.send_currency == terms.receive_currency && terms.send != terms.receive {
             self.violations.push(at(&claims.receive_amount, "differs from the send amount in the same currency"));
+        }
+    }
+
+    /// The corridor's own currencies, where the contract names them.
+    fn corridor(&mut self, contract: &Contract, terms: &Terms) {
+        let (claims, corridors) = (&contract.claims, &contract.money.corridors);
+        let Some([send, receive]) = corridors.get(&terms.corridor) else {
+            if !corridors.is_empty() {
+                self.violations.push(at(&claims.corridor, "is no corridor of this contract"));
+            }
+            return;
+        };
+        for (claim, is, must) in [
+            (&claims.send_currency, terms.send_currency, send),
+            (&claims.receive_currency, terms.receive_currency, receive),
+        ] {
+            if is.code() != must {
+                self.violations.push(at(claim, "is not the currency of this corridor"));
+            }
         }
     }
 
