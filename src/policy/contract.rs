@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     clock::UtcTime,
     domain::Corridor,
+    json::{self, Limits},
     money::{Currencies, Rate},
 };
 
@@ -48,6 +49,8 @@ pub fn pointer(claim: &str) -> String {
     if claim.is_empty() { String::new() } else { format!("/{}", claim.replace('~', "~0").replace('/', "~1")) }
 }
 
+/// Bounds on a schema file.
+const SCHEMA_LIMITS: Limits = Limits { payload_bytes_max: 1 << 20, depth_max: 64, nodes_max: 1 << 16 };
 /// At most this many characters of an unexpected property's name are told back.
 const NAME_SHOWN_MAX: usize = 40;
 /// At most this many violations are told at once.
@@ -55,7 +58,10 @@ const VIOLATIONS_MAX: usize = 50;
 
 impl Contract {
     pub(super) fn compile(entry: &ContractEntry, schema: &[u8], currencies: &Arc<Currencies>) -> Result<Self, String> {
-        let schema: Value = serde_json::from_slice(schema).map_err(|fault| format!("not JSON: {fault}"))?;
+        // Read as strictly as a quote: a keyword that stands twice would be taken once, in silence.
+        let schema =
+            json::read_object(schema, &SCHEMA_LIMITS).map_err(|fault| format!("not strict I-JSON: {fault}"))?;
+        let schema = Value::Object(schema);
         refuse_unknown_keywords(&schema)?;
         let currencies = currencies.clone();
         let validator = jsonschema::options()
