@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::Value;
 
+use quotesign::proto::{VerificationOutcome, VerifyQuoteRequest};
+
 use crate::harness::{PARTNER, Quote, Site, done};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -63,4 +65,24 @@ async fn others_verify_what_was_signed_and_refuse_what_was_changed() {
     fs::write(&jwks, other_key).unwrap();
     assert_eq!(openssl(&jws, &jwks).status.code(), Some(1));
     assert_eq!(python(&jws, &jwks).status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_verifies_what_it_signed_and_nothing_else() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let mut pricing = gateway.quotes("pricing").await;
+    let signed = pricing.sign(&Quote::number(1)).await.unwrap();
+    let mut verify = async |jws: String| {
+        let request = VerifyQuoteRequest { partner: PARTNER.to_owned(), jws };
+        pricing.0.verify_quote(request).await.unwrap().into_inner()
+    };
+    let good = verify(signed.jws.clone()).await;
+    let all_passed = good.steps.iter().all(|step| step.outcome() == VerificationOutcome::Passed);
+    assert!(good.valid && all_passed && good.steps.len() == 13, "the sequence too, from the ledger: {good:?}");
+    let (input, signature) = signed.jws.rsplit_once('.').unwrap();
+    let flipped = if signature.starts_with('A') { "B" } else { "A" };
+    let bad = verify(format!("{input}.{flipped}{}", &signature[1..])).await;
+    let failed: Vec<_> = bad.steps.iter().filter(|step| step.outcome() == VerificationOutcome::Failed).collect();
+    assert!(!bad.valid && failed.len() == 1 && failed[0].name == "verify_rs256_signature", "{bad:?}");
 }
