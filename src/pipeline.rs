@@ -134,6 +134,10 @@ impl Pipeline {
             Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
             Held::Pending(pending) => self.finish(pending, policy, call, trail.clone()).await?,
         };
+        // The ledger may have kept the call waiting: what has expired meanwhile stays here.
+        if released.expires_at <= self.clock.now()? {
+            return Err(verify::VerifyError::Expired.into());
+        }
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 

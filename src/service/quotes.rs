@@ -61,7 +61,7 @@ impl QuoteSigningService for Quotes {
         let proto::VerifyQuoteRequest { partner, jws } = request.into_inner();
         let policy = self.pipeline.policy.load_full();
         let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
-        let now = SystemClock.now();
+        let now = self.pipeline.clock.now().map_err(|fault| status::of(&fault.into()))?;
         let report = {
             let evidence = Evidence {
                 key: &|kid| {
@@ -143,7 +143,9 @@ pub(super) fn corridor_of(partner: &Partner, text: &str) -> Result<Option<Corrid
 fn instant(at: prost_types::Timestamp) -> Result<UtcTime, Status> {
     let millis = at.seconds.checked_mul(1000).zip(u32::try_from(at.nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
     let millis = millis.and_then(|(millis, nanos)| millis.checked_add(i64::from(nanos / 1_000_000)));
-    millis.map(UtcTime::from_millis).ok_or_else(|| {
+    // A time that its own spelling does not give back would make a record that nobody can read.
+    let readable = |at: &UtcTime| UtcTime::parse(&at.to_string()) == Ok(*at);
+    millis.map(UtcTime::from_millis).filter(readable).ok_or_else(|| {
         status::plain(Reason::InvalidRequest, "`values_fixed_at` is no instant; leave it out or mend it")
     })
 }

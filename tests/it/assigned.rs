@@ -107,6 +107,10 @@ async fn when_the_values_were_fixed_is_asked_for_bounded_and_recorded() {
         assert_eq!(reason(&refused), "SCHEMA_VIOLATION");
         assert_eq!(pointers(&refused), ["values_fixed_at"]);
     }
+    for beyond in [253_402_300_800_000, i64::MAX / 2, -62_167_219_200_001, i64::MIN / 2] {
+        let refused = sign_fixed(&pricing, &Quote::number(1), Some(UtcTime::from_millis(beyond))).await.unwrap_err();
+        assert_eq!(reason(&refused), "INVALID_REQUEST", "{beyond}");
+    }
     // A broken claim does not hide it.
     let both = sign_fixed(&pricing, &Quote::number(1).with("corridor", json!("")), None).await.unwrap_err();
     assert_eq!(pointers(&both), ["/corridor", "values_fixed_at"]);
