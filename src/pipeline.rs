@@ -177,8 +177,11 @@ impl Pipeline {
             let finished = path.sign_and_commit(pending, &policy, deadline, context.clone()).await;
             finished.inspect_err(|refusal| path.journal_refusal(context, refusal))
         });
-        let outcome = finishing.await.unwrap_or(Err(Refusal::Torn));
-        outcome.map_err(|refusal| Refusal::Told(Box::new(refusal)))
+        match finishing.await {
+            Ok(finished) => finished.map_err(|refusal| Refusal::Told(Box::new(refusal))),
+            // The task is gone and has told nobody.
+            Err(_) => Err(Refusal::Torn),
+        }
     }
 
     async fn sign_and_commit(

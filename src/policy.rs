@@ -18,7 +18,7 @@ mod loader;
 pub mod shipped;
 pub mod timeline;
 
-pub use file::{Publication, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
+pub use file::{Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
 
 use authority::Authority;
 use contract::Contract;
@@ -44,8 +44,6 @@ pub struct Bundle {
     pub environment: Environment,
     /// The bounds on quotes' times.
     pub validity: Validity,
-    /// How keys are made known.
-    pub publication: Publication,
     /// What may be used up.
     pub quotas: Quotas,
     /// The rules.

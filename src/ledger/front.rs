@@ -87,17 +87,6 @@ impl Ledger {
         }
     }
 
-    /// Ends a reservation that expired unsigned.
-    ///
-    /// # Errors
-    /// Where it is refused, or cannot be made durable.
-    pub async fn void(&self, op: Void) -> Result<(), LedgerError> {
-        match self.ask(Op::Void(op)).await? {
-            Done::Voided => Ok(()),
-            _ => Err(misplaced()),
-        }
-    }
-
     /// Creates a scope or raises its floor; returns the floor before, and the record of the act.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::{
 use super::{
     Pipeline,
     refusal::{Refusal, name},
+    verify::VerifyError,
 };
 
 const WINDOW: Duration = Duration::from_mins(1);
@@ -68,7 +69,7 @@ impl Pipeline {
     pub fn journal_refusal(&self, context: Context, refusal: &Refusal) {
         match refusal {
             Refusal::Told(_) | Refusal::Exhausted(_) => return,
-            Refusal::Verify(_) | Refusal::Torn | Refusal::NoCanonicalForm(_) => {
+            Refusal::Verify(VerifyError::Mismatch(_)) | Refusal::Torn | Refusal::NoCanonicalForm(_) => {
                 tracing::error!(correlation_id = %context.correlation_id, %refusal, "alarm: a quote could not be released");
             }
             _ if refusal.is_ours() => {

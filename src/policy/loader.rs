@@ -317,7 +317,6 @@ fn assemble(
         serial: file.serial,
         environment: file.environment,
         validity: file.validity,
-        publication: file.publication,
         quotas: file.quotas,
         authority,
         timeline: Timeline { environment: file.environment, propagation, keys },

@@ -120,6 +120,9 @@ async fn a_panic_in_the_path_costs_one_call_and_nothing_else() {
         let torn = pricing.sign(&quote).await.unwrap_err();
         assert_eq!((torn.code(), reason(&torn)), (Code::Internal, "INTERNAL".to_owned()));
         assert!(torn.get_details_retry_info().is_some() && !torn.message().contains("panic"));
+        let refused = site.journalled("quote.refused", usize::try_from(number.div_ceil(2)).unwrap()).await;
+        let record = refused.last().unwrap();
+        assert_eq!(record["facts"]["reason"], "INTERNAL", "what was torn is on record");
         let signed = pricing.sign(&quote).await.unwrap();
         assert!(!signed.replayed && signed.sequence == number);
         pricing.sign(&Quote::number(number + 1)).await.unwrap();
