@@ -16,6 +16,7 @@ mod health;
 mod jwks;
 mod keys;
 mod ledger;
+mod pkcs11_host;
 mod policy;
 mod serve;
 mod sign;
@@ -66,6 +67,9 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Write completions for a shell to standard output.
     Completions(completions::Completions),
+    /// Load a PKCS#11 module for the gateway that started this process. Nobody else needs it.
+    #[command(hide = true)]
+    Pkcs11Host,
 }
 
 /// Where the gateway's config is.
@@ -143,6 +147,7 @@ impl Cli {
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),
             Command::Policy(command) => command.run(),
+            Command::Pkcs11Host => pkcs11_host::run(),
             Command::Completions(command) => {
                 command.run();
                 Ok(())

@@ -1,7 +1,11 @@
 //! Time: UTC instants to the millisecond, the clock that gives them, and the guard that says whether to
 //! trust it. Nothing else in the gateway asks the system for the time of day.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -131,6 +135,21 @@ impl Clock for SystemClock {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
     }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds: the clock of [`Instant`], which processes of one machine share.
+#[must_use]
+pub fn steady_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000_000 + nanos
+}
+
+/// What [`steady_ns`] will say at `instant`; now, where it has passed.
+#[must_use]
+pub fn steady_ns_at(instant: Instant) -> u64 {
+    let left = instant.saturating_duration_since(Instant::now());
+    steady_ns().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Why the clock is not trusted for the moment.

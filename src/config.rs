@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{domain::Environment, strict_toml, telemetry};
+use crate::{domain::Environment, signer::locator::Kind, strict_toml, telemetry};
 
 mod overrides;
 mod sections;
@@ -59,6 +59,8 @@ pub struct Config {
     pub log: LogSection,
 }
 
+/// The largest quote: its signing input, a third longer, goes to a module's process in one datagram.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 /// No bound of a config is higher.
 const BOUND_MAX: usize = 10_000_000;
 
@@ -77,6 +79,23 @@ impl Config {
         config.anchor(path.parent().unwrap_or(Path::new("")));
         config.check().map_err(fault)?;
         Ok(config)
+    }
+
+    /// What kind of device the signer of this name is, if there is one.
+    #[must_use]
+    pub fn kind_of(&self, name: &str) -> Option<Kind> {
+        self.signers.iter().any(|signer| signer.name == name).then_some(Kind::Pkcs11)
+    }
+
+    /// The signers by name.
+    pub fn signer_names(&self) -> impl Iterator<Item = &str> {
+        self.signers.iter().map(|signer| signer.name.as_str())
+    }
+
+    /// The label of the token that this signer is, if it is one.
+    #[must_use]
+    pub fn token_of(&self, name: &str) -> Option<&str> {
+        self.signers.iter().find(|signer| signer.name == name).map(|signer| signer.token.as_str())
     }
 
     /// Makes every path absolute to the config's own directory.
@@ -123,7 +142,6 @@ impl Config {
             ("limits.payload_bytes_max", limits.payload_bytes_max),
             ("limits.payload_depth_max", limits.payload_depth_max),
             ("limits.payload_nodes_max", limits.payload_nodes_max),
-            ("limits.in_flight_max", limits.in_flight_max),
             ("limits.connections_max", limits.connections_max),
             ("limits.connections_per_address_max", limits.connections_per_address_max),
             ("limits.streams_max", limits.streams_max as usize),
@@ -139,9 +157,11 @@ impl Config {
                 return Err(format!("`{field}` = `{value}` is no bound; give at most {BOUND_MAX}"));
             }
         }
-        if limits.payload_bytes_max > 1 << 20 {
+        if limits.payload_bytes_max > PAYLOAD_BYTES_MAX {
             let value = limits.payload_bytes_max;
-            return Err(format!("`limits.payload_bytes_max` = `{value}` is above 1048576; a quote is small, lower it"));
+            return Err(format!(
+                "`limits.payload_bytes_max` = `{value}` is above {PAYLOAD_BYTES_MAX}; a quote is small, lower it"
+            ));
         }
         for (field, domain) in
             [("grpc.trust_domain", &self.grpc.trust_domain), ("admin.trust_domain", &self.admin.trust_domain)]
@@ -184,10 +204,6 @@ impl Config {
                 if is_zero {
                     return Err(format!("`signers[{at}].{field}` of `{name}` = `0` lets nothing through; raise it"));
                 }
-            }
-            if self.environment != Environment::Development && signer.attributes != AttributesRule::Require {
-                let environment = self.environment;
-                return Err(format!("`signers[{at}].attributes` of `{name}` must be `require` in {environment}"));
             }
         }
         Ok(())

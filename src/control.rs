@@ -12,10 +12,11 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::Environment,
     ledger::{Ledger, LedgerError},
-    policy::{Bundle, Problem},
+    policy::{AttributesRule, Bundle, Problem, timeline::TimedKey},
     signer::{
-        keyring::{Keyring, KeyringError},
-        locator::Locator,
+        Attributes,
+        keyring::{Binding, Keyring, KeyringError},
+        locator::{self, Kind},
     },
 };
 
@@ -90,7 +91,7 @@ impl Control {
         let bundle = loaded
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
-        let mut problems = fits(&bundle, self.environment, |name| self.keyring.has_signer(name));
+        let mut problems = fits(&bundle, self.environment, |name| self.keyring.kind_of(name));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         problems.extend(keeps_keys(&bundle, current, SystemClock.now()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
@@ -124,7 +125,7 @@ impl Control {
 
 /// What must hold between a bundle and this gateway.
 #[must_use]
-pub fn fits(bundle: &Bundle, environment: Environment, has_signer: impl Fn(&str) -> bool) -> Vec<String> {
+pub fn fits(bundle: &Bundle, environment: Environment, kind_of: impl Fn(&str) -> Option<Kind>) -> Vec<String> {
     let mut problems = Vec::new();
     if bundle.environment != environment {
         let theirs = bundle.environment;
@@ -133,11 +134,17 @@ pub fn fits(bundle: &Bundle, environment: Environment, has_signer: impl Fn(&str)
         ));
     }
     for key in bundle.timeline.all() {
-        if !has_signer(&key.signer) {
-            problems.push(format!(
-                "policy.toml: key `{}`: no signer of the gateway's config is named `{}`; add it or mend the name",
-                key.kid, key.signer
-            ));
+        for (signer, place) in &key.places {
+            let kid = &key.kid;
+            match kind_of(signer) {
+                None => problems.push(format!(
+                    "policy.toml: key `{kid}`: no signer of the gateway's config is named `{signer}`; add it or mend the name"
+                )),
+                Some(kind) if locator::kind_of(place) != Ok(kind) => problems.push(format!(
+                    "policy.toml: key `{kid}`: `locator` does not fit the signer `{signer}`; a PKCS#11 token wants a `pkcs11:` URI, AWS KMS a key ARN"
+                )),
+                Some(_) => {}
+            }
         }
     }
     problems
@@ -195,9 +202,19 @@ fn keeps_keys(bundle: &Bundle, current: &Bundle, now: UtcTime) -> Vec<String> {
 /// # Errors
 /// Where a key names a signer that the config does not have; [`fits`] says it better and earlier.
 pub fn bind(keyring: &Keyring, bundle: &Bundle) -> Result<(), KeyringError> {
-    let keys = bundle.timeline.all().filter_map(|key| {
-        let locator = Locator::parse(&key.locator).ok()?;
-        Some((key.kid.clone(), key.signer.clone(), locator, key.public.clone()))
-    });
-    keyring.bind(keys)
+    keyring.bind(bundle.timeline.all().map(|key| Binding {
+        public: key.public.clone(),
+        places: key.places.clone(),
+        attributes: attributes_of(key),
+    }))
+}
+
+/// What policy asks a key to state of itself, as signers know it.
+#[must_use]
+pub fn attributes_of(key: &TimedKey) -> Attributes {
+    match key.attributes {
+        AttributesRule::Require => Attributes::Require,
+        AttributesRule::Warn => Attributes::Warn,
+        AttributesRule::Off => Attributes::Off,
+    }
 }

@@ -1,6 +1,6 @@
 //! Puts the gateway together and runs it: the one place that knows every part.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
@@ -10,10 +10,10 @@ use tonic::transport::{Server, server::Router};
 use crate::{
     audit::{Event, Facts, Record},
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
-    config::{AttributesRule, Config, GrpcListener, SignerEntry},
+    config::{Config, GrpcListener, SignerEntry},
     control::{self, Control},
     ledger::{Ledger, sqlite::Sqlite},
-    pipeline::{Pipeline, admit::Admission, attempts::Attempts, journal::Shares},
+    pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
@@ -29,8 +29,10 @@ use crate::{
         quotes::Quotes,
     },
     signer::{
+        Device,
         keyring::Keyring,
-        pkcs11::{AttributePolicy, Token, TokenConfig},
+        pkcs11::{Provisioner, Token, TokenConfig},
+        provision::Provision,
     },
     telemetry::Metrics,
     transport::{
@@ -100,13 +102,12 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
     tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
     tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
     for signer in &config.signers {
-        signer.pin().map_err(StartError::unfit)?;
+        signer.check_pin().map_err(StartError::unfit)?;
     }
     let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
     let bundle = Bundle::load(&config.policy)
         .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
-    let named = |name: &str| config.signers.iter().any(|signer| signer.name == name);
-    let problems = control::fits(&bundle, config.environment, named);
+    let problems = control::fits(&bundle, config.environment, |name| config.kind_of(name));
     if problems.is_empty() {
         Ok(bundle)
     } else {
@@ -132,8 +133,7 @@ impl Gateway {
         let newest = ledger.newest_record_at().await.map_err(StartError::unfit)?;
         let clock = Arc::new(SystemClock);
         let guard = ClockGuard::new(clock, config.clock.bounds(), newest.unwrap_or(UtcTime::from_millis(0)));
-        let tokens = tokens(&config)?;
-        let keyring = Arc::new(Keyring::new(tokens));
+        let keyring = Arc::new(Keyring::new(devices(&config)));
         control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
         let control = Arc::new(Control {
@@ -152,7 +152,7 @@ impl Gateway {
             environment: config.environment,
             limits: config.limits.payload(),
             attempts: Attempts::default(),
-            admission: Admission::new(config.limits.in_flight_max, Duration::from_millis(200)),
+            flows: Flows::default(),
             policy,
             ledger,
             keyring,
@@ -362,35 +362,40 @@ impl Ends {
     }
 }
 
-fn tokens(config: &Config) -> Result<HashMap<String, Token>, StartError> {
+/// The devices of a config, each at work.
+fn devices(config: &Config) -> BTreeMap<String, Arc<dyn Device>> {
     let token = |entry: &SignerEntry| {
-        let config = token_config(entry).map_err(StartError::unfit)?;
-        Ok((entry.name.clone(), Token::start(config)))
+        let device: Arc<dyn Device> = Arc::new(Token::start(token_config(config, entry)));
+        (entry.name.clone(), device)
     };
     config.signers.iter().map(token).collect()
 }
 
+/// The signer of this name, as commands see it.
+#[must_use]
+pub fn provisioner(config: &Config, name: &str) -> Option<Box<dyn Provision>> {
+    let entry = config.signers.iter().find(|entry| entry.name == name)?;
+    Some(Box::new(Provisioner::new(token_config(config, entry))))
+}
+
 /// What the signer needs to know of a config's entry.
-///
-/// # Errors
-/// Where the PIN is not there.
-pub fn token_config(entry: &SignerEntry) -> Result<TokenConfig, String> {
-    Ok(TokenConfig {
+#[must_use]
+pub fn token_config(config: &Config, entry: &SignerEntry) -> TokenConfig {
+    TokenConfig {
         name: entry.name.clone(),
+        // This very executable, also where another has been put in its place since it was started.
+        host: PathBuf::from("/proc/self/exe"),
         module: entry.module.clone(),
         token_label: entry.token.clone(),
         token_serial: entry.serial.clone(),
-        pin: entry.pin()?,
+        pin: entry.pin(),
+        environment: entry.environment.clone(),
+        secret_variables: config.signers.iter().filter_map(|signer| signer.pin_env.clone()).collect(),
         sessions: entry.sessions,
         queue_max: entry.queue_max,
         call_timeout: Duration::from_millis(entry.call_timeout_ms),
         probe_interval: Duration::from_millis(entry.probe_interval_ms),
-        attributes: match entry.attributes {
-            AttributesRule::Require => AttributePolicy::Require,
-            AttributesRule::Warn => AttributePolicy::Warn,
-            AttributesRule::Off => AttributePolicy::Off,
-        },
-    })
+    }
 }
 
 fn identify(section: &GrpcListener) -> Identify {

@@ -30,6 +30,11 @@ impl SigningInput {
         Self::new([b"\0quotesign health probe\0".as_slice(), nonce.as_slice()].concat())
     }
 
+    /// What the gateway has built and sent to the process that alone touches the device.
+    pub(crate) fn received(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+
     fn new(bytes: Vec<u8>) -> Self {
         Self { digest: InputDigest::of(&bytes), bytes }
     }

@@ -2,11 +2,11 @@
 //! the stage before it made, and only that stage can make it, so a skipped stage does not compile:
 //!
 //! ```no_run
-//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, policy::Bundle, signer::keyring::Keyring};
+//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, policy::Bundle};
 //! use quotesign::pipeline::{commit, reserve::Pending, sign, verify};
-//! # async fn finish(pending: Pending, policy: &Bundle, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard,
-//! #     context: Context) {
-//! let signed = sign::sign(pending, keyring, std::time::Instant::now()).await.unwrap();
+//! # async fn finish(pending: Pending, policy: &Bundle, ledger: &Ledger, clock: &ClockGuard, context: Context) {
+//! # let (deadline, gone) = (std::time::Instant::now(), tokio_util::sync::CancellationToken::new());
+//! let signed = sign::sign(pending, deadline, gone).await.unwrap();
 //! let verified = verify::verify(signed, policy, clock).unwrap();
 //! let released = commit::commit(verified, ledger, clock, context).await;
 //! # }
@@ -15,20 +15,21 @@
 //! A quote without a reservation cannot be signed:
 //!
 //! ```compile_fail,E0308
-//! # use quotesign::signer::keyring::Keyring;
-//! use quotesign::pipeline::{select::Keyed, sign};
-//! # async fn skip(keyed: Keyed, keyring: &Keyring) {
-//! let signed = sign::sign(keyed, keyring, std::time::Instant::now()).await.unwrap();
+//! use quotesign::pipeline::{admit::Admitted, sign};
+//! # async fn skip(admitted: Admitted) {
+//! # let (deadline, gone) = (std::time::Instant::now(), tokio_util::sync::CancellationToken::new());
+//! let signed = sign::sign(admitted, deadline, gone).await.unwrap();
 //! # }
 //! ```
 //!
 //! A signature that was not verified cannot be committed:
 //!
 //! ```compile_fail,E0308
-//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger, signer::keyring::Keyring};
+//! # use quotesign::{audit::Context, clock::ClockGuard, ledger::Ledger};
 //! use quotesign::pipeline::{commit, reserve::Pending, sign};
-//! # async fn skip(pending: Pending, keyring: &Keyring, ledger: &Ledger, clock: &ClockGuard, context: Context) {
-//! let signed = sign::sign(pending, keyring, std::time::Instant::now()).await.unwrap();
+//! # async fn skip(pending: Pending, ledger: &Ledger, clock: &ClockGuard, context: Context) {
+//! # let (deadline, gone) = (std::time::Instant::now(), tokio_util::sync::CancellationToken::new());
+//! let signed = sign::sign(pending, deadline, gone).await.unwrap();
 //! let released = commit::commit(signed, ledger, clock, context).await;
 //! # }
 //! ```
@@ -42,7 +43,7 @@
 use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit,
@@ -60,8 +61,8 @@ pub mod parse;
 pub mod validate;
 pub mod authorize;
 pub mod canonicalise;
-pub mod admit;
 pub mod select;
+pub mod admit;
 pub mod reserve;
 pub mod sign;
 pub mod verify;
@@ -69,7 +70,7 @@ pub mod commit;
 pub mod refusal;
 pub mod journal;
 
-use admit::Admission;
+use admit::Flows;
 use attempts::Attempts;
 use canonicalise::Canonical;
 use parse::QuoteRequest;
@@ -85,8 +86,8 @@ pub struct Pipeline {
     pub limits: Limits,
     /// The quota on attempts.
     pub attempts: Attempts,
-    /// The devices' capacity.
-    pub admission: Admission,
+    /// Who takes turns with whom at the devices.
+    pub flows: Flows,
     /// The bundle in force.
     pub policy: Arc<ArcSwap<Bundle>>,
     /// The memory.
@@ -141,7 +142,7 @@ impl Pipeline {
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 
-    /// Finds a place and a key and reserves. A quote that was signed before needs neither to be given again.
+    /// Finds a key and a place at its device, and reserves. A quote that was signed before needs neither to be given again.
     async fn hold(
         &self,
         canonical: Canonical,
@@ -151,10 +152,10 @@ impl Pipeline {
         trail: &audit::Context,
     ) -> Result<Held, Refusal> {
         let mark = canonical.mark().clone();
-        let admitted = admit::admit(canonical, &self.admission).map_err(Refusal::from);
-        let keyed = admitted.and_then(|admitted| Ok(select::select_key(admitted, policy, &self.keyring, now)?));
-        match keyed {
-            Ok(keyed) => Ok(reserve::reserve(keyed, policy, &self.ledger, call, now, trail).await?),
+        let keyed = select::select_key(canonical, policy, &self.keyring, now).map_err(Refusal::from);
+        let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
+        match admitted {
+            Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),
             Err(refusal) => {
                 let stored = reserve::recall(&mark, &self.ledger, now, trail).await?;
                 stored.map(Held::Replay).ok_or(refusal)
@@ -173,8 +174,11 @@ impl Pipeline {
         context: audit::Context,
     ) -> Result<(Released, bool), Refusal> {
         let (path, policy, deadline) = (self.clone(), policy.clone(), call.deadline);
+        let gone = CancellationToken::new();
+        // Dropped with the call: what has not reached its device by then would be signed for nobody.
+        let _here = gone.clone().drop_guard();
         let finishing = self.finishing.spawn(async move {
-            let finished = path.sign_and_commit(pending, &policy, deadline, context.clone()).await;
+            let finished = path.sign_and_commit(pending, &policy, deadline, gone, context.clone()).await;
             finished.inspect_err(|refusal| path.journal_refusal(context, refusal))
         });
         match finishing.await {
@@ -189,10 +193,11 @@ impl Pipeline {
         pending: Pending,
         policy: &Bundle,
         deadline: Instant,
+        gone: CancellationToken,
         context: audit::Context,
     ) -> Result<(Released, bool), Refusal> {
         fail::fail_point!("pipeline::before-sign");
-        let signed = sign::sign(pending, &self.keyring, deadline).await?;
+        let signed = sign::sign(pending, deadline, gone).await?;
         let verified = verify::verify(signed, policy, &self.clock)?;
         fail::fail_point!("pipeline::before-commit");
         let (released, first) = commit::commit(verified, &self.ledger, &self.clock, context).await?;

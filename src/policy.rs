@@ -18,7 +18,7 @@ mod loader;
 pub mod shipped;
 pub mod timeline;
 
-pub use file::{Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
+pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
 
 use authority::Authority;
 use contract::Contract;

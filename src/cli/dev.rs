@@ -2,10 +2,8 @@
 //! generated in it, a CA and certificates, the shipped policy bundle, a ledger, a config.
 
 use std::{
-    env, fs,
-    os::unix::process::CommandExt as _,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use clap::Args;
@@ -30,16 +28,9 @@ pub(super) struct Dev {
     prepare: bool,
 }
 
-/// Where `SoftHSM` reads its own config from.
-const SOFTHSM2_CONF: &str = "SOFTHSM2_CONF";
-
 impl Dev {
     pub(super) fn run(self) -> Result<(), Failure> {
         let dir = make_dir(&self.dir)?;
-        let softhsm = dir.join("softhsm2.conf");
-        if env::var_os(SOFTHSM2_CONF).as_deref() != Some(softhsm.as_os_str()) {
-            return again_with(&dir, &softhsm);
-        }
         if !dir.join(files::COMPLETE).exists() {
             prepare(&dir)?;
         }
@@ -60,17 +51,10 @@ fn make_dir(dir: &Path) -> Result<PathBuf, Failure> {
     dir.canonicalize().map_err(named)
 }
 
-/// `SoftHSM` finds its tokens by an environment variable alone, so this process starts itself anew with it.
-fn again_with(dir: &Path, softhsm: &Path) -> Result<(), Failure> {
-    files::write_softhsm(dir, softhsm)?;
-    let this = env::current_exe().map_err(Failure::failed)?;
-    Err(Failure::failed(Command::new(this).args(env::args_os().skip(1)).env(SOFTHSM2_CONF, softhsm).exec()))
-}
-
 /// Makes everything anew. What an interrupted run has left goes first; the mark of completion is set last.
 fn prepare(dir: &Path) -> Result<(), Failure> {
     files::clear(dir)?;
-    files::write_softhsm(dir, &dir.join("softhsm2.conf"))?;
+    files::write_softhsm(dir)?;
     certificates::make(&dir.join("tls"))?;
     files::write_addresses(dir)?;
     let key = token::make(dir)?;

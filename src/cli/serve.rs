@@ -36,7 +36,7 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
 }
 
 /// A core dump would hold PINs and quotes.
-fn refuse_core_dumps() -> Result<(), Failure> {
+pub(super) fn refuse_core_dumps() -> Result<(), Failure> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)
         .map_err(|fault| Failure::failed(format!("core dumps cannot be turned off: {fault}")))

@@ -1,16 +1,17 @@
 //! The sections of a config: what each field means, its unit and its default.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::{clock::ClockBounds, json::Limits, ledger::LedgerConfig};
+use crate::{clock::ClockBounds, json::Limits, ledger::LedgerConfig, signer::pkcs11::Pin};
 
 /// A listener with mutual TLS 1.3.
 #[derive(Debug, Clone, Deserialize)]
@@ -96,22 +97,9 @@ pub struct SignerEntry {
     /// How often each key proves itself by a test signature, in milliseconds.
     #[serde(default = "defaults::probe_interval_ms")]
     pub probe_interval_ms: u64,
-    /// What is done about a key whose attributes do not show that it was generated inside and cannot leave.
+    /// Variables for the environment of the module's process, such as where its own configuration is.
     #[serde(default)]
-    pub attributes: AttributesRule,
-}
-
-/// What is done about a key whose attributes do not show that it was generated inside and cannot leave.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttributesRule {
-    /// It does not sign. The only value but in development.
-    #[default]
-    Require,
-    /// It signs, and the log says so.
-    Warn,
-    /// It signs.
-    Off,
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Bounds on what is taken in.
@@ -124,8 +112,6 @@ pub struct LimitsSection {
     pub payload_depth_max: usize,
     /// How many values a quote may hold.
     pub payload_nodes_max: usize,
-    /// How many quotes may be between admission and release at once.
-    pub in_flight_max: usize,
     /// How many connections a listener holds.
     pub connections_max: usize,
     /// How many connections a listener holds from one address.
@@ -144,7 +130,6 @@ impl Default for LimitsSection {
             payload_bytes_max: 16 * 1024,
             payload_depth_max: 8,
             payload_nodes_max: 256,
-            in_flight_max: 256,
             connections_max: 1024,
             connections_per_address_max: 512,
             streams_max: 128,
@@ -229,7 +214,7 @@ mod defaults {
         256
     }
     pub(super) fn call_timeout_ms() -> u64 {
-        5_000
+        2_000
     }
     pub(super) fn probe_interval_ms() -> u64 {
         2_000
@@ -237,26 +222,38 @@ mod defaults {
 }
 
 impl SignerEntry {
-    /// The user PIN.
+    /// Where the user PIN comes from.
+    #[must_use]
+    pub fn pin(&self) -> Pin {
+        match &self.pin_env {
+            Some(variable) => Pin::Variable(variable.clone()),
+            None => Pin::File(self.pin_file.clone().unwrap_or_default()),
+        }
+    }
+
+    /// Whether the PIN is there.
     ///
     /// # Errors
-    /// Where the file or the variable is not there. The text holds neither the PIN nor what stands in the config:
-    /// that may be a PIN put in the wrong place.
-    pub fn pin(&self) -> Result<SecretString, String> {
+    /// Where it is not. The text holds neither the PIN nor what stands in the config: that may be a PIN put in the
+    /// wrong place.
+    pub fn check_pin(&self) -> Result<(), String> {
         let name = &self.name;
         if let Some(variable) = &self.pin_env {
-            return std::env::var(variable)
-                .map(SecretString::from)
+            let found = std::env::var(variable).map(SecretString::from);
+            return found
+                .map(|_| ())
                 .map_err(|_| format!("the PIN of `{name}`: set the environment variable that `pin_env` names"));
         }
         let path = self.pin_file.as_deref().unwrap_or(Path::new(""));
-        let text = fs::read_to_string(path).map_err(|fault| {
+        let text = fs::read_to_string(path).map(SecretString::from).map_err(|fault| {
             format!("the PIN of `{name}`: the file that `pin_file` names cannot be read: {fault}; write the PIN there")
         })?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(format!("the PIN of `{name}`: the file that `pin_file` names is empty; write the PIN there")),
-            pin => Ok(SecretString::from(pin)),
+        if text.expose_secret().trim_end_matches(['\r', '\n']).is_empty() {
+            return Err(format!(
+                "the PIN of `{name}`: the file that `pin_file` names is empty; write the PIN there"
+            ));
         }
+        Ok(())
     }
 }
 

@@ -1,60 +1,51 @@
-//! Lets no more quotes towards the devices than they can take: what cannot be served soon is refused before a
-//! number is taken.
+//! Lets no more quotes towards a device than it can take, and shares it fairly among callers: what cannot be served
+//! soon enough is refused before a number is taken, with an honest time to come again.
 
-use std::{sync::Arc, time::Duration};
+use std::hash::{BuildHasher as _, RandomState};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use crate::{
+    call::Call,
+    domain::Caller,
+    signer::{
+        Flow,
+        turns::{Busy, Place},
+    },
+};
 
-use super::canonicalise::Canonical;
+use super::select::{Keyed, Ready};
 
-/// The devices have as much to do as they may.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the gateway is at its capacity; come again in {} ms", retry_after.as_millis())]
-pub struct Overloaded {
-    /// A time after which there may be room.
-    pub retry_after: Duration,
-}
+/// Which callers take turns with which: each with all others.
+#[derive(Debug, Default)]
+pub struct Flows(RandomState);
 
-/// How many quotes may be between here and their release at once.
-#[derive(Debug, Clone)]
-pub struct Admission {
-    places: Arc<Semaphore>,
-    retry_after: Duration,
-}
-
-impl Admission {
-    /// `in_flight_max` places; a refused caller is told to come again after `retry_after`.
-    #[must_use]
-    pub fn new(in_flight_max: usize, retry_after: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(in_flight_max)), retry_after }
+impl Flows {
+    /// The flow of this caller; never the gateway's own.
+    fn of(&self, caller: &Caller) -> Flow {
+        Flow(self.0.hash_one(caller.to_string()) | 1)
     }
 }
 
-/// A quote with a place; the place is given back when its signature is committed or refused.
+/// A quote with a place at its key's device; the place is given back when its signature is committed or refused.
 #[derive(Debug)]
 pub struct Admitted {
-    canonical: Canonical,
-    place: Place,
+    pub(super) ready: Ready,
+    pub(super) seat: Seat,
 }
 
-/// A place among the quotes in flight; dropping it gives it back.
+/// A place, and whose turns it takes.
 #[derive(Debug)]
-pub struct Place {
-    _permit: OwnedSemaphorePermit,
+pub struct Seat {
+    pub(super) flow: Flow,
+    _place: Place,
 }
 
 /// Takes a place.
 ///
 /// # Errors
-/// Where none is free.
-pub fn admit(canonical: Canonical, admission: &Admission) -> Result<Admitted, Overloaded> {
-    let overloaded = |_| Overloaded { retry_after: admission.retry_after };
-    let permit = admission.places.clone().try_acquire_owned().map_err(overloaded)?;
-    Ok(Admitted { canonical, place: Place { _permit: permit } })
-}
-
-impl Admitted {
-    pub(super) fn taken(self) -> (Canonical, Place) {
-        (self.canonical, self.place)
-    }
+/// Where none is free for this caller, or its turn would come after its deadline.
+pub fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
+    let Keyed(ready) = keyed;
+    let flow = flows.of(&call.caller);
+    let place = ready.signer.place(flow, call.deadline)?;
+    Ok(Admitted { ready, seat: Seat { flow, _place: place } })
 }

@@ -31,7 +31,7 @@ pub async fn commit(
     context: audit::Context,
 ) -> Result<(Released, bool), CommitError> {
     let now = clock.now()?;
-    let (reservation, jws, _place) = verified.taken();
+    let (reservation, jws, _seat) = verified.taken();
     let committed = ledger.commit(Commit { reservation, jws, context, now }).await?;
     clock.journal_reached(now);
     Ok(committed)

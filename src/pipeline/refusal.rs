@@ -6,11 +6,11 @@ use crate::{
     clock::ClockFault,
     ledger::{self, LedgerError},
     proto::Reason,
-    signer::SignError,
+    signer::{SignError, turns::Busy},
 };
 
 use super::{
-    admit::Overloaded, attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError,
+    attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError,
     parse::ParseError, select::NoKey, validate::Invalid, verify::VerifyError,
 };
 
@@ -31,7 +31,7 @@ pub enum Refusal {
     Denied(#[from] Denied),
     /// No place.
     #[error(transparent)]
-    Overloaded(#[from] Overloaded),
+    Overloaded(#[from] Busy),
     /// No key.
     #[error(transparent)]
     NoKey(#[from] NoKey),
@@ -84,9 +84,13 @@ impl Refusal {
             Self::NoKey(NoKey::NotServing(_)) => Reason::SignerUnavailable,
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
-            Self::Sign(SignError::TimedOut | SignError::Unavailable(_) | SignError::Unfit(_)) => {
-                Reason::SignerUnavailable
-            }
+            Self::Sign(
+                SignError::Gone
+                | SignError::TimedOut
+                | SignError::Lost(_)
+                | SignError::Unavailable(_)
+                | SignError::Unfit(_),
+            ) => Reason::SignerUnavailable,
             Self::Verify(VerifyError::Mismatch(_)) => Reason::SignatureMismatch,
             Self::Clock(_) | Self::Verify(VerifyError::Clock(_)) => Reason::ClockUntrusted,
             Self::NoCanonicalForm(_) | Self::Torn => Reason::Internal,
@@ -111,7 +115,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Exhausted(Exhausted { retry_after })
-            | Self::Overloaded(Overloaded { retry_after })
+            | Self::Overloaded(Busy { retry_after })
             | Self::Ledger(LedgerError::Refused(ledger::Refusal::QuotaSpent { retry_after, .. })) => Some(*retry_after),
             _ => self.is_retryable().then_some(RETRY_AFTER),
         }

@@ -11,12 +11,13 @@ use crate::{
     jws::SigningInput,
     ledger::{Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quota, timeline::TimedKey},
+    signer::keyring::BoundKey,
 };
 
 use super::{
-    admit::Place,
+    admit::{Admitted, Seat},
     canonicalise::Mark,
-    select::{Keyed, Ready, Unsigned},
+    select::{Ready, Unsigned},
 };
 
 /// What reserving came to.
@@ -34,8 +35,9 @@ pub struct Pending {
     reservation: Reservation,
     input: SigningInput,
     key: Arc<TimedKey>,
+    signer: Arc<BoundKey>,
     expires_at: UtcTime,
-    place: Place,
+    seat: Seat,
 }
 
 /// A JWS of an earlier call.
@@ -49,14 +51,15 @@ pub struct Stored {
 /// # Errors
 /// The ledger's refusal, or that it could not do its part in time. In both cases asking again is safe.
 pub async fn reserve(
-    keyed: Keyed,
+    admitted: Admitted,
     policy: &Bundle,
     ledger: &Ledger,
     call: &Call,
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
-    let Ready { terms, partner, mark, key, unsigned, place } = keyed.0;
+    let Admitted { ready, seat } = admitted;
+    let Ready { terms, partner, mark, key, signer, unsigned } = ready;
     let op = Reserve {
         identity: mark.identity,
         scope: policy.scope(&partner, Some(&terms.corridor)),
@@ -78,7 +81,7 @@ pub async fn reserve(
         Reserved::Replay(released) => Ok(Held::Replay(Stored { released })),
         Reserved::Pending(reservation) => {
             let input = input_of(unsigned, &reservation)?;
-            Ok(Held::Pending(Pending { reservation, input, key, expires_at: terms.expires_at, place }))
+            Ok(Held::Pending(Pending { reservation, input, key, signer, expires_at: terms.expires_at, seat }))
         }
     }
 }
@@ -125,8 +128,8 @@ fn charge(quota: &str, of: &str, rate: Quota) -> Charge {
 }
 
 impl Pending {
-    pub(super) fn taken(self) -> (Reservation, SigningInput, Arc<TimedKey>, UtcTime, Place) {
-        (self.reservation, self.input, self.key, self.expires_at, self.place)
+    pub(super) fn taken(self) -> (Reservation, SigningInput, Arc<TimedKey>, Arc<BoundKey>, UtcTime, Seat) {
+        (self.reservation, self.input, self.key, self.signer, self.expires_at, self.seat)
     }
 }
 

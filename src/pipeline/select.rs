@@ -8,14 +8,13 @@ use crate::{
     domain::{PartnerId, SequenceNumber},
     jws::{Draft, SigningInput},
     policy::{Bundle, Partner, timeline::TimedKey},
-    signer::{Health, keyring::Keyring},
+    signer::{Health, keyring::{BoundKey, Keyring}},
     terms::Terms,
 };
 
 use super::{
-    admit::{Admitted, Place},
     authorize::Subject,
-    canonicalise::Mark,
+    canonicalise::{Canonical, Mark},
 };
 
 /// Why no key can sign for the partner now.
@@ -40,8 +39,8 @@ pub(super) struct Ready {
     pub partner: Partner,
     pub mark: Mark,
     pub key: Arc<TimedKey>,
+    pub signer: Arc<BoundKey>,
     pub unsigned: Unsigned,
-    pub place: Place,
 }
 
 /// What is to be signed.
@@ -57,20 +56,19 @@ pub(super) enum Unsigned {
 ///
 /// # Errors
 /// Where none may sign at `now`, or the one that may cannot.
-pub fn select_key(admitted: Admitted, policy: &Bundle, keyring: &Keyring, now: UtcTime) -> Result<Keyed, NoKey> {
-    let (canonical, place) = admitted.taken();
+pub fn select_key(canonical: Canonical, policy: &Bundle, keyring: &Keyring, now: UtcTime) -> Result<Keyed, NoKey> {
     let (subject, bytes, mark) = canonical.taken();
     let Subject { quote, terms, contract, partner } = subject;
     let key = policy.timeline.current(&partner.id, now).cloned();
     let key = key.ok_or_else(|| NoKey::NoneActive(partner.id.clone()))?;
-    match keyring.key_health(&key.kid) {
-        Some(Health::Serving) => {}
-        Some(Health::NotServing(why)) => return Err(NoKey::NotServing(why)),
-        None => return Err(NoKey::NotServing("no signer is bound to it".to_owned())),
+    let signer = keyring.get(&key.kid);
+    let signer = signer.ok_or_else(|| NoKey::NotServing("no signer is bound to it".to_owned()))?;
+    if let Health::NotServing(why) = signer.health() {
+        return Err(NoKey::NotServing(why));
     }
     let unsigned = match terms.sequence {
         Some(sequence) => Unsigned::Numbered(sequence, SigningInput::of_quote(&key.kid, &bytes)),
         None => Unsigned::Draft(Arc::new(Draft::new(key.kid.clone(), quote, contract.claims.sequence.clone()))),
     };
-    Ok(Keyed(Ready { terms, partner, mark, key, unsigned, place }))
+    Ok(Keyed(Ready { terms, partner, mark, key, signer, unsigned }))
 }

@@ -1,16 +1,18 @@
-//! Has the device sign, within the deadline.
+//! Has the device sign, in the caller's turn and within the deadline.
 
 use std::{sync::Arc, time::Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::UtcTime,
     jws::CompactJws,
     ledger::Reservation,
     policy::timeline::TimedKey,
-    signer::{SignError, Signature, keyring::Keyring},
+    signer::{Order, SignError, Signature, keyring::BoundKey},
 };
 
-use super::{admit::Place, reserve::Pending};
+use super::{admit::Seat, reserve::Pending};
 
 /// A quote with what the device says is its signature.
 #[derive(Debug)]
@@ -21,31 +23,47 @@ pub struct Signed {
     jws: CompactJws,
     /// The key that should have signed it.
     key: Arc<TimedKey>,
+    /// Whose it is.
+    source: Source,
     /// From when on it must not be released.
     expires_at: UtcTime,
-    place: Place,
+    seat: Seat,
 }
 
-/// Signs.
+/// Which device gave a signature.
+#[derive(Debug)]
+pub(super) struct Source {
+    signer: Arc<BoundKey>,
+    replica: usize,
+}
+
+impl Source {
+    /// Its signature does not verify.
+    pub(super) fn distrust(&self, why: &str) {
+        self.signer.distrust(self.replica, why);
+    }
+}
+
+/// Signs. `gone` is cancelled when the caller has left: what has not reached its device by then is not signed.
 ///
 /// # Errors
 /// Where the device is full, away, or too slow. The reservation stands, so asking again finishes it.
-pub async fn sign(pending: Pending, keyring: &Keyring, deadline: Instant) -> Result<Signed, SignError> {
-    let (reservation, input, key, expires_at, place) = pending.taken();
-    let signer =
-        keyring.get(&key.kid).ok_or_else(|| SignError::Unavailable(format!("no signer is bound to `{}`", key.kid)))?;
-    let signature = given(signer.sign(&input, deadline).await?);
-    Ok(Signed { reservation, jws: input.into_jws(&signature.0), key, expires_at, place })
+pub async fn sign(pending: Pending, deadline: Instant, gone: CancellationToken) -> Result<Signed, SignError> {
+    let (reservation, input, key, signer, expires_at, seat) = pending.taken();
+    let given = signer.sign(&input, &Order { deadline, flow: seat.flow, gone }).await?;
+    let jws = input.into_jws(corruptible(given.signature).bytes());
+    let source = Source { signer, replica: given.replica };
+    Ok(Signed { reservation, jws, key, source, expires_at, seat })
 }
 
 /// The signature as given. A test can have the device give another.
-fn given(signature: Signature) -> Signature {
+fn corruptible(signature: Signature) -> Signature {
     fail::fail_point!("device::corrupt-signature", |_| Signature(signature.0.iter().map(|byte| !byte).collect()));
     signature
 }
 
 impl Signed {
-    pub(super) fn taken(self) -> (Reservation, CompactJws, Arc<TimedKey>, UtcTime, Place) {
-        (self.reservation, self.jws, self.key, self.expires_at, self.place)
+    pub(super) fn taken(self) -> (Reservation, CompactJws, Arc<TimedKey>, Source, UtcTime, Seat) {
+        (self.reservation, self.jws, self.key, self.source, self.expires_at, self.seat)
     }
 }

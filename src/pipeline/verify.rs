@@ -12,7 +12,7 @@ use crate::{
     verification::{self, Binding, Evidence, Unverified},
 };
 
-use super::{admit::Place, reserve::Stored, sign::Signed};
+use super::{admit::Seat, reserve::Stored, sign::Signed};
 
 /// Why a signature is not released.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum VerifyError {
 pub struct Verified {
     reservation: Reservation,
     jws: CompactJws,
-    place: Place,
+    seat: Seat,
 }
 
 /// Verifies a new signature.
@@ -44,14 +44,14 @@ pub struct Verified {
 /// # Errors
 /// Where it does not verify, or the quote has expired.
 pub fn verify(signed: Signed, policy: &Bundle, clock: &ClockGuard) -> Result<Verified, VerifyError> {
-    let (reservation, jws, key, expires_at, place) = signed.taken();
+    let (reservation, jws, key, source, expires_at, seat) = signed.taken();
     let now = clock.now()?;
     if expires_at <= now {
         return Err(VerifyError::Expired);
     }
     let binding = Binding { sequence: reservation.sequence(), input: reservation.input() };
-    check(&jws, &key.kid, policy, now, &binding)?;
-    Ok(Verified { reservation, jws, place })
+    check(&jws, &key.kid, policy, now, &binding).inspect_err(|fault| source.distrust(&fault.to_string()))?;
+    Ok(Verified { reservation, jws, seat })
 }
 
 /// Verifies a stored JWS before it is released again: the store may have been changed.
@@ -78,7 +78,7 @@ fn check(jws: &CompactJws, kid: &Kid, policy: &Bundle, now: UtcTime, binding: &B
 }
 
 impl Verified {
-    pub(super) fn taken(self) -> (Reservation, CompactJws, Place) {
-        (self.reservation, self.jws, self.place)
+    pub(super) fn taken(self) -> (Reservation, CompactJws, Seat) {
+        (self.reservation, self.jws, self.seat)
     }
 }

@@ -230,8 +230,13 @@ pub struct Quota {
 pub(super) struct KeyEntry {
     pub kid: Kid,
     pub partner: PartnerId,
-    pub signer: String,
-    pub locator: String,
+    /// The signers that hold it, the preferred one first.
+    pub signer: OneOrMany,
+    /// Where they find it: one for all of them, or one for each.
+    pub locator: OneOrMany,
+    #[serde(default)]
+    pub attributes: AttributesRule,
+    pub attributes_reason: Option<String>,
     pub publish_at: UtcTime,
     pub confirmed: Option<Confirmation>,
     pub sign_from: UtcTime,
@@ -239,6 +244,36 @@ pub(super) struct KeyEntry {
     pub retire_at: UtcTime,
     #[serde(default)]
     pub standby: bool,
+}
+
+/// What may be written alone where there is one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "a text, or a list of texts")]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub(super) fn all(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// What is done about a key whose attributes do not show that it was generated on its device and cannot leave it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttributesRule {
+    /// It does not sign.
+    #[default]
+    Require,
+    /// It signs, and the log says so. Outside development the bundle must say why.
+    Warn,
+    /// Nobody looks; in development alone.
+    Off,
 }
 
 /// The operator's word that it knows a key.

@@ -10,7 +10,7 @@ use crate::{
     domain::{Environment, Kid},
     jwk::PublicKey,
     money::Currencies,
-    signer::locator::Locator,
+    signer::locator,
     strict_toml,
 };
 
@@ -18,7 +18,7 @@ use super::{
     Bundle, Files, Partner, Problem, ScopePart,
     authority::Authority,
     contract::Contract,
-    file::{KeyEntry, PolicyFile},
+    file::{AttributesRule, KeyEntry, PolicyFile},
     files,
     timeline::{TimedKey, Timeline},
 };
@@ -244,9 +244,8 @@ impl Check<'_> {
         if !file.partners.iter().any(|partner| partner.id == entry.partner) {
             faults.push(format!("no partner is named `{}`; add it or mend the name", entry.partner));
         }
-        if let Err(fault) = Locator::parse(&entry.locator) {
-            faults.push(format!("`locator`: {fault}"));
-        }
+        faults.extend(places_of(entry));
+        faults.extend(attributes_of(entry, file.environment));
         if entry.publish_at.plus(propagation) > entry.sign_from {
             faults.push(format!(
                 "`sign_from` must be at least {} s after `publish_at`, the propagation time",
@@ -280,12 +279,54 @@ impl Check<'_> {
     }
 }
 
+/// The rules on where a key lies.
+fn places_of(entry: &KeyEntry) -> Vec<String> {
+    let (signers, locators) = (entry.signer.all(), entry.locator.all());
+    let mut faults = Vec::new();
+    if signers.is_empty() {
+        faults.push("`signer` names none; name the signer that holds the key".to_owned());
+    }
+    for (at, signer) in signers.iter().enumerate() {
+        if signers.iter().skip(at + 1).any(|other| other == signer) {
+            faults.push(format!("`signer` names `{signer}` twice; name each once"));
+        }
+    }
+    if locators.len() != 1 && locators.len() != signers.len() {
+        let (locators, signers) = (locators.len(), signers.len());
+        faults.push(format!("`locator` has {locators} entries for {signers} signers; give one for all, or one for each"));
+    }
+    for text in locators {
+        if let Err(fault) = locator::kind_of(text) {
+            faults.push(format!("`locator`: {fault}"));
+        }
+    }
+    faults
+}
+
+/// The rule on what a key may leave unproven.
+fn attributes_of(entry: &KeyEntry, environment: Environment) -> Option<String> {
+    let reason = entry.attributes_reason.as_ref().is_some_and(|reason| !reason.trim().is_empty());
+    match entry.attributes {
+        AttributesRule::Off if environment != Environment::Development => {
+            Some(format!("`attributes` = \"off\" is for development alone; in {environment} it is \"require\", or \"warn\" with `attributes_reason`"))
+        }
+        AttributesRule::Warn if environment != Environment::Development && !reason => {
+            Some(format!("`attributes` = \"warn\" needs `attributes_reason` in {environment}: why this key cannot show that it never left its device"))
+        }
+        AttributesRule::Require if entry.attributes_reason.is_some() => {
+            Some("`attributes_reason` goes with `attributes` = \"warn\"; remove it".to_owned())
+        }
+        AttributesRule::Require | AttributesRule::Warn | AttributesRule::Off => None,
+    }
+}
+
 fn timed(entry: &KeyEntry, public: PublicKey) -> TimedKey {
+    let locators = entry.locator.all().iter().cycle();
     TimedKey {
+        places: entry.signer.all().iter().cloned().zip(locators.cloned()).collect(),
+        attributes: entry.attributes,
         kid: entry.kid.clone(),
         partner: entry.partner.clone(),
-        signer: entry.signer.clone(),
-        locator: entry.locator.clone(),
         public: Arc::new(public),
         publish_at: entry.publish_at,
         confirmed: entry.confirmed.clone(),

@@ -9,7 +9,7 @@ use crate::{
     jwk::PublicKey,
 };
 
-use super::file::Confirmation;
+use super::file::{AttributesRule, Confirmation};
 
 /// One key with its place in time.
 #[derive(Debug, Clone)]
@@ -18,10 +18,11 @@ pub struct TimedKey {
     pub kid: Kid,
     /// The one partner it signs for.
     pub partner: PartnerId,
-    /// The signer of the gateway's config that holds it.
-    pub signer: String,
-    /// Where the signer finds it: an RFC 7512 URI.
-    pub locator: String,
+    /// The signers of the gateway's config that hold it, the preferred one first, each with where it finds it: an
+    /// RFC 7512 URI, or a key ARN.
+    pub places: Vec<(String, String)>,
+    /// What it must state of itself before it signs.
+    pub attributes: AttributesRule,
     /// Its public half, as the bundle pins it.
     pub public: Arc<PublicKey>,
     /// Enters the JWKS.

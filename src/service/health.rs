@@ -135,7 +135,7 @@ impl Watch {
 
 fn fault_of(health: Health) -> Option<String> {
     match health {
-        Health::Serving => None,
+        Health::Serving | Health::Recovering(_) => None,
         Health::NotServing(why) => Some(why),
     }
 }

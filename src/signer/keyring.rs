@@ -1,15 +1,27 @@
-//! The keys that policy names, each bound to the device that holds it. A reload binds anew and keeps what it
-//! does not change; the path of a quote reads a snapshot and never waits. Which kid may sign is left to policy.
+//! The keys that policy names, each bound to the devices that hold it. A reload binds anew and keeps what it does
+//! not change; the path of a quote reads a snapshot and never waits. Which kid may sign is left to policy.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use tokio::time;
 
-use super::{Health, Signer, locator::Locator, pkcs11::Token};
-use crate::{domain::Kid, jwk::PublicKey};
+use super::{
+    Attributes, Device, Flow, Health, Order, Pinned, SignError, Signature, Signer,
+    locator::Kind,
+    turns::{Busy, Place},
+};
+use crate::{domain::Kid, jwk::PublicKey, jws::SigningInput};
+
+/// How long an order waits for a device that was lost a moment ago.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How often one order may be given to devices that are lost under it: it may be the order that does it.
+const LOST_MAX: usize = 3;
 
 /// Why keys cannot be bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,58 +34,70 @@ pub enum KeyringError {
         /// The signer it names.
         signer: String,
     },
+    /// The locator is not of the signer's kind.
+    #[error("the key `{kid}` cannot be on the signer `{signer}`: {why}")]
+    Locator {
+        /// The key.
+        kid: Kid,
+        /// The signer it names.
+        signer: String,
+        /// What is wrong with its locator.
+        why: String,
+    },
     /// Two keys have one kid.
     #[error("the key `{0}` is bound twice")]
     Repeated(Kid),
 }
 
-/// The devices of this gateway and the keys bound to them.
-pub struct Keyring {
-    tokens: BTreeMap<String, Token>,
-    keys: ArcSwap<BTreeMap<Kid, Bound>>,
+/// What is to be bound: one key, and the devices that hold it, the preferred one first.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    /// Its public half, and its kid.
+    pub public: Arc<PublicKey>,
+    /// The signers of the gateway's config, each with where the key is found there.
+    pub places: Vec<(String, String)>,
+    /// What it must state of itself.
+    pub attributes: Attributes,
 }
 
-#[derive(Clone)]
-struct Bound {
+/// The devices of this gateway and the keys bound to them.
+pub struct Keyring {
+    devices: BTreeMap<String, Arc<dyn Device>>,
+    keys: ArcSwap<BTreeMap<Kid, Arc<BoundKey>>>,
+}
+
+/// One key and the devices that hold it. Each device compares its own with the pin, so that all are equal.
+pub struct BoundKey {
+    binding: Binding,
+    replicas: Vec<Replica>,
+}
+
+struct Replica {
     signer: String,
-    locator: Locator,
     key: Arc<dyn Signer>,
 }
 
-impl Bound {
-    fn is(&self, signer: &str, locator: &Locator, public: &PublicKey) -> bool {
-        self.signer == signer
-            && self.locator == *locator
-            && self.key.public_key().same_key(public.modulus(), public.exponent())
-    }
-}
-
 impl Keyring {
-    /// A keyring of these tokens, by signer name, with no keys yet.
+    /// A keyring of these devices, by signer name, with no keys yet.
     #[must_use]
-    pub fn new(tokens: HashMap<String, Token>) -> Self {
-        Self { tokens: tokens.into_iter().collect(), keys: ArcSwap::default() }
+    pub fn new(devices: BTreeMap<String, Arc<dyn Device>>) -> Self {
+        Self { devices, keys: ArcSwap::default() }
     }
 
     /// Binds exactly these keys. One that was bound alike before stays the same signer, with its health.
     ///
     /// # Errors
     /// Names the key whose signer is unknown or whose kid stands twice; then nothing has changed.
-    pub fn bind(
-        &self,
-        keys: impl IntoIterator<Item = (Kid, String, Locator, Arc<PublicKey>)>,
-    ) -> Result<(), KeyringError> {
+    pub fn bind(&self, keys: impl IntoIterator<Item = Binding>) -> Result<(), KeyringError> {
         let before = self.keys.load();
         let mut bound = BTreeMap::new();
-        for (kid, signer, locator, public) in keys {
-            let Some(token) = self.tokens.get(&signer) else {
-                return Err(KeyringError::UnknownSigner { kid, signer });
+        for binding in keys {
+            let kid = binding.public.kid().clone();
+            let key = match before.get(&kid).filter(|old| old.binding.is(&binding)) {
+                Some(old) => Arc::clone(old),
+                None => Arc::new(self.bind_one(binding)?),
             };
-            let entry = match before.get(&kid).filter(|old| old.is(&signer, &locator, &public)) {
-                Some(old) => old.clone(),
-                None => Bound { signer, key: token.key(public, locator.clone()), locator },
-            };
-            if bound.insert(kid.clone(), entry).is_some() {
+            if bound.insert(kid.clone(), key).is_some() {
                 return Err(KeyringError::Repeated(kid));
             }
         }
@@ -81,37 +105,172 @@ impl Keyring {
         Ok(())
     }
 
-    /// Whether the gateway's config has a signer of this name.
-    #[must_use]
-    pub fn has_signer(&self, name: &str) -> bool {
-        self.tokens.contains_key(name)
+    fn bind_one(&self, binding: Binding) -> Result<BoundKey, KeyringError> {
+        let kid = binding.public.kid();
+        let mut replicas = Vec::new();
+        for (signer, locator) in &binding.places {
+            let unknown = || KeyringError::UnknownSigner { kid: kid.clone(), signer: signer.clone() };
+            let device = self.devices.get(signer).ok_or_else(unknown)?;
+            let (public, attributes) = (Arc::clone(&binding.public), binding.attributes);
+            let key = device.key(Pinned { public, locator: locator.clone(), attributes });
+            let key = key.map_err(|why| KeyringError::Locator { kid: kid.clone(), signer: signer.clone(), why })?;
+            replicas.push(Replica { signer: signer.clone(), key });
+        }
+        Ok(BoundKey { binding, replicas })
     }
 
-    /// The signer of this kid.
+    /// What kind of device the signer of this name is, if the gateway's config has it.
     #[must_use]
-    pub fn get(&self, kid: &Kid) -> Option<Arc<dyn Signer>> {
-        self.keys.load().get(kid).map(|bound| Arc::clone(&bound.key))
+    pub fn kind_of(&self, name: &str) -> Option<Kind> {
+        self.devices.get(name).map(|device| device.kind())
+    }
+
+    /// The key of this kid.
+    #[must_use]
+    pub fn get(&self, kid: &Kid) -> Option<Arc<BoundKey>> {
+        self.keys.load().get(kid).cloned()
     }
 
     /// How this key fares.
     #[must_use]
     pub fn key_health(&self, kid: &Kid) -> Option<Health> {
-        self.keys.load().get(kid).map(|bound| bound.key.health())
+        self.keys.load().get(kid).map(|key| key.health())
     }
 
-    /// How every token (`signer/<name>`) and every key (`key/<kid>`) fares.
+    /// How every signer (`signer/<name>`), every key (`key/<kid>`) and, where several devices hold it, each of them
+    /// (`key/<kid>/<name>`) fares.
     #[must_use]
     pub fn health(&self) -> Vec<(String, Health)> {
-        let tokens = self.tokens.iter().map(|(name, token)| (format!("signer/{name}"), token.health()));
-        let keys = self.keys.load();
-        let keys = keys.iter().map(|(kid, bound)| (format!("key/{kid}"), bound.key.health()));
-        tokens.chain(keys).collect()
+        let mut told: Vec<_> =
+            self.devices.iter().map(|(name, device)| (format!("signer/{name}"), device.health())).collect();
+        for (kid, key) in self.keys.load().iter() {
+            told.push((format!("key/{kid}"), key.health()));
+            if let [_, _, ..] = key.replicas.as_slice() {
+                let of = |replica: &Replica| (format!("key/{kid}/{}", replica.signer), replica.key.health());
+                told.extend(key.replicas.iter().map(of));
+            }
+        }
+        told
     }
 
-    /// Ends the work of every token.
+    /// Every device by signer name.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, &Arc<dyn Device>)> {
+        self.devices.iter().map(|(name, device)| (name.as_str(), device))
+    }
+
+    /// Ends the work of every device.
     pub async fn close(&self) {
-        for token in self.tokens.values() {
-            token.close().await;
+        let closing = self.devices.values().map(|device| device.close());
+        futures_util::future::join_all(closing).await;
+    }
+}
+
+impl std::fmt::Debug for BoundKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BoundKey({})", self.binding.public.kid())
+    }
+}
+
+impl BoundKey {
+    /// How the key fares: as the replica that fares best.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let healths = || self.replicas.iter().map(|replica| replica.key.health());
+        let rank = |health: &Health| match health {
+            Health::Serving => 0,
+            Health::Recovering(_) => 1,
+            Health::NotServing(_) => 2,
+        };
+        let best = healths().min_by_key(rank);
+        best.unwrap_or_else(|| Health::NotServing("no signer is bound to it".to_owned()))
+    }
+
+    /// Takes a place at the first replica that has one, for an order of `flow` that must be done by `deadline`.
+    ///
+    /// # Errors
+    /// Where none has; when the first should have one.
+    pub fn place(&self, flow: Flow, deadline: Instant) -> Result<Place, Busy> {
+        let mut busy = Busy { retry_after: PATIENCE };
+        for replica in self.replicas.iter().filter(|replica| replica.key.health().takes_orders()) {
+            match replica.key.turns().place(flow, deadline) {
+                Ok(place) => return Ok(place),
+                Err(refused) => busy.retry_after = busy.retry_after.min(refused.retry_after),
+            }
         }
+        Err(busy)
+    }
+
+    /// Signs with RS256 on the first replica that can, and goes on to the next where one fails. An order whose
+    /// device was lost under it waits a moment for a device, and is given once more: the same bytes are signed, and
+    /// RS256 gives the same signature. Tells which signer it was. The caller verifies.
+    ///
+    /// # Errors
+    /// The last replica's, or that none serves.
+    pub async fn sign(&self, input: &SigningInput, order: &Order) -> Result<Given, SignError> {
+        let mut lost = 0;
+        let mut waits_until = Instant::now() + PATIENCE;
+        loop {
+            let mut failure = None;
+            for (at, replica) in self.replicas.iter().enumerate() {
+                if replica.key.health() != Health::Serving {
+                    continue;
+                }
+                match replica.key.sign(input, order).await {
+                    Ok(signature) => return Ok(Given { signature, replica: at }),
+                    Err(error @ (SignError::Gone | SignError::TimedOut)) => return Err(error),
+                    Err(error) => failure = Some(error),
+                }
+            }
+            let may_come = match &failure {
+                Some(SignError::Lost(_)) => {
+                    // The wait begins anew with each loss, since a device was there until then.
+                    lost += 1;
+                    waits_until = Instant::now() + PATIENCE;
+                    lost < LOST_MAX
+                }
+                Some(SignError::Full | SignError::Unfit(_)) => false,
+                _ => self.health().takes_orders(),
+            };
+            if !may_come || Instant::now() >= waits_until.min(order.deadline) {
+                return Err(failure.unwrap_or_else(|| unavailable(self.health())));
+            }
+            tokio::select! {
+                () = time::sleep(LOOK_AGAIN) => {}
+                () = order.gone.cancelled() => return Err(SignError::Gone),
+            }
+        }
+    }
+
+    /// Takes the replica that gave this out of service until a test signature of it verifies.
+    pub fn distrust(&self, given: usize, why: &str) {
+        if let Some(replica) = self.replicas.get(given) {
+            tracing::error!(kid = %self.binding.public.kid(), signer = replica.signer, why, "a signature does not verify; the key does not sign there until a test signature does");
+            replica.key.distrust(why);
+        }
+    }
+}
+
+/// A signature, and which replica it is from.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// Not yet verified.
+    pub signature: Signature,
+    /// For [`BoundKey::distrust`].
+    pub replica: usize,
+}
+
+impl Binding {
+    fn is(&self, other: &Self) -> bool {
+        let (public, theirs) = (&self.public, &other.public);
+        public.same_key(theirs.modulus(), theirs.exponent())
+            && self.places == other.places
+            && self.attributes == other.attributes
+    }
+}
+
+fn unavailable(health: Health) -> SignError {
+    match health {
+        Health::NotServing(why) | Health::Recovering(why) => SignError::Unavailable(why),
+        Health::Serving => SignError::Unavailable("the device was lost again and again".to_owned()),
     }
 }

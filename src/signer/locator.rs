@@ -1,7 +1,32 @@
-//! Where a key lies on its device, as policy writes it: the path of an RFC 7512 `pkcs11:` URI. PINs and
-//! modules are no part of it; they are the gateway's config. Finding the key is left to [`super::pkcs11`].
+//! Where a key lies on its device, as policy writes it: the path of an RFC 7512 `pkcs11:` URI, or the ARN of a key
+//! in AWS KMS. PINs, modules and credentials are no part of it; they are the gateway's config. Finding the key is left
+//! to its device.
 
 use std::fmt;
+
+mod arn;
+
+pub use arn::KeyArn;
+
+/// On what kind of device a key lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A PKCS#11 token.
+    Pkcs11,
+    /// AWS KMS.
+    AwsKms,
+}
+
+/// The kind of device that this locator is for.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn kind_of(locator: &str) -> Result<Kind, String> {
+    if locator.starts_with("arn:") {
+        return KeyArn::parse(locator).map(|_| Kind::AwsKms);
+    }
+    Locator::parse(locator).map(|_| Kind::Pkcs11).map_err(|fault| fault.to_string())
+}
 
 /// Why a text is not a locator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +74,13 @@ impl Locator {
     #[must_use]
     pub fn uri_of(token: &str, object: &str) -> String {
         format!("pkcs11:token={};object={};type=private", encoded(token), encoded(object))
+    }
+
+    /// The URI of the private key with this id, where it has no label.
+    #[must_use]
+    pub fn uri_of_id(token: &str, id: &[u8]) -> String {
+        let id: String = id.iter().map(|byte| format!("%{byte:02X}")).collect();
+        format!("pkcs11:token={};id={id};type=private", encoded(token))
     }
 
     /// Reads a `pkcs11:` URI strictly: known attributes, each at most once, no query.

@@ -1,55 +1,67 @@
-//! PKCS#11 tokens: each is a device behind a bounded queue, with threads of its own that alone touch the
-//! module. A token is started, not opened: while it is away its keys are not serving, and it comes back by
+//! PKCS#11 tokens. Each is a device behind fair turns; a vendor's module is loaded by a *host process* of its own
+//! and never by the gateway, so that a module that crashes, hangs or must start anew is a process that is
+//! replaced. A token is started, not opened: while it is away its keys are not serving, and it comes back by
 //! itself. Which key signs which quote, and whether its signature verifies, is left to the caller.
 //!
-//! - `module`: loading, initialising and finalising, shared by all tokens of a module
-//! - `device`: one token within reach: sessions, login, mechanism
-//! - `key`: one pinned key: finding and comparing it, and how it stands
-//! - `worker`: one session's thread
-//! - `supervisor`: the thread that brings the token up, probes its keys and recovers it
+//! - `link`: the gateway's end of one host process
+//! - `supervisor`: brings the token up, binds and probes its keys, replaces the host process
+//! - `wire`: what both sides say to each other
 //! - `fault`: what goes wrong, translated in one place
-//! - `keygen`: provisioning, for commands and never for the gateway
+//! - `provision`: what commands ask of a token
+//! - `host`: the process that loads the module: sessions on threads of their own, keys, key generation
 
 use std::{
-    convert::Infallible,
-    panic::{self, AssertUnwindSafe},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use flume::{RecvTimeoutError, TrySendError};
 use parking_lot::Mutex;
-use secrecy::SecretString;
-use serde::Deserialize;
-use tokio::{sync::oneshot, time};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time,
+};
+use tokio_util::sync::CancellationToken;
 
-use self::{key::Key, worker::Job};
-use super::{Health, SignError, Signature, Signer, locator::Locator};
+use self::{fault::Fault, link::Link};
+use super::{
+    Attributes, Device, Health, Order, Pinned, SignError, Signature, Signer, locator::{Kind, Locator}, standing::Standing,
+    turns::Turns,
+};
 use crate::{jwk::PublicKey, jws::SigningInput};
 
-mod device;
 mod fault;
-mod key;
-pub mod keygen;
-mod module;
+pub mod host;
+mod link;
+mod provision;
 mod supervisor;
-mod worker;
+mod wire;
 
-#[cfg(test)]
-mod tests;
+pub use provision::{Provisioner, init_token};
+
+/// Where a token's PIN comes from. It is read when the token is brought up, and not kept.
+#[derive(Debug, Clone)]
+pub enum Pin {
+    /// A file; a line end is dropped.
+    File(PathBuf),
+    /// An environment variable of the gateway.
+    Variable(String),
+}
 
 /// Which token, and how it is worked.
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
     /// What policy and health call this signer.
     pub name: String,
+    /// The executable that is started as the module's host: the gateway's own.
+    pub host: PathBuf,
     /// The module's shared library.
     pub module: PathBuf,
     /// The token's label.
@@ -57,132 +69,161 @@ pub struct TokenConfig {
     /// The token's serial number, where several have the label.
     pub token_serial: Option<String>,
     /// The user's PIN.
-    pub pin: SecretString,
+    pub pin: Pin,
+    /// Variables for the environment of the module's process.
+    pub environment: BTreeMap<String, String>,
+    /// Variables of the gateway's own environment that hold secrets, and are kept from the module's process.
+    pub secret_variables: Vec<String>,
     /// How many sessions sign side by side; fewer if the token has not as many.
     pub sessions: usize,
-    /// How many jobs may wait for a session.
+    /// How many orders may wait for a session.
     pub queue_max: usize,
     /// How long a call into the module may take before its session counts as stuck.
     pub call_timeout: Duration,
     /// How often each key's health is found out by a test signature.
     pub probe_interval: Duration,
-    /// What is made of a key that may have left its device.
-    pub attributes: AttributePolicy,
-}
-
-/// What is made of a key whose attributes do not say that it was made on its device and cannot leave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttributePolicy {
-    /// It is unfit.
-    Require,
-    /// It signs, and the log says so once.
-    Warn,
-    /// Nobody looks.
-    Off,
 }
 
 /// A token at work, from [`Token::start`] until it is closed or dropped.
 pub struct Token {
     shared: Arc<Shared>,
-    close: flume::Sender<()>,
-    ended: flume::Receiver<Infallible>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Token {
     /// Starts to bring the token up. Never fails: a token that is away is waited for, and health says why.
     #[must_use]
     pub fn start(config: TokenConfig) -> Self {
-        let (close, closing) = flume::bounded(1);
-        let shared = Arc::new(Shared::new(config, closing));
-        let (ending, ended) = flume::bounded(0);
-        let supervised = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("pkcs11-supervisor".to_owned()).spawn(move || {
-            let _ending: flume::Sender<Infallible> = ending;
-            if panic::catch_unwind(AssertUnwindSafe(|| supervisor::run(&supervised))).is_err() {
-                supervised.down("its supervisor panicked; restart the gateway");
-            }
+        let (report, reports) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            turns: Turns::new(config.sessions.max(1), config.queue_max),
+            state: ArcSwap::from_pointee(State::Down("the token is being brought up".to_owned())),
+            keys: Mutex::default(),
+            keys_made: AtomicU32::new(1),
+            generations: AtomicU64::new(0),
+            wake: Notify::new(),
+            closing: CancellationToken::new(),
+            report,
+            config,
         });
-        if let Err(error) = thread {
-            shared.down(&format!("cannot start its supervisor: {error}"));
-        }
-        Self { shared, close, ended }
+        let supervisor = tokio::spawn(supervisor::run(Arc::clone(&shared), reports));
+        Self { shared, supervisor: Mutex::new(Some(supervisor)) }
     }
 
-    /// A key of this token, as policy pins it. It is probed as long as the signer, or a clone of its `Arc`, lives.
+    /// How often its host process has been started.
     #[must_use]
-    pub fn key(&self, public: Arc<PublicKey>, locator: Locator) -> Arc<dyn Signer> {
+    pub fn generation(&self) -> u64 {
+        self.shared.generations.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Device for Token {
+    fn kind(&self) -> Kind {
+        Kind::Pkcs11
+    }
+
+    fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {
+        Locator::parse(&pinned.locator).map_err(|fault| fault.to_string())?;
         let number = self.shared.keys_made.fetch_add(1, Ordering::Relaxed);
-        let key = Arc::new(Key::new(number, public, locator));
+        let key = Arc::new(Key {
+            number,
+            locator: pinned.locator,
+            attributes: pinned.attributes,
+            standing: Standing::new(pinned.public, &self.shared.config.name),
+            binding: Mutex::default(),
+        });
         self.shared.keys.lock().push(Arc::downgrade(&key));
-        Arc::new(TokenKey { key, token: Arc::clone(&self.shared) })
+        self.shared.wake.notify_one();
+        Ok(Arc::new(TokenKey { key, token: Arc::clone(&self.shared) }))
     }
 
-    /// Whether the token is up. A key has a health of its own.
-    #[must_use]
-    pub fn health(&self) -> Health {
+    fn health(&self) -> Health {
         match &**self.shared.state.load() {
             State::Up { .. } => Health::Serving,
+            State::Recovering(why) => Health::Recovering(why.clone()),
             State::Down(why) => Health::NotServing(why.clone()),
         }
     }
 
-    /// Ends the token's work: refuses what waits in the queue, and waits, within bounds, until its threads
-    /// have left the module.
-    pub async fn close(&self) {
-        // Full if it was closed before, and disconnected if its supervisor has ended.
-        let _ = self.close.try_send(());
-        let grace = self.shared.config.call_timeout + supervisor::PAUSE_MAX;
-        if time::timeout(grace, self.ended.recv_async()).await.is_err() {
-            tracing::warn!(signer = %self.shared.config.name, "the token is left with a thread stuck inside its module");
+    fn turns(&self) -> &Arc<Turns> {
+        &self.shared.turns
+    }
+
+    async fn close(&self) {
+        self.shared.closing.cancel();
+        let supervisor = self.supervisor.lock().take();
+        if let Some(supervisor) = supervisor
+            && supervisor.await.is_err()
+        {
+            tracing::error!(signer = %self.shared.config.name, "the token's supervisor panicked");
         }
     }
 }
 
-/// What a token's handle, keys and threads share.
-struct Shared {
-    config: TokenConfig,
-    state: ArcSwap<State>,
-    keys: Mutex<Vec<Weak<Key>>>,
-    keys_made: AtomicU64,
-    closing: flume::Receiver<()>,
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.shared.closing.cancel();
+    }
 }
 
-/// Whether there is a queue to put a job into.
+/// What a token's handle, keys and supervisor share.
+struct Shared {
+    config: TokenConfig,
+    turns: Arc<Turns>,
+    state: ArcSwap<State>,
+    keys: Mutex<Vec<Weak<Key>>>,
+    keys_made: AtomicU32,
+    generations: AtomicU64,
+    /// There is a new key, or one to be probed at once.
+    wake: Notify,
+    closing: CancellationToken,
+    /// What breaks the present generation.
+    report: mpsc::Sender<(u64, Fault)>,
+}
+
+/// Whether there is a host process to give jobs to.
 enum State {
     Down(String),
-    Up { generation: u64, jobs: flume::Sender<Job> },
+    Recovering(String),
+    Up { generation: u64, link: Arc<Link> },
+}
+
+/// A key of a token.
+struct Key {
+    /// By what jobs name it; never given again.
+    number: u32,
+    locator: String,
+    attributes: Attributes,
+    standing: Standing,
+    binding: Mutex<Binding>,
+}
+
+/// What the supervisor keeps of a key.
+#[derive(Default)]
+struct Binding {
+    /// The generation in which it was found, compared and tried; 0 where it is not.
+    generation: u64,
+    /// The last generation in which that was attempted.
+    tried: u64,
+    /// Why the last attempt failed.
+    refusal: Option<Fault>,
+    /// Bound, and not shown as serving yet.
+    fresh: bool,
+    /// When it is to be looked at again.
+    probe_at: Option<Instant>,
+    /// A probe is under way.
+    probing: bool,
+    /// What was warned of.
+    warned: Option<String>,
 }
 
 impl Shared {
-    fn new(config: TokenConfig, closing: flume::Receiver<()>) -> Self {
-        Self {
-            config,
-            state: ArcSwap::from_pointee(State::Down("the token is being brought up".to_owned())),
-            keys: Mutex::default(),
-            keys_made: AtomicU64::new(0),
-            closing,
+    fn link(&self) -> Result<(u64, Arc<Link>), SignError> {
+        match &**self.state.load() {
+            State::Up { generation, link } => Ok((*generation, Arc::clone(link))),
+            State::Recovering(why) | State::Down(why) => Err(SignError::Unavailable(why.clone())),
         }
-    }
-
-    fn up(&self, generation: u64, jobs: flume::Sender<Job>) {
-        self.state.store(Arc::new(State::Up { generation, jobs }));
-    }
-
-    /// Takes the token down; tells whether that, or why, is news.
-    fn down(&self, why: &str) -> bool {
-        let down = Arc::new(State::Down(why.to_owned()));
-        !matches!(&*self.state.swap(down), State::Down(before) if before == why)
-    }
-
-    /// Whether the token was closed, or its handle dropped.
-    fn is_closing(&self) -> bool {
-        !self.closing.is_empty() || self.closing.is_disconnected()
-    }
-
-    /// Waits, unless the token is closing; false if it is.
-    fn pause(&self, pause: Duration) -> bool {
-        self.closing.recv_timeout(pause) == Err(RecvTimeoutError::Timeout)
     }
 
     /// The keys that someone still holds. The others are forgotten.
@@ -191,6 +232,55 @@ impl Shared {
         keys.retain(|key| key.strong_count() > 0);
         keys.iter().filter_map(Weak::upgrade).collect()
     }
+
+    /// Has `key` sign in its turn.
+    async fn sign(&self, key: &Key, input: &SigningInput, order: &Order) -> Result<Signature, SignError> {
+        self.link()?;
+        let turn = self.turns.turn(order).await?;
+        // The token may have been lost and found while this order waited.
+        let (generation, link) = self.link()?;
+        key.check_bound(generation)?;
+        let given = link.give(key.number, input, order.deadline, turn).await;
+        let answer = given.map_err(|fault| self.judge(key, generation, fault))?;
+        match time::timeout_at(order.deadline.into(), answer).await {
+            Ok(Ok(result)) => result.map(Signature).map_err(|fault| self.judge(key, generation, fault)),
+            Ok(Err(_)) => Err(SignError::Lost("its process ended before it answered".to_owned())),
+            Err(_) => Err(SignError::TimedOut),
+        }
+    }
+
+    /// What a fault means for the key, and for the generation.
+    fn judge(&self, key: &Key, generation: u64, fault: Fault) -> SignError {
+        if self.link().is_ok_and(|(now, _)| now == generation) {
+            let is_the_tokens = match &fault {
+                // A key that did not sign before may itself be at fault; the supervisor sees the others.
+                Fault::Device(why) => key.standing.set(Health::Recovering(why.clone())) == Health::Serving,
+                Fault::Pin(_) => true,
+                Fault::Missing(_) | Fault::Unfit(_) => {
+                    key.standing.set(Health::NotServing(fault.to_string()));
+                    false
+                }
+                Fault::Stuck(_) | Fault::Late | Fault::Exists(_) | Fault::Invalid(_) => false,
+            };
+            if is_the_tokens {
+                // The first report of a generation is enough.
+                let _told = self.report.try_send((generation, fault.clone()));
+            }
+        }
+        fault.into()
+    }
+}
+
+impl Key {
+    fn check_bound(&self, generation: u64) -> Result<(), SignError> {
+        if self.binding.lock().generation == generation {
+            return Ok(());
+        }
+        match self.standing.health() {
+            Health::NotServing(why) | Health::Recovering(why) => Err(SignError::Unavailable(why)),
+            Health::Serving => Err(SignError::Unavailable("the key is being found again".to_owned())),
+        }
+    }
 }
 
 struct TokenKey {
@@ -198,38 +288,30 @@ struct TokenKey {
     token: Arc<Shared>,
 }
 
-impl TokenKey {
-    fn enqueue(&self, job: Job) -> Result<(), SignError> {
-        match &**self.token.state.load() {
-            State::Down(why) => Err(SignError::Unavailable(why.clone())),
-            State::Up { jobs, .. } => jobs.try_send(job).map_err(|refusal| match refusal {
-                TrySendError::Full(_) => SignError::Full,
-                TrySendError::Disconnected(_) => SignError::Unavailable("the token is being recovered".to_owned()),
-            }),
-        }
-    }
-}
-
 #[async_trait]
 impl Signer for TokenKey {
-    async fn sign(&self, input: &SigningInput, deadline: Instant) -> Result<Signature, SignError> {
-        let (reply, answer) = oneshot::channel();
-        self.enqueue(Job::Sign { key: Arc::clone(&self.key), input: input.clone(), deadline, reply })?;
-        match time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(SignError::Unavailable("the token was lost before it answered".to_owned())),
-            Err(_) => Err(SignError::TimedOut),
+    async fn sign(&self, input: &SigningInput, order: &Order) -> Result<Signature, SignError> {
+        if let Health::NotServing(why) = self.key.standing.health() {
+            return Err(SignError::Unavailable(why));
         }
+        self.token.sign(&self.key, input, order).await
     }
 
     fn public_key(&self) -> &Arc<PublicKey> {
-        &self.key.public
+        self.key.standing.public()
     }
 
     fn health(&self) -> Health {
-        match &**self.token.state.load() {
-            State::Up { generation, .. } => self.key.health(*generation),
-            State::Down(why) => Health::NotServing(why.clone()),
-        }
+        self.key.standing.health()
+    }
+
+    fn turns(&self) -> &Arc<Turns> {
+        &self.token.turns
+    }
+
+    fn distrust(&self, why: &str) {
+        self.key.standing.set(Health::NotServing(why.to_owned()));
+        self.key.binding.lock().probe_at = None;
+        self.token.wake.notify_one();
     }
 }

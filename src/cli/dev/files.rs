@@ -25,6 +25,8 @@ use super::{
 };
 
 pub(super) const CONFIG: &str = "quotesign.toml";
+pub(super) const PARTNER: &str = "acme-remit";
+const SOFTHSM: &str = "softhsm2.conf";
 pub(super) const COMPLETE: &str = "complete";
 /// Written first and last, so that an interrupted run is seen.
 const MADE: [&str; 9] =
@@ -57,11 +59,12 @@ pub(super) fn clear(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn write_softhsm(dir: &Path, path: &Path) -> Result<(), Failure> {
+/// `SoftHSM`'s own config: where its tokens are.
+pub(super) fn write_softhsm(dir: &Path) -> Result<(), Failure> {
     let tokens = dir.join("tokens");
     fs::create_dir_all(&tokens).map_err(|fault| Failure::failed(format!("{}: {fault}", tokens.display())))?;
     let text = format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-    write(path, text.as_bytes())
+    write(&dir.join(SOFTHSM), text.as_bytes())
 }
 
 /// Writes config and client file. Addresses change only where another process has taken one.
@@ -104,6 +107,7 @@ name = "hsm-primary"
 module = "{}"
 token = "{LABEL}"
 pin_file = "pin"
+environment = {{ SOFTHSM2_CONF = "{}" }}
 
 [drain]
 grace_ms = 0
@@ -111,7 +115,8 @@ grace_ms = 0
 [log]
 format = "text"
 "#,
-        module.display()
+        module.display(),
+        dir.join(SOFTHSM).display()
     );
     let client = format!(
         r#"environment = "development"
@@ -167,7 +172,7 @@ fn timeline(key: &PublicKey) -> Result<Table, Failure> {
     let kid = key.kid();
     let mut table = Table::new();
     table.insert("kid", value(kid.as_str()));
-    table.insert("partner", value("acme-remit"));
+    table.insert("partner", value(PARTNER));
     table.insert("signer", value("hsm-primary"));
     table.insert("locator", value(Locator::uri_of(LABEL, kid.as_str())));
     let start = crate::clock::UtcTime::from_millis(now.millis() - now.millis().rem_euclid(60_000));

@@ -6,16 +6,19 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    cli::Failure,
+    cli::{Failure, block_on},
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::Kid,
     gateway,
     jwk::PublicKey,
-    signer::pkcs11::keygen,
+    signer::{
+        pkcs11::{self, Provisioner},
+        provision::{NewKey, Provision as _},
+    },
 };
 
-use super::files::{CONFIG, write};
+use super::files::{CONFIG, PARTNER, write};
 
 pub(super) const LABEL: &str = "quotesign-dev";
 const BITS: u32 = 3072;
@@ -38,12 +41,14 @@ pub(super) fn make(dir: &Path) -> Result<PublicKey, Failure> {
     let (pin, so_pin) = (secret(), secret());
     write(&dir.join("pin"), format!("{pin}\n").as_bytes())?;
     write(&dir.join("so-pin"), format!("{so_pin}\n").as_bytes())?;
-    keygen::init_token(&module()?, &SecretString::from(so_pin), &SecretString::from(pin), LABEL)
-        .map_err(Failure::failed)?;
     let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
     let signer = config.signers.first().ok_or_else(|| Failure::failed("the development config has no signer"))?;
-    let token = gateway::token_config(signer).map_err(Failure::unfit)?;
-    keygen::generate(&token, &kid()?, BITS).map_err(Failure::failed)
+    let token = gateway::token_config(&config, signer);
+    let key = NewKey { kid: kid()?, partner: PARTNER.to_owned(), bits: BITS };
+    block_on(async {
+        pkcs11::init_token(&token, &SecretString::from(so_pin)).await.map_err(Failure::failed)?;
+        Ok(Provisioner::new(token).generate(&key).await.map_err(Failure::failed)?.public)
+    })
 }
 
 /// Named after this month, as the contract's good examples are.

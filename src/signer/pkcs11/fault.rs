@@ -4,7 +4,7 @@
 
 use cryptoki::error::{Error, RvError};
 
-use crate::signer::SignError;
+use crate::signer::{SignError, provision::ProvisionError};
 
 /// Why a token or one of its keys did not do its part.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +21,18 @@ pub(super) enum Fault {
     /// The key is there and must not be used.
     #[error("{0}")]
     Unfit(String),
+    /// Its session has been inside the module for too long. Others may fare better.
+    #[error("{0}")]
+    Stuck(String),
+    /// The job came too late to be begun.
+    #[error("the deadline had passed before a session was free")]
+    Late,
+    /// What is to be made is there already.
+    #[error("`{0}` exists already")]
+    Exists(String),
+    /// What is asked for cannot be.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 impl From<Error> for Fault {
@@ -43,8 +55,23 @@ impl From<Fault> for SignError {
     fn from(fault: Fault) -> Self {
         let text = fault.to_string();
         match fault {
-            Fault::Device(_) | Fault::Pin(_) | Fault::Missing(_) => Self::Unavailable(text),
+            Fault::Device(_) | Fault::Stuck(_) => Self::Lost(text),
+            Fault::Late => Self::TimedOut,
+            Fault::Pin(_) | Fault::Missing(_) | Fault::Exists(_) | Fault::Invalid(_) => Self::Unavailable(text),
             Fault::Unfit(_) => Self::Unfit(text),
+        }
+    }
+}
+
+impl From<Fault> for ProvisionError {
+    fn from(fault: Fault) -> Self {
+        let text = fault.to_string();
+        match fault {
+            Fault::Device(_) | Fault::Stuck(_) | Fault::Pin(_) | Fault::Late => Self::Device(text),
+            Fault::Missing(locator) => Self::Missing(locator),
+            Fault::Unfit(_) => Self::Unfit(text),
+            Fault::Exists(name) => Self::Exists(name),
+            Fault::Invalid(_) => Self::Invalid(text),
         }
     }
 }

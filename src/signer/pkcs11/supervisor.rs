@@ -1,216 +1,433 @@
-//! The thread that keeps one token at work. It brings the token up, runs its workers for one *generation*,
-//! has every key probed, and ends the generation when it is broken: queued jobs are refused, the workers leave
-//! the module, and only when all have left is the token brought up anew. A worker stuck inside the module is
-//! waited for, however long, since a module must not be finalised under it. A refused PIN ends it for good.
+//! The task that keeps one token at work. It starts a host process for one *generation*, has every key bound and
+//! then probed, replaces sessions that are stuck, and ends the generation when it is broken: what is with the host
+//! gets a moment to come back, then the process goes, and the next one begins from nothing. A refused PIN ends it
+//! for good.
 
 use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, ScopedJoinHandle},
+    collections::BTreeMap,
+    env, fs,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use secrecy::SecretString;
+use tokio::{sync::mpsc, task::AbortHandle, time};
 use uuid::Uuid;
 
 use super::{
-    AttributePolicy, Shared,
-    device::{Access, Device},
+    Key, Pin, Shared, State,
     fault::Fault,
-    key::Key,
-    worker::{BusySince, Job, Worker},
+    link::Link,
+    wire::{self, Open, Opened, Request, Response},
 };
-use crate::signer::SignError;
+use crate::{
+    jws::SigningInput,
+    signer::{Flow, Health, Order, SignError, jittered},
+};
 
+/// The pauses between two attempts to bring a token up: the first at once, then doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// The longest pause between two attempts to bring a token up.
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long a token that was lost counts as being brought back, and orders wait for it.
+const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);
+/// How long jobs may take to come back when their generation has ended.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How long a host process may take to leave its module.
+const LEAVE: Duration = Duration::from_millis(800);
+/// Jobs that wait in the host, so that no session idles while its next job is on the way.
+const AHEAD: usize = 2;
+/// A module may take as many times the patience of a call to be loaded and to log in.
+const OPEN_FACTOR: u32 = 5;
+/// How long a token whose keys are all missing or unfit is left alone before it is brought up anew.
+const UNFIT_AGAIN: Duration = Duration::from_secs(5);
 
-/// The time from one bringing-up of a token to its end, as its workers see it.
-pub(super) struct Generation<'d> {
-    number: u64,
-    device: &'d Device<'d>,
-    attributes: AttributePolicy,
-    over: AtomicBool,
-    busy: Vec<BusySince>,
-    report: flume::Sender<Fault>,
-    reports: flume::Receiver<Fault>,
-}
-
-impl<'d> Generation<'d> {
-    fn new(number: u64, device: &'d Device<'d>, attributes: AttributePolicy) -> Self {
-        let (report, reports) = flume::bounded(1);
-        let busy = (0..device.sessions()).map(|_| BusySince::default()).collect();
-        Self { number, device, attributes, over: AtomicBool::new(false), busy, report, reports }
-    }
-
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    pub(super) fn device(&self) -> &'d Device<'d> {
-        self.device
-    }
-
-    pub(super) fn attributes(&self) -> AttributePolicy {
-        self.attributes
-    }
-
-    /// Whether no more jobs are to be done.
-    pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
-    }
-
-    /// Tells the supervisor that the generation is broken. The first report is enough.
-    pub(super) fn report(&self, fault: Fault) {
-        let _ = self.report.try_send(fault);
-    }
-}
-
-/// Keeps the token at work until it is closed, its handle is dropped, or its PIN is refused.
-pub(super) fn run(shared: &Shared) {
+/// Keeps the token at work until it is closed or its PIN is refused.
+pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, Fault)>) {
     let name = &shared.config.name;
-    let mut pause = PAUSE_MIN;
-    for generation in 1.. {
+    let mut pause = Duration::ZERO;
+    let mut outage = Outage::default();
+    for number in 1.. {
         let began = Instant::now();
-        let Err(fault) = Device::reach(&shared.config).and_then(|device| serve(shared, generation, &device)) else {
-            break;
-        };
-        let news = shared.down(&fault.to_string());
+        let ended = Generation::run(&shared, number, &mut reports, &mut outage).await;
+        let Err(fault) = ended else { break };
         if let Fault::Pin(_) = fault {
+            shared.down(&fault.to_string());
             tracing::error!(signer = %name, why = %fault, "the token is given up; correct its PIN and restart");
             return;
         }
-        if news {
-            tracing::warn!(signer = %name, why = %fault, "the token is down; trying until it is back");
-        }
+        outage.tell(&shared, &fault.to_string());
         // A generation that lasted was no failed attempt.
-        if began.elapsed() > PAUSE_MAX {
-            pause = PAUSE_MIN;
+        if began.elapsed() > PAUSE_MAX * 2 {
+            pause = Duration::ZERO;
         }
-        if !shared.pause(jittered(pause)) {
-            break;
+        tokio::select! {
+            () = shared.closing.cancelled() => break,
+            () = outage.wait(&shared, jittered(pause)) => {}
         }
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
     }
     shared.down("the token is closed");
 }
 
-/// One generation. Ok when the token is to be closed.
-fn serve(shared: &Shared, number: u64, device: &Device<'_>) -> Result<(), Fault> {
-    // Held to the end, since a token logs out when its last session closes.
-    let _keeper = device.session(Access::Read)?;
-    let (sender, jobs) = flume::bounded(shared.config.queue_max.max(1));
-    let generation = Generation::new(number, device, shared.config.attributes);
-    thread::scope(|scope| {
-        // Moved in, so that an early return leaves no sender for the workers to wait on.
-        let sender = sender;
-        let spawn = |busy_since| {
-            let (worker, jobs) = (Worker::new(&generation, busy_since), jobs.clone());
-            thread::Builder::new().name("pkcs11-worker".to_owned()).spawn_scoped(scope, move || worker.run(&jobs))
+/// The time since the token was lost.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    why: String,
+}
+
+impl Outage {
+    /// The token is lost, or could not be brought back.
+    fn tell(&mut self, shared: &Shared, why: &str) {
+        let is_new = std::mem::replace(&mut self.why, why.to_owned()) != why;
+        if is_new {
+            tracing::warn!(signer = %shared.config.name, why, "the token is down; trying until it is back");
+        }
+        self.show(shared);
+    }
+
+    /// Callers wait for a token that was lost a moment ago; for one that stays away they do not.
+    fn show(&self, shared: &Shared) {
+        match self.since {
+            Some(since) if since.elapsed() < PATIENCE => shared.recovering(&self.why),
+            _ => shared.down(&self.why),
+        }
+    }
+
+    async fn wait(&self, shared: &Shared, pause: Duration) {
+        time::sleep(pause).await;
+        self.show(shared);
+    }
+
+    /// Does `attempt`, and meanwhile ceases to have callers wait when it has lasted too long.
+    async fn during<T>(&self, shared: &Shared, attempt: impl Future<Output = T>) -> T {
+        let left = self.since.map_or(Duration::ZERO, |since| PATIENCE.saturating_sub(since.elapsed()));
+        tokio::pin!(attempt);
+        tokio::select! {
+            done = &mut attempt => return done,
+            () = time::sleep(left) => {}
+        }
+        if !self.why.is_empty() {
+            self.show(shared);
+        }
+        attempt.await
+    }
+}
+
+/// One host process and what has come of it.
+struct Generation<'s> {
+    shared: &'s Arc<Shared>,
+    number: u64,
+    link: Arc<Link>,
+    opened: Opened,
+    /// The keys that the host knows.
+    bound: BTreeMap<u32, std::sync::Weak<Key>>,
+    /// Sessions that stand in for stuck ones, ever.
+    replaced: usize,
+    began: Instant,
+}
+
+impl<'s> Generation<'s> {
+    /// Runs one generation to its end. Ok when the token is to be closed.
+    async fn run(
+        shared: &'s Arc<Shared>,
+        number: u64,
+        reports: &mut mpsc::Receiver<(u64, Fault)>,
+        outage: &mut Outage,
+    ) -> Result<(), Fault> {
+        shared.generations.store(number, Ordering::Relaxed);
+        let link = Arc::new(Link::start(&shared.config)?);
+        let taking = Arc::clone(&link);
+        let answers = tokio::spawn(async move { taking.take_answers().await });
+        let _answers = AbortOnDrop(answers.abort_handle());
+        let ended = match outage.during(shared, Self::open(shared, number, &link)).await {
+            Ok(generation) => {
+                *outage = Outage::default();
+                generation.watch(reports).await
+            }
+            Err(fault) => Err(fault),
         };
-        let workers = generation.busy.iter().map(spawn).collect::<io::Result<Vec<_>>>();
-        let workers = workers.map_err(|error| Fault::Device(format!("cannot start a worker: {error}")))?;
-        tracing::info!(signer = %shared.config.name, generation = number, sessions = workers.len(), "the token is up");
-        shared.up(number, sender.clone());
-        let ended = watch(shared, &generation, &sender, &workers);
         let why = ended.as_ref().map_or_else(Fault::to_string, |()| "the token is closing".to_owned());
-        generation.over.store(true, Ordering::Release);
-        if ended.is_err() {
-            tracing::warn!(signer = %shared.config.name, generation = number, %why, "the token failed");
+        if ended.is_err() && outage.since.is_none() && shared.is_up() {
+            outage.since = Some(Instant::now());
+            tracing::warn!(signer = %shared.config.name, generation = number, why, "the token failed");
+            outage.tell(shared, &why);
         }
-        shared.down(&why);
-        drop(sender);
-        for job in jobs.drain() {
-            job.refuse(SignError::Unavailable(why.clone()));
-        }
-        see_off(shared, workers);
-        // A refused PIN outweighs whatever was reported before it.
-        device.refusal().map_or(ended, Err)
-    })
-}
+        link.settle(SETTLE).await;
+        link.refuse_all(&why);
+        link.close(LEAVE).await;
+        ended
+    }
 
-/// Has the keys probed, until the generation is broken (why) or the token is to be closed (Ok).
-fn watch(
-    shared: &Shared,
-    generation: &Generation<'_>,
-    jobs: &flume::Sender<Job>,
-    workers: &[ScopedJoinHandle<'_, ()>],
-) -> Result<(), Fault> {
-    let limit = shared.config.call_timeout;
-    while !shared.is_closing() {
-        if workers.iter().any(ScopedJoinHandle::is_finished) {
-            return Err(Fault::Device("a worker has ended by itself".to_owned()));
-        }
-        if generation.busy.iter().all(|since| since.lock().is_some_and(|since| since.elapsed() > limit)) {
-            return Err(Fault::Device(format!("every session has been inside the module for more than {limit:?}")));
-        }
-        if let Some(fault) = probe(shared, generation.number, jobs) {
-            return Err(fault);
-        }
-        if let Ok(fault) = generation.reports.recv_timeout(TICK) {
-            return Err(fault);
+    /// Brings the token up, with every key bound that can be.
+    async fn open(shared: &'s Arc<Shared>, number: u64, link: &Arc<Link>) -> Result<Self, Fault> {
+        let config = &shared.config;
+        let open = Open {
+            module: config.module.display().to_string(),
+            token_label: config.token_label.clone(),
+            token_serial: config.token_serial.clone(),
+            sessions: u32::try_from(config.sessions).unwrap_or(u32::MAX),
+        };
+        let pin = config.pin.read()?;
+        let secrets = [&pin];
+        let answer = tokio::select! {
+            answer = link.ask(Request::Open(open), &secrets, config.call_timeout * OPEN_FACTOR) => answer??,
+            fault = link.ended() => return Err(fault),
+        };
+        let Response::Opened(opened) = answer else { return Err(out_of_turn()) };
+        let (bound, began) = (BTreeMap::new(), Instant::now());
+        let mut generation = Self { shared, number, link: Arc::clone(link), opened, bound, replaced: 0, began };
+        generation.look_after_keys().await?;
+        shared.turns.set_slots(generation.opened.sessions as usize + AHEAD);
+        shared.state.store(Arc::new(State::Up { generation: number, link: Arc::clone(link) }));
+        let (sessions, token) = (generation.opened.sessions, &generation.opened.token);
+        tracing::info!(signer = %config.name, generation = number, sessions, token, "the token is up");
+        generation.show_bound();
+        Ok(generation)
+    }
+
+    /// Has the keys probed, until the generation is broken (why) or the token is to be closed (Ok).
+    async fn watch(mut self, reports: &mut mpsc::Receiver<(u64, Fault)>) -> Result<(), Fault> {
+        let shared = self.shared;
+        loop {
+            tokio::select! {
+                () = shared.closing.cancelled() => return Ok(()),
+                fault = self.link.ended() => return Err(fault),
+                Some((number, fault)) = reports.recv() => {
+                    if number == self.number {
+                        return Err(fault);
+                    }
+                }
+                () = shared.wake.notified() => {}
+                () = time::sleep(TICK) => self.replace_stuck().await?,
+            }
+            self.look_after_keys().await?;
+            self.show_bound();
         }
     }
-    Ok(())
-}
 
-/// Has those keys probed that are due; gives the reason where nothing signs.
-fn probe(shared: &Shared, generation: u64, jobs: &flume::Sender<Job>) -> Option<Fault> {
-    let keys = shared.live_keys();
-    for key in &keys {
-        let due = key.take_probe(generation, jittered(shared.config.probe_interval));
-        if due && jobs.try_send(Job::Probe { key: Arc::clone(key) }).is_err() {
-            key.return_probe();
+    /// Sessions that are stuck inside the module get a stand-in, while the token has sessions to spare.
+    async fn replace_stuck(&mut self) -> Result<(), Fault> {
+        let limit = self.shared.config.call_timeout;
+        for job in self.link.give_up_stuck(limit) {
+            self.replaced += 1;
+            let stuck = self.replaced.saturating_sub(self.link.returned());
+            if stuck > self.opened.spare as usize {
+                let limit = limit.as_millis();
+                return Err(Fault::Device(format!("{stuck} calls have been inside the module for more than {limit} ms")));
+            }
+            tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
+            self.link.ask(Request::Replace(job), &[], limit).await??;
+        }
+        Ok(())
+    }
+
+    /// Binds what is not bound, probes what is due, and forgets what nobody holds.
+    async fn look_after_keys(&mut self) -> Result<(), Fault> {
+        let keys = self.shared.live_keys();
+        for key in &keys {
+            if !key.take_probe(self.shared.config.probe_interval, self.number) {
+                continue;
+            }
+            if key.is_bound(self.number) {
+                tokio::spawn(probe(Arc::clone(self.shared), Arc::clone(key)));
+            } else {
+                self.bind(key).await?;
+            }
+        }
+        let gone: Vec<_> = self.bound.iter().filter(|(_, key)| key.strong_count() == 0).map(|(at, _)| *at).collect();
+        for number in gone {
+            self.bound.remove(&number);
+            self.link.ask(Request::Forget(number), &[], self.shared.config.call_timeout).await??;
+        }
+        self.nothing_signs(&keys).map_or(Ok(()), Err)
+    }
+
+    async fn bind(&mut self, key: &Arc<Key>) -> Result<(), Fault> {
+        let ask = wire::Bind {
+            number: key.number,
+            locator: key.locator.clone(),
+            jwk: key.standing.public().to_jwk().to_string().into_bytes(),
+            attributes: wire::Attributes::from(key.attributes).into(),
+        };
+        let patience = self.shared.config.call_timeout;
+        let asking = self.link.ask(Request::Bind(ask), &[], patience);
+        let answer = tokio::select! {
+            answer = asking => answer?,
+            fault = self.link.ended() => return Err(fault),
+        };
+        match answer {
+            Ok(Response::Bound(bound)) => {
+                self.bound.insert(key.number, Arc::downgrade(key));
+                key.was_bound(self.number, &bound);
+                Ok(())
+            }
+            Ok(_) => Err(out_of_turn()),
+            Err(fault @ Fault::Pin(_)) => Err(fault),
+            Err(fault) => {
+                key.was_refused(self.number, &fault);
+                Ok(())
+            }
         }
     }
-    nothing_signs(&keys, generation)
-}
 
-/// Where every key was tried, none signs, and one of them for a reason that may be the token's: that reason.
-/// As long as one key signs, another's failure is its own, and no cause to disturb the token.
-fn nothing_signs(keys: &[Arc<Key>], generation: u64) -> Option<Fault> {
-    let mut cause = None;
-    for key in keys {
-        match key.verdict(generation)? {
-            Ok(()) => return None,
-            Err(fault @ Fault::Device(_)) => cause = Some(fault),
-            Err(_) => {}
+    /// Bound keys serve once the token is up.
+    fn show_bound(&self) {
+        for key in self.bound.values().filter_map(std::sync::Weak::upgrade) {
+            let fresh = {
+                let mut binding = key.binding.lock();
+                binding.generation == self.number && std::mem::take(&mut binding.fresh)
+            };
+            if fresh {
+                key.standing.set(Health::Serving);
+            }
         }
     }
-    cause
-}
 
-/// Waits until every worker has left the module, and says so if one does not.
-fn see_off(shared: &Shared, workers: Vec<ScopedJoinHandle<'_, ()>>) {
-    let since = Instant::now();
-    let mut told = false;
-    loop {
-        let inside = workers.iter().filter(|worker| !worker.is_finished()).count();
-        if inside == 0 {
-            break;
+    /// Where every key was tried and none signs: why, if that may be the token's fault. As long as one key signs,
+    /// another's failure is its own, and no cause to disturb the token. Keys that are missing or unfit may be so
+    /// since the module does not see what has changed: then the token is brought up anew now and then.
+    fn nothing_signs(&self, keys: &[Arc<Key>]) -> Option<Fault> {
+        let mut cause = None;
+        for key in keys {
+            match key.refusal(self.number)? {
+                fault @ Fault::Device(_) => cause = Some(fault),
+                fault if self.began.elapsed() > UNFIT_AGAIN => cause = cause.or(Some(fault)),
+                _ => {}
+            }
         }
-        if !told && since.elapsed() > shared.config.call_timeout {
-            told = true;
-            let why =
-                format!("{inside} sessions are stuck inside the module, which cannot start anew before they leave");
-            tracing::error!(signer = %shared.config.name, %why, "the token waits for the module");
-            shared.down(&why);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    for worker in workers {
-        if worker.join().is_err() {
-            tracing::error!(signer = %shared.config.name, "a worker panicked");
-        }
+        cause.map(|fault| Fault::Device(fault.to_string()))
     }
 }
 
-/// `pause` give or take a tenth, so that replicas do not move in step.
-fn jittered(pause: Duration) -> Duration {
-    let [.., random] = Uuid::now_v7().into_bytes();
-    pause.mul_f64(0.9 + 0.2 * f64::from(random) / 255.0)
+/// Has a bound key sign a probe; its standing is what comes of it.
+async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
+    let input = SigningInput::probe(Uuid::now_v7().into_bytes());
+    let order = Order::new(Flow::OWN, Instant::now() + shared.config.call_timeout * 2);
+    let signed = shared.sign(&key, &input, &order).await;
+    match signed {
+        Ok(signature) if key.standing.public().verifies(input.bytes(), &signature.0) => {
+            key.standing.set(Health::Serving);
+        }
+        Ok(_) => {
+            let fault = Fault::Device("its test signature does not verify".to_owned());
+            let before = key.standing.set(Health::NotServing(fault.to_string()));
+            let generation = key.binding.lock().generation;
+            if before == Health::Serving {
+                let _told = shared.report.try_send((generation, fault));
+            }
+        }
+        // What a fault means was judged where it came up; a device with too much to do is no worse for it.
+        Err(
+            SignError::Gone
+            | SignError::Full
+            | SignError::TimedOut
+            | SignError::Lost(_)
+            | SignError::Unavailable(_)
+            | SignError::Unfit(_),
+        ) => {}
+    }
+    key.binding.lock().probing = false;
 }
+
+impl Key {
+    /// Whether the key is to be looked at; if so, the next time is after about `pause`.
+    fn take_probe(&self, pause: Duration, generation: u64) -> bool {
+        let mut binding = self.binding.lock();
+        let now = Instant::now();
+        let is_new = binding.tried != generation;
+        let due = is_new || (binding.probe_at.is_none_or(|at| at <= now) && !binding.probing);
+        if due {
+            binding.probe_at = Some(now + jittered(pause));
+            binding.probing = binding.generation == generation;
+        }
+        due
+    }
+
+    fn is_bound(&self, generation: u64) -> bool {
+        self.binding.lock().generation == generation
+    }
+
+    fn was_bound(&self, generation: u64, bound: &wire::Bound) {
+        let mut binding = self.binding.lock();
+        (binding.generation, binding.tried, binding.refusal) = (generation, generation, None);
+        (binding.fresh, binding.probing) = (true, false);
+        let news = binding.warned != bound.warning;
+        binding.warned.clone_from(&bound.warning);
+        drop(binding);
+        let (kid, mechanism) = (self.standing.public().kid(), &bound.mechanism);
+        tracing::debug!(%kid, mechanism, "the key was found and tried");
+        if let Some(why) = bound.warning.as_ref().filter(|_| news) {
+            tracing::warn!(%kid, why, "the key signs, and should not be kept like this");
+        }
+    }
+
+    fn was_refused(&self, generation: u64, fault: &Fault) {
+        let mut binding = self.binding.lock();
+        (binding.generation, binding.tried, binding.refusal) = (0, generation, Some(fault.clone()));
+        binding.probing = false;
+        drop(binding);
+        self.standing.set(Health::NotServing(fault.to_string()));
+    }
+
+    /// Why the key could not be bound in this generation; nothing where it could, or was not tried yet.
+    fn refusal(&self, generation: u64) -> Option<Fault> {
+        let binding = self.binding.lock();
+        binding.refusal.clone().filter(|_| binding.tried == generation)
+    }
+}
+
+impl Shared {
+    fn is_up(&self) -> bool {
+        matches!(&**self.state.load(), State::Up { .. })
+    }
+
+    fn recovering(&self, why: &str) {
+        self.state.store(Arc::new(State::Recovering(why.to_owned())));
+        for key in self.live_keys() {
+            if key.standing.health() == Health::Serving {
+                key.standing.set(Health::Recovering(why.to_owned()));
+            }
+        }
+    }
+
+    fn down(&self, why: &str) {
+        self.state.store(Arc::new(State::Down(why.to_owned())));
+        for key in self.live_keys() {
+            // A key that was refused keeps saying why.
+            if key.standing.health().takes_orders() || key.binding.lock().refusal.is_none() {
+                key.standing.set(Health::NotServing(why.to_owned()));
+            }
+        }
+    }
+}
+
+impl Pin {
+    pub(super) fn read(&self) -> Result<SecretString, Fault> {
+        let text = match self {
+            Self::File(path) => fs::read_to_string(path).map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
+            Self::Variable(name) => env::var(name).map_err(std::io::Error::other),
+        };
+        match text {
+            Ok(text) if !text.is_empty() => Ok(SecretString::from(text)),
+            Ok(_) => Err(Fault::Device("its PIN is empty".to_owned())),
+            // Neither path nor name is told: a PIN may have been put in their place.
+            Err(error) => Err(Fault::Device(format!("its PIN cannot be read: {:?}", error.kind()))),
+        }
+    }
+}
+
+/// Ends a task with the generation that it belongs to.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn out_of_turn() -> Fault {
+    Fault::Device("the host process answered out of turn".to_owned())
+}
+

@@ -1,0 +1,90 @@
+//! `quotesign keys generate` and `keys jwk`: a key's public half, as a JWK and as an entry of policy.toml.
+
+use clap::Args;
+
+use crate::signer::{
+    Attributes,
+    locator::{Kind, Locator},
+    provision::{NewKey, Provisioned},
+};
+
+use super::{Failure, KeyArgs, block_on, device, parse_kid, write_jwk};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Generate {
+    #[command(flatten)]
+    key: KeyArgs,
+    /// The modulus' length in bits; 3072 is recommended, 2048 the least.
+    #[arg(long, default_value_t = 3072)]
+    bits: u32,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Jwk {
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Where the key is: an RFC 7512 URI or a key ARN. For a token, the key labelled as the kid by itself.
+    #[arg(long, value_name = "URI")]
+    locator: Option<String>,
+    /// Show the key also where its attributes do not say that it was generated on the device and cannot leave it.
+    #[arg(long)]
+    unproven: bool,
+}
+
+impl Generate {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let kid = parse_kid(&self.key.kid)?;
+        let config = self.key.path.load()?;
+        let device = device(&config, &self.key.signer)?;
+        let key = NewKey { kid, partner: self.key.partner.clone(), bits: self.bits };
+        let made = block_on(async { device.generate(&key).await.map_err(Failure::failed) })?;
+        self.key.show(&config, &made)
+    }
+}
+
+impl Jwk {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let kid = parse_kid(&self.key.kid)?;
+        let config = self.key.path.load()?;
+        let device = device(&config, &self.key.signer)?;
+        let attributes = if self.unproven { Attributes::Warn } else { Attributes::Require };
+        let locator = match (&self.locator, config.kind_of(&self.key.signer)) {
+            (Some(locator), _) => locator.clone(),
+            (None, Some(Kind::AwsKms)) => {
+                return Err(Failure::unfit("--locator: give the ARN of the key; `quotesign keys list` shows it"));
+            }
+            (None, _) => Locator::uri_of(config.token_of(&self.key.signer).unwrap_or_default(), kid.as_str()),
+        };
+        let tried = block_on(async { device.try_out(&kid, &locator, attributes).await.map_err(Failure::failed) })?;
+        self.key.show(&config, &tried)
+    }
+}
+
+impl KeyArgs {
+    /// Writes the JWK and prints the entry.
+    fn show(&self, config: &crate::config::Config, key: &Provisioned) -> Result<(), Failure> {
+        let folder = self.out.clone().unwrap_or_else(|| config.policy.join("keys"));
+        let file = write_jwk(&folder, &key.public)?;
+        let signer = &self.signer;
+        println!("# the public half is in {file}; the private half is in `{signer}` and stays there");
+        println!("# add this to policy.toml, with the times of your plan, and raise its serial");
+        print!("{}", entry(key, &self.partner, signer));
+        Ok(())
+    }
+}
+
+fn entry(key: &Provisioned, partner: &str, signer: &str) -> String {
+    let (kid, locator) = (key.public.kid(), &key.locator);
+    format!(
+        "[[keys]]\n\
+         kid        = \"{kid}\"\n\
+         partner    = \"{partner}\"\n\
+         signer     = \"{signer}\"\n\
+         locator    = \"{locator}\"\n\
+         # publish_at = when it enters the JWKS\n\
+         # confirmed  = {{ at = when the operator acknowledged it, ref = where that is on record }}\n\
+         # sign_from  = at least the propagation time after publish_at\n\
+         # sign_until = when it ceases to sign\n\
+         # retire_at  = when it leaves the JWKS\n"
+    )
+}

@@ -1,0 +1,50 @@
+//! `quotesign keys list`: the RSA keys that the devices hold, and which of them policy knows.
+
+use clap::Args;
+
+use crate::{policy::Bundle, signer::provision::Listed};
+
+use super::{ConfigPath, Failure, block_on, device};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct List {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// One signer of the config; all of them by itself.
+    #[arg(long)]
+    signer: Option<String>,
+}
+
+impl List {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.path.load()?;
+        let signers: Vec<String> = match self.signer {
+            Some(signer) => vec![signer],
+            None => config.signer_names().map(str::to_owned).collect(),
+        };
+        // A bundle that is not good yet is no reason not to look at the devices.
+        let bundle = Bundle::load(&config.policy).ok();
+        let mut failed = Vec::new();
+        for signer in &signers {
+            let device = device(&config, signer)?;
+            match block_on(async { device.list().await.map_err(Failure::failed) }) {
+                Ok(keys) => keys.iter().for_each(|key| println!("{}", line(signer, key, bundle.as_ref()))),
+                Err(failure) => failed.push(format!("{signer}: {}", failure.text)),
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(Failure::failed(failed.join("\n"))) }
+    }
+}
+
+/// A key on a line: signer, bits, thumbprint, the kid in policy, whether it may sign, locator.
+fn line(signer: &str, key: &Listed, bundle: Option<&Bundle>) -> String {
+    let bits = key.bits.map_or_else(|| "-".to_owned(), |bits| bits.to_string());
+    let thumbprint = key.thumbprint.as_deref().unwrap_or("-");
+    let known = bundle.and_then(|bundle| {
+        let mut keys = bundle.timeline.all();
+        keys.find(|pinned| key.thumbprint.as_ref() == Some(&pinned.public.thumbprint()))
+    });
+    let kid = known.map_or("not in policy", |pinned| pinned.kid.as_str());
+    let fit = key.unfit.as_ref().map_or_else(|| "fit".to_owned(), |why| format!("unfit: {why}"));
+    format!("{signer}\t{bits}\t{thumbprint}\t{kid}\t{fit}\t{}", key.locator)
+}

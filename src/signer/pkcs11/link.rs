@@ -1,0 +1,250 @@
+//! The gateway's end of one host process: starts it, asks it on the control socket, sends it jobs and matches what
+//! comes back. When to start another, and what a fault means for a key, is left to `supervisor`.
+
+use std::{
+    collections::HashMap,
+    env, io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            net::{UnixDatagram as StdDatagram, UnixStream as StdStream},
+            process::CommandExt as _,
+        },
+    },
+    process::{Command as StdCommand, Stdio},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use prost::Message as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixDatagram, UnixStream},
+    process::{Child, ChildStderr, Command},
+    sync::oneshot,
+    time,
+};
+
+use super::{
+    TokenConfig,
+    fault::Fault,
+    wire::{Answer, Ask, Done, JOB_BYTES_MAX, Job, Request, Response, frame_head, frame_len},
+};
+use crate::{clock, jws::SigningInput, signer::turns::Turn};
+
+/// One host process.
+pub(super) struct Link {
+    control: tokio::sync::Mutex<UnixStream>,
+    jobs: UnixDatagram,
+    child: tokio::sync::Mutex<Child>,
+    pending: Mutex<HashMap<u64, Pending>>,
+    next: AtomicU64,
+    returned: AtomicUsize,
+}
+
+/// A job that the host has.
+struct Pending {
+    reply: oneshot::Sender<Result<Vec<u8>, Fault>>,
+    turn: Turn,
+    sent: Instant,
+}
+
+impl Link {
+    /// Starts a host process for this token.
+    pub(super) fn start(config: &TokenConfig) -> Result<Self, Fault> {
+        Self::spawn(config).map_err(|error| Fault::Device(format!("cannot start the module's host process: {error}")))
+    }
+
+    fn spawn(config: &TokenConfig) -> io::Result<Self> {
+        let (control, theirs) = StdStream::pair()?;
+        let (jobs, their_jobs) = StdDatagram::pair()?;
+        control.set_nonblocking(true)?;
+        jobs.set_nonblocking(true)?;
+        let mut command = StdCommand::new(&config.host);
+        command
+            .arg("pkcs11-host")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(OwnedFd::from(their_jobs)))
+            .stderr(Stdio::piped())
+            // Out of the terminal's process group: it ends when the gateway has drained, not on its Ctrl-C.
+            .process_group(0);
+        for (name, _) in env::vars_os() {
+            let is_ours = name.to_str().is_none_or(|name| name.starts_with("QUOTESIGN") || name.starts_with("AWS_"));
+            if is_ours || config.secret_variables.iter().any(|secret| name == secret.as_str()) {
+                command.env_remove(name);
+            }
+        }
+        command.envs(&config.environment);
+        let mut child = Command::from(command).kill_on_drop(true).spawn()?;
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(tell(config.name.clone(), stderr));
+        }
+        Ok(Self {
+            control: tokio::sync::Mutex::new(UnixStream::from_std(control)?),
+            jobs: UnixDatagram::from_std(jobs)?,
+            child: tokio::sync::Mutex::new(child),
+            pending: Mutex::default(),
+            next: AtomicU64::new(1),
+            returned: AtomicUsize::new(0),
+        })
+    }
+
+    /// Asks, and waits for the answer, for no longer than `patience`.
+    ///
+    /// # Errors
+    /// Outside, that the process did not answer: it is of no use any more. Inside, what it answered.
+    pub(super) async fn ask(
+        &self,
+        request: Request,
+        secrets: &[&SecretString],
+        patience: Duration,
+    ) -> Result<Result<Response, Fault>, Fault> {
+        let answer = time::timeout(patience, async {
+            let mut control = self.control.lock().await;
+            let ask = Ask { request: Some(request) }.encode_to_vec();
+            send_frame(&mut control, &ask).await?;
+            for secret in secrets {
+                send_frame(&mut control, secret.expose_secret().as_bytes()).await?;
+            }
+            let mut head = [0; 4];
+            control.read_exact(&mut head).await?;
+            let mut frame = vec![0; frame_len(head)?];
+            control.read_exact(&mut frame).await?;
+            Answer::decode(frame.as_slice()).map_err(io::Error::other)
+        });
+        match answer.await {
+            Ok(Ok(Answer { response: Some(Response::Failed(failed)) })) => Ok(Err(failed.into())),
+            Ok(Ok(Answer { response: Some(response) })) => Ok(Ok(response)),
+            Ok(Ok(Answer { response: None })) => Err(Fault::Device("the host process gave no answer".to_owned())),
+            Ok(Err(error)) => Err(Fault::Device(format!("the module's process is gone: {error}"))),
+            Err(_) => Err(Fault::Device(format!("the module did not answer within {} ms", patience.as_millis()))),
+        }
+    }
+
+    /// Gives the host a job; what comes of it comes by the receiver. The turn is held until the host has answered.
+    pub(super) async fn give(
+        &self,
+        key: u32,
+        input: &SigningInput,
+        deadline: Instant,
+        turn: Turn,
+    ) -> Result<oneshot::Receiver<Result<Vec<u8>, Fault>>, Fault> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let deadline_ns = clock::steady_ns_at(deadline);
+        let job = Job { id, key, deadline_ns, input: input.bytes().to_vec() }.encode_to_vec();
+        if job.len() > JOB_BYTES_MAX {
+            return Err(Fault::Invalid(format!("a quote of {} bytes is too large for a token", input.bytes().len())));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.pending.lock().insert(id, Pending { reply, turn, sent: Instant::now() });
+        if let Err(error) = self.jobs.send(&job).await {
+            self.pending.lock().remove(&id);
+            return Err(Fault::Device(format!("the module's process takes no more jobs: {error}")));
+        }
+        Ok(answer)
+    }
+
+    /// Takes answers to jobs in, until the socket fails.
+    pub(super) async fn take_answers(&self) -> Fault {
+        let mut buffer = vec![0; JOB_BYTES_MAX];
+        loop {
+            let done = match self.jobs.recv(&mut buffer).await {
+                Ok(length) => buffer.get(..length).and_then(|bytes| Done::decode(bytes).ok()),
+                Err(error) => return Fault::Device(format!("the module's process answers no more: {error}")),
+            };
+            let Some(done) = done else {
+                return Fault::Device("the module's process wrote what is no answer".to_owned());
+            };
+            let pending = self.pending.lock().remove(&done.id);
+            let Some(Pending { reply, turn, .. }) = pending else {
+                // A job that counted as stuck: its session is free, and another stands in for it already.
+                self.returned.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            turn.answered();
+            let _gone = reply.send(done.failed.map_or(Ok(done.signature), |failed| Err(failed.into())));
+        }
+    }
+
+    /// The process has ended by itself: how.
+    pub(super) async fn ended(&self) -> Fault {
+        let status = self.child.lock().await.wait().await;
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        Fault::Device(format!("the module's process ended: {how}"))
+    }
+
+    /// The jobs that have been with the host for longer than `limit`. They are answered as lost, and their turns
+    /// are free again.
+    pub(super) fn give_up_stuck(&self, limit: Duration) -> Vec<u64> {
+        let mut pending = self.pending.lock();
+        let stuck: Vec<u64> =
+            pending.iter().filter(|(_, job)| job.sent.elapsed() > limit).map(|(id, _)| *id).collect();
+        let jobs: Vec<_> = stuck.iter().filter_map(|id| pending.remove(id)).collect();
+        drop(pending);
+        for job in jobs {
+            let why = format!("its session has been inside the module for more than {} ms", limit.as_millis());
+            let _gone = job.reply.send(Err(Fault::Stuck(why)));
+        }
+        stuck
+    }
+
+    /// How many jobs that counted as stuck have come back.
+    pub(super) fn returned(&self) -> usize {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the host has no job, for no longer than `patience`.
+    pub(super) async fn settle(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        while Instant::now() < until && !self.pending.lock().is_empty() {
+            time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Answers every job as lost.
+    pub(super) fn refuse_all(&self, why: &str) {
+        let jobs: Vec<_> = self.pending.lock().drain().collect();
+        for (_, job) in jobs {
+            let _gone = job.reply.send(Err(Fault::Device(why.to_owned())));
+        }
+    }
+
+    /// Has the host leave its module and end; kills it if it does not within `patience`.
+    pub(super) async fn close(&self, patience: Duration) {
+        let leave = async {
+            let ask = Ask { request: Some(Request::Close(super::wire::Nothing {})) }.encode_to_vec();
+            // One that does not listen any more is killed below.
+            let _told = send_frame(&mut *self.control.lock().await, &ask).await;
+            self.child.lock().await.wait().await
+        };
+        if time::timeout(patience, leave).await.is_err() {
+            self.kill().await;
+        }
+    }
+
+    /// Kills the process; one that the kernel cannot end is left behind.
+    pub(super) async fn kill(&self) {
+        let kill = async { self.child.lock().await.kill().await };
+        if !matches!(time::timeout(Duration::from_secs(1), kill).await, Ok(Ok(()))) {
+            tracing::error!("a module's process could not be ended; the kernel holds it");
+        }
+    }
+}
+
+async fn send_frame(control: &mut UnixStream, frame: &[u8]) -> io::Result<()> {
+    control.write_all(&frame_head(frame)?).await?;
+    control.write_all(frame).await
+}
+
+/// Hands what the module prints on to the log, at a level that is off unless asked for: it is the vendor's text.
+async fn tell(signer: String, mut stderr: ChildStderr) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
+        let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            tracing::debug!(target: "quotesign::module", signer, line, "the module says");
+        }
+    }
+}

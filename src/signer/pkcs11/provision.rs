@@ -1,0 +1,125 @@
+//! What commands ask of a token: each starts a host process of its own for it, and ends it again. The gateway
+//! generates no keys.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+use super::{
+    TokenConfig,
+    fault::Fault,
+    link::Link,
+    wire::{self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Request, Response, TriedKey, TryOut},
+};
+use crate::{
+    domain::Kid,
+    jwk::PublicKey,
+    signer::{
+        Attributes,
+        provision::{Listed, NewKey, Provision, ProvisionError, Provisioned},
+    },
+};
+
+/// Making a key may take an HSM a while.
+const PATIENCE: Duration = Duration::from_mins(2);
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// A token as commands see it.
+pub struct Provisioner {
+    config: TokenConfig,
+}
+
+impl Provisioner {
+    /// The token of this config; nothing is started yet.
+    #[must_use]
+    pub fn new(config: TokenConfig) -> Self {
+        Self { config }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Response, ProvisionError> {
+        let link = Link::start(&self.config)?;
+        let answer = self.open_and_ask(&link, request).await;
+        link.close(LEAVE).await;
+        Ok(answer?)
+    }
+
+    async fn open_and_ask(&self, link: &Link, request: Request) -> Result<Response, Fault> {
+        let open = Open {
+            module: self.config.module.display().to_string(),
+            token_label: self.config.token_label.clone(),
+            token_serial: self.config.token_serial.clone(),
+            sessions: 0,
+        };
+        let pin = self.config.pin.read()?;
+        link.ask(Request::Open(open), &[&pin], PATIENCE).await??;
+        link.ask(request, &[], PATIENCE).await?
+    }
+
+    async fn key(&self, request: Request, kid: &Kid) -> Result<Provisioned, ProvisionError> {
+        match self.ask(request).await? {
+            Response::Key(TriedKey { modulus, exponent, locator }) => {
+                let public = PublicKey::new(kid.clone(), &modulus, &exponent);
+                let public = public.map_err(|fault| ProvisionError::Unfit(fault.to_string()))?;
+                Ok(Provisioned { public, locator, existed: false })
+            }
+            _ => Err(out_of_turn()),
+        }
+    }
+}
+
+#[async_trait]
+impl Provision for Provisioner {
+    async fn generate(&self, key: &NewKey) -> Result<Provisioned, ProvisionError> {
+        let ask = Generate { kid: key.kid.to_string(), bits: key.bits };
+        self.key(Request::Generate(ask), &key.kid).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, ProvisionError> {
+        match self.ask(Request::List(Nothing {})).await? {
+            Response::Keys(keys) => Ok(keys.keys.into_iter().map(listed).collect()),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    async fn try_out(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<Provisioned, ProvisionError> {
+        let attributes = i32::from(WireAttributes::from(attributes));
+        let ask = TryOut { kid: kid.to_string(), locator: locator.to_owned(), attributes };
+        Ok(Provisioned { existed: true, ..self.key(Request::TryOut(ask), kid).await? })
+    }
+}
+
+/// Initialises the module's first free slot with a token of the config's label, and sets its user PIN; for
+/// development.
+///
+/// # Errors
+/// Says what the module refused; a label that a token has already is.
+pub async fn init_token(config: &TokenConfig, so_pin: &SecretString) -> Result<(), ProvisionError> {
+    let link = Link::start(config)?;
+    let ask = InitToken { module: config.module.display().to_string(), label: config.token_label.clone() };
+    let done = async {
+        let pin = config.pin.read()?;
+        link.ask(Request::InitToken(ask), &[&pin, so_pin], PATIENCE).await?
+    };
+    let done = done.await;
+    link.close(LEAVE).await;
+    done?;
+    Ok(())
+}
+
+fn listed(key: wire::ListedKey) -> Listed {
+    // Of a key that this gateway cannot work with, name and place are told all the same.
+    let name = "listed".parse::<Kid>().ok();
+    let public = name.and_then(|kid| PublicKey::new(kid, &key.modulus, &key.exponent).ok());
+    Listed {
+        name: key.name,
+        locator: key.locator,
+        bits: public.as_ref().and_then(|public| u32::try_from(public.bits()).ok()),
+        thumbprint: public.as_ref().map(PublicKey::thumbprint),
+        unfit: key.unfit,
+    }
+}
+
+fn out_of_turn() -> ProvisionError {
+    ProvisionError::Device("the host process answered out of turn".to_owned())
+}

@@ -1,0 +1,1 @@
+//! Nothing: this crate only holds the version of the module that `scripts/modules/kryoptic` builds.
