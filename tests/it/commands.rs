@@ -150,7 +150,7 @@ async fn a_key_is_made_once_shown_without_its_private_half_and_rotated_in_by_pol
     let members: BTreeSet<&str> = members.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(members, BTreeSet::from(["kty", "kid", "use", "alg", "n", "e"]));
     let again = failed(keys("generate", "quote-signing-next", &["--bits", "2048"]), 1);
-    assert_eq!(again, "quotesign: `quote-signing-next` exists already\n");
+    assert_eq!(again, "quotesign: `quote-signing-next` exists already; a kid is never used again\n");
     assert_eq!(fs::read_to_string(&file).unwrap(), jwk);
     let elsewhere = site.path("elsewhere");
     assert!(done(keys("jwk", "quote-signing-next", &["--out", elsewhere.to_str().unwrap()])).contains("[[keys]]"));

@@ -111,6 +111,8 @@ const SIGNING: &str = "2026-12-04T09:00:05Z";
 impl Production {
     fn new() -> Self {
         let mut site = Site::new();
+        let softhsm = site.path("softhsm2.conf");
+        site.env.insert("SOFTHSM2_CONF".to_owned(), softhsm.display().to_string());
         for name in ["ledger.sqlite", "ledger.sqlite.lock"] {
             fs::remove_file(site.path(name)).unwrap();
         }
@@ -350,14 +352,13 @@ async fn production_takes_no_relaxation() {
         "`sign_from` must be at least 86400 s after",
     );
     policy("environment = \"production\"", "environment = \"sandbox\"", "this gateway is for production");
-    for rule in ["warn", "off"] {
-        production.site.edit_config(|config| {
-            let signers = config["signers"].as_array_of_tables_mut().unwrap();
-            signers.get_mut(0).unwrap()["attributes"] = toml_edit::value(rule);
-        });
-        let said = production.bad("quotesign config check", 2);
-        assert!(said.contains("must be `require` in production") && said.lines().count() == 1, "{said}");
-    }
+    let kept = "partner    = \"acme-remit\"";
+    let relaxed = |line: &str| format!("{kept}\n{line}");
+    policy(kept, &relaxed("attributes = \"off\""), "`attributes` = \"off\" is for development alone");
+    policy(kept, &relaxed("attributes = \"warn\""), "needs `attributes_reason` in production");
+    policy(kept, &relaxed("attributes_reason = \"none\""), "goes with `attributes` = \"warn\"; remove it");
+    production.policy(kept, &relaxed("attributes = \"warn\"\nattributes_reason = \"the module says LOCAL=false of its own keys\""));
+    production.good("quotesign config check");
 }
 
 fn is_untrusted(refused: &Status) -> bool {

@@ -167,6 +167,11 @@ impl Site {
         fs::write(self.config(), config.to_string()).unwrap();
     }
 
+    /// Sets a field of the one signer.
+    pub fn edit_signer(&self, field: &str, value: toml_edit::Value) {
+        self.edit_config(|config| config["signers"][0][field] = toml_edit::value(value));
+    }
+
     /// Changes `policy.toml` and raises its serial.
     pub fn edit_policy(&self, edit: impl FnOnce(&mut toml_edit::DocumentMut)) {
         let path = self.path("policy/policy.toml");
@@ -181,7 +186,6 @@ impl Site {
     pub fn command(&self) -> Command {
         let mut command = quotesign();
         command
-            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
             .env("QUOTESIGN__LOG__FORMAT", "json")
             .envs(
                 ["GRPC", "ADMIN", "JWKS", "OPERATIONS"]

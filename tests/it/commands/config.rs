@@ -39,7 +39,7 @@ module = "/usr/lib/softhsm/libsofthsm2.so"
 token = "quotesign-dev"
 pin_file = "pin"
 [limits]
-in_flight_max = 16
+streams_max = 16
 [log]
 filter = "off"
 "#;
@@ -128,7 +128,7 @@ const UNREADABLE: &[Case] = &[
         },
     ),
     (
-        "quotesign.toml: line 26: `signers[0].pin`: unknown field `pin`, expected one of `name`, `module`, `token`, `serial`, `pin_file`, `pin_env`, `sessions`, `queue_max`, `call_timeout_ms`, `probe_interval_ms`, `attributes`",
+        "quotesign.toml: line 26: `signers[0].pin`: unknown field `pin`, expected one of `name`, `module`, `token`, `serial`, `pin_file`, `pin_env`, `sessions`, `queue_max`, `call_timeout_ms`, `probe_interval_ms`, `environment`",
         |it| {
             it.swap("pin_file = \"pin\"", "pin = \"4711\"");
         },
@@ -137,15 +137,15 @@ const UNREADABLE: &[Case] = &[
         it.add("trust_domain = \"dev.quotesign.example\"", "reflection = \"yes\"");
     }),
     (
-        "quotesign.toml: line 28: `limits.in_flight_max` = `\"many\"`: invalid type: string \"many\", expected a whole number that is not negative",
+        "quotesign.toml: line 28: `limits.streams_max` = `\"many\"`: invalid type: string \"many\", expected a whole number that is not negative",
         |it| {
-            it.swap("in_flight_max = 16", "in_flight_max = \"many\"");
+            it.swap("streams_max = 16", "streams_max = \"many\"");
         },
     ),
     (
-        "quotesign.toml: line 28: `limits.in_flight_max` = `-1`: invalid value: integer `-1`, expected a whole number that is not negative",
+        "quotesign.toml: line 28: `limits.streams_max` = `-1`: invalid value: integer `-1`, expected a whole number that is not negative",
         |it| {
-            it.swap("in_flight_max = 16", "in_flight_max = -1");
+            it.swap("streams_max = 16", "streams_max = -1");
         },
     ),
     (
@@ -196,8 +196,8 @@ const UNFIT: &[Case] = &[
             it.swap("127.0.0.1:18445", "127.0.0.1:18443");
         },
     ),
-    ("quotesign.toml: `limits.in_flight_max` = `0` lets nothing through; raise it", |it| {
-        it.swap("in_flight_max = 16", "in_flight_max = 0");
+    ("quotesign.toml: `limits.streams_max` = `0` lets nothing through; raise it", |it| {
+        it.swap("streams_max = 16", "streams_max = 0");
     }),
     ("quotesign.toml: `limits.handshake_timeout_ms` = `0` lets nothing through; raise it", |it| {
         it.add("[limits]", "handshake_timeout_ms = 0");
@@ -205,7 +205,7 @@ const UNFIT: &[Case] = &[
     ("quotesign.toml: `limits.deadline_ms_max` = `0` lets nothing through; raise it", |it| {
         it.env.push(("QUOTESIGN__LIMITS__DEADLINE_MS_MAX", "0"));
     }),
-    ("quotesign.toml: `limits.payload_bytes_max` = `2000000` is above 1048576; a quote is small, lower it", |it| {
+    ("quotesign.toml: `limits.payload_bytes_max` = `2000000` is above 65536; a quote is small, lower it", |it| {
         it.add("[limits]", "payload_bytes_max = 2000000");
     }),
     ("quotesign.toml: `ledger.queue_max` = `0` lets nothing through; raise it", |it| {
@@ -230,10 +230,6 @@ const UNFIT: &[Case] = &[
             it.swap("[limits]", &format!("{signer}\n[limits]"));
         },
     ),
-    ("quotesign.toml: `signers[0].attributes` of `hsm-primary` must be `require` in production", |it| {
-        it.swap("\"development\"", "\"production\"");
-        it.add("pin_file = \"pin\"", "attributes = \"warn\"");
-    }),
     (
         "quotesign.toml: `grpc.trust_domain` = `spiffe://dev.example` is no SPIFFE trust domain; write it as `prod.example`",
         |it| {

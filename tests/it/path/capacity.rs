@@ -12,22 +12,38 @@ fn slow(point: &str, sleep_ms: u32) -> Site {
     Site::new().with("FAILPOINTS", &format!("{point}=1*sleep({sleep_ms})->off")).with("TOKIO_WORKER_THREADS", "4")
 }
 
+/// Three places: one session, two orders ahead, and nobody may wait besides but one. Of three places a lone caller
+/// may hold two, so that there is always room for another.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_gateway_refuses_before_a_number_is_taken() {
-    let site = slow("pipeline::before-sign", 2_000).with("QUOTESIGN__LIMITS__IN_FLIGHT_MAX", "1");
+async fn a_full_device_refuses_before_a_number_is_taken_and_keeps_room_for_another_caller() {
+    let site = Site::new().with("FAILPOINTS", "pipeline::before-sign=2*sleep(2000)->off").with("TOKIO_WORKER_THREADS", "4");
+    site.edit_signer("sessions", 1.into());
+    site.edit_signer("queue_max", 1.into());
+    site.edit_policy(|policy| {
+        let mut other = policy["callers"][0].clone();
+        other["id"] = toml_edit::value("spiffe://dev.quotesign.example/pricing-2");
+        policy["callers"].as_array_of_tables_mut().unwrap().push(other.into_table().unwrap());
+    });
+    site.admit("pricing-2", &["spiffe://dev.quotesign.example/pricing-2"], &[]);
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
-    let first = tokio::spawn({
+    let sign = |number| {
         let pricing = pricing.clone();
-        async move { pricing.sign(&Quote::number(1)).await }
-    });
+        tokio::spawn(async move { pricing.sign(&Quote::number(number)).await })
+    };
+    let first = sign(1);
     until("the first quote holds its number", async || pricing.last().await == 1).await;
-    let second = Quote::number(2);
-    let full = refused(pricing.sign(&second).await, Code::ResourceExhausted, "OVERLOADED");
+    let second = sign(2);
+    until("the second quote holds its number", async || pricing.last().await == 2).await;
+    let third = Quote::number(3);
+    let full = refused(pricing.sign(&third).await, Code::ResourceExhausted, "OVERLOADED");
     assert!(!wait(&full).is_zero());
-    assert_eq!(pricing.last().await, 1);
+    assert_eq!(pricing.last().await, 2);
+    let other = gateway.quotes("pricing-2").await.sign(&Quote::number(3)).await.unwrap();
+    assert_eq!(other.sequence, 3);
     assert_eq!(first.await.unwrap().unwrap().sequence, 1);
-    assert_eq!(pricing.sign(&second).await.unwrap().sequence, 2);
+    assert_eq!(second.await.unwrap().unwrap().sequence, 2);
+    assert_eq!(pricing.sign(&Quote::number(4)).await.unwrap().sequence, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,7 +53,7 @@ pub(super) fn init_token(pkcs11: &Pkcs11, label: &str, pin: &SecretString, so_pi
 pub(super) fn generate(device: &Device, ask: &wire::Generate) -> Result<wire::TriedKey, Fault> {
     if !usize::try_from(ask.bits).is_ok_and(|bits| (MODULUS_BITS_MIN..=MODULUS_BITS_MAX).contains(&bits)) {
         let bits = ask.bits;
-        return Err(Fault::Invalid(format!("a key of {bits} bits is not made; give 2048 to 8192")));
+        return Err(Fault::Invalid(format!("a key of {bits} bits is not made; it needs 2048 to 8192")));
     }
     let kid: Kid = ask.kid.parse().map_err(|fault| Fault::Invalid(format!("`{}`: {fault}", ask.kid)))?;
     let session = device.session(Access::Write)?;
