@@ -11,9 +11,11 @@ use serde::Deserialize;
 
 use crate::{domain::Environment, signer::locator::Kind, strict_toml, telemetry};
 
+mod aws_kms;
 mod overrides;
 mod sections;
 
+pub use aws_kms::KmsEntry;
 pub use sections::*;
 
 /// The first thing that is wrong with a config: the field, its value where it is no secret, and the remedy.
@@ -45,6 +47,9 @@ pub struct Config {
     /// The devices.
     #[serde(default)]
     pub signers: Vec<SignerEntry>,
+    /// The regions of AWS KMS, which are devices too.
+    #[serde(default)]
+    pub aws_kms: Vec<KmsEntry>,
     /// Bounds on what is taken in.
     #[serde(default)]
     pub limits: LimitsSection,
@@ -178,6 +183,7 @@ impl Config {
                 clock.step_ms_max, clock.settle_s
             ));
         }
+        aws_kms::check(&self.aws_kms, self.signers.iter().map(|signer| signer.name.as_str()), self.environment)?;
         self.check_signers()
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::domain::{InputDigest, JwsDigest, Kid, SequenceNumber};
 
-/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser and probe can build one,
+/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser and probe choose a byte of one,
 /// so that nothing a caller sends is ever signed as it is.
 #[derive(Clone)]
 pub struct SigningInput {
@@ -23,6 +23,12 @@ impl SigningInput {
         text.push('.');
         URL_SAFE_NO_PAD.encode_string(canonical_payload, &mut text);
         Self::new(text.into_bytes())
+    }
+
+    /// Bytes that prove a key works, different ones each time. Nobody chooses any of them, so anyone may have them.
+    #[must_use]
+    pub fn fresh_probe() -> Self {
+        Self::probe(uuid::Uuid::now_v7().into_bytes())
     }
 
     /// Bytes that prove a key works. They begin with NUL, which no JWS signing input can.

@@ -1,0 +1,1 @@
+//! A KMS of our own for unit tests.

@@ -1,0 +1,308 @@
+//! Provisioning in AWS KMS: generating a key, listing keys, trying one out. These run in commands of the security
+//! team; the gateway calls none of them. Nothing here deletes a key: the commands need no right to.
+//!
+//! A key is generated in steps: it is created with tags that name its kid, tried out, and given its alias last. So
+//! an alias says that its key passed, and a run that died on the way leaves a tagged key without an alias, which the
+//! next run finds and goes on with. Finding it asks for the tags of every key that has no alias; where there are more
+//! than [`KEYS_MAX`] keys it is given up and said.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::time::sleep;
+
+use super::{
+    KmsConfig,
+    arn::KeyArn,
+    client::{Alias, Client, Creation, Page},
+    fault::{Fault, Kind},
+    fitness::{self, Integers},
+};
+use crate::{
+    domain::Kid,
+    jwk::PublicKey,
+    jws::SigningInput,
+    signer::{
+        Attributes,
+        provision::{Listed, NewKey, Provision, ProvisionError, Provisioned},
+    },
+};
+
+/// How many keys of an account and region are looked through.
+const KEYS_MAX: usize = 5_000;
+/// How long a new key may be unknown to parts of KMS.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(250);
+const ALIAS_PREFIX: &str = "alias/quotesign-";
+const KID_TAG: &str = "quotesign:kid";
+const PARTNER_TAG: &str = "quotesign:partner";
+const ENVIRONMENT_TAG: &str = "quotesign:environment";
+
+/// AWS KMS as commands see it.
+pub(super) struct Provisioner {
+    config: KmsConfig,
+    client: Arc<dyn Client>,
+}
+
+impl From<Fault> for ProvisionError {
+    fn from(fault: Fault) -> Self {
+        match fault.kind {
+            Kind::Unfit => Self::Unfit(fault.to_string()),
+            _ => Self::Device(fault.to_string()),
+        }
+    }
+}
+
+#[async_trait]
+impl Provision for Provisioner {
+    async fn generate(&self, key: &NewKey) -> Result<Provisioned, ProvisionError> {
+        let spec = format!("RSA_{}", key.bits);
+        if fitness::bits(&spec).is_none() {
+            let bits = key.bits;
+            return Err(ProvisionError::Invalid(format!(
+                "AWS KMS makes no RSA key of {bits} bits; take 2048, 3072 or 4096"
+            )));
+        }
+        let alias = alias_of(&key.kid);
+        match self.client.describe(&alias).await {
+            Ok(named) => {
+                if !self.is_of(&named.arn, &key.kid).await? {
+                    return Err(ProvisionError::Exists(alias));
+                }
+                let (arn, public) = self.trial(&key.kid, &named.arn, Attributes::Require).await?;
+                return found(public, &arn, key, true);
+            }
+            Err(fault) if fault.code() == Some("NotFoundException") => {}
+            Err(fault) => return Err(fault.into()),
+        }
+        let orphan = self.orphan(&key.kid).await?;
+        let existed = orphan.is_some();
+        let arn = match orphan {
+            Some(arn) => arn,
+            None => self.client.create(&self.creation(key, spec)).await?.arn,
+        };
+        let (arn, public) = self.trial(&key.kid, &arn, Attributes::Require).await.map_err(|error| match error {
+            ProvisionError::Unfit(why) => ProvisionError::Unfit(format!(
+                "{why}; it is `{arn}` and has no alias; have it deleted with `aws kms schedule-key-deletion`"
+            )),
+            error => error,
+        })?;
+        if let Err(fault) = self.client.give_alias(&alias, arn.as_str()).await {
+            // Somebody else's run may have come first; then the alias may be another key's.
+            let named = self.client.describe(&alias).await;
+            if !named.is_ok_and(|named| named.arn == arn.as_str()) {
+                return match fault.code() {
+                    Some("AlreadyExistsException") => Err(ProvisionError::Exists(alias)),
+                    _ => Err(fault.into()),
+                };
+            }
+        }
+        found(public, &arn, key, existed)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, ProvisionError> {
+        let names = self.names().await?;
+        let mut listed = Vec::new();
+        for arn in self.keys().await? {
+            let Some(told) = visible(self.client.describe(&arn).await)? else { continue };
+            let Some(bits) = fitness::bits(&told.spec).filter(|_| told.usage == "SIGN_VERIFY" && !told.is_of_aws)
+            else {
+                continue;
+            };
+            let name = arn.rsplit_once('/').and_then(|(_, id)| names.get(id)).cloned();
+            let mut key = Listed { name, locator: arn.clone(), bits: Some(bits), thumbprint: None, unfit: None };
+            match self.fit(&arn).await {
+                Ok(integers) => key.thumbprint = thumbprint(&integers),
+                Err(fault) if fault.kind == Kind::Unfit || fault.kind == Kind::Refused => {
+                    key.unfit = Some(fault.to_string());
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+            listed.push(key);
+        }
+        listed.sort_by(|a, b| (&a.name, &a.locator).cmp(&(&b.name, &b.locator)));
+        Ok(listed)
+    }
+
+    async fn try_out(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<Provisioned, ProvisionError> {
+        let (arn, public) = match self.trial_once(kid, locator, attributes).await {
+            Err(Trial::Fault(fault)) if fault.code() == Some("NotFoundException") => {
+                return Err(ProvisionError::Missing(locator.to_owned()));
+            }
+            tried => tried.map_err(ProvisionError::from)?,
+        };
+        Ok(Provisioned { public, locator: arn.to_string(), existed: true })
+    }
+}
+
+/// Why a trial was not passed.
+enum Trial {
+    Fault(Fault),
+    Other(ProvisionError),
+}
+
+impl From<Fault> for Trial {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Trial> for ProvisionError {
+    fn from(trial: Trial) -> Self {
+        match trial {
+            Trial::Fault(fault) => fault.into(),
+            Trial::Other(error) => error,
+        }
+    }
+}
+
+impl Provisioner {
+    pub(super) fn new(config: KmsConfig, client: Arc<dyn Client>) -> Self {
+        Self { config, client }
+    }
+
+    fn creation(&self, key: &NewKey, spec: String) -> Creation {
+        let tag = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut tags = vec![tag(KID_TAG, key.kid.as_str())];
+        if !key.partner.is_empty() {
+            tags.push(tag(PARTNER_TAG, &key.partner));
+        }
+        tags.extend(self.config.environment.map(|environment| tag(ENVIRONMENT_TAG, environment.as_str())));
+        Creation { spec, description: format!("quotesign: signs quotes as `{}`", key.kid), tags }
+    }
+
+    /// Checks the key, and has it sign something of no use, which is verified here. A new key may not be known
+    /// everywhere in KMS, so that it is missing is believed only after a while.
+    async fn trial(
+        &self,
+        kid: &Kid,
+        locator: &str,
+        attributes: Attributes,
+    ) -> Result<(KeyArn, PublicKey), ProvisionError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.trial_once(kid, locator, attributes).await {
+                Err(Trial::Fault(fault)) if fault.code() == Some("NotFoundException") && Instant::now() < until => {
+                    sleep(PAUSE).await;
+                }
+                tried => return tried.map_err(ProvisionError::from),
+            }
+        }
+    }
+
+    async fn trial_once(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<(KeyArn, PublicKey), Trial> {
+        let invalid = |why: String| Trial::Other(ProvisionError::Invalid(why));
+        let arn = KeyArn::parse(locator, &self.config.region).map_err(|error| invalid(error.to_string()))?;
+        let ((modulus, exponent), remarks) = fitness::check(&*self.client, &arn, attributes).await?;
+        for remark in remarks.0 {
+            tracing::warn!(key = %arn, remark, "of the key");
+        }
+        let public = PublicKey::new(kid.clone(), &modulus, &exponent)
+            .map_err(|error| Trial::Other(ProvisionError::Unfit(error.to_string())))?;
+        let input = SigningInput::fresh_probe();
+        let signed = self.client.sign(&arn, input.digest()).await?;
+        if signed.key != arn.as_str() || !public.verifies(input.bytes(), &signed.signature) {
+            return Err(Fault::unfit("its test signature does not verify with its own public half").into());
+        }
+        Ok((arn, public))
+    }
+
+    /// The public half of a key that may sign under `attributes = "require"`.
+    async fn fit(&self, locator: &str) -> Result<Integers, Fault> {
+        let arn = KeyArn::parse(locator, &self.config.region).map_err(|error| Fault::unfit(error.to_string()))?;
+        fitness::check(&*self.client, &arn, Attributes::Require).await.map(|(integers, _)| integers)
+    }
+
+    async fn is_of(&self, arn: &str, kid: &Kid) -> Result<bool, Fault> {
+        let tags = self.client.tags(arn).await?;
+        Ok(tags.iter().any(|(name, value)| name == KID_TAG && value == kid.as_str()))
+    }
+
+    /// The key that an earlier run created for this kid and did not come to name.
+    async fn orphan(&self, kid: &Kid) -> Result<Option<String>, ProvisionError> {
+        let named = self.names().await?;
+        let mut orphans = Vec::new();
+        for arn in self.keys().await? {
+            let is_named = arn.rsplit_once('/').is_some_and(|(_, id)| named.contains_key(id));
+            if !is_named
+                && visible(self.is_of(&arn, kid).await)?.unwrap_or_default()
+                && self.client.describe(&arn).await?.state == "Enabled"
+            {
+                orphans.push(arn);
+            }
+        }
+        let orphan = orphans.pop();
+        if let (Some(one), Some(other)) = (&orphan, orphans.first()) {
+            let text = format!("several keys have the tag `{KID_TAG}` of `{kid}`, `{one}` and `{other}` among them");
+            return Err(ProvisionError::Invalid(format!("{text}; have all but one deleted")));
+        }
+        Ok(orphan)
+    }
+
+    /// An alias of each key that has one, by the key's id; one that we gave before any other.
+    async fn names(&self) -> Result<HashMap<String, String>, ProvisionError> {
+        let (mut names, mut from) = (HashMap::new(), None);
+        loop {
+            let Page { items, next } = self.client.aliases(from).await?;
+            for Alias { name, key_id } in items {
+                if name.starts_with(ALIAS_PREFIX) || !names.contains_key(&key_id) {
+                    names.insert(key_id, name);
+                }
+            }
+            if next.is_none() {
+                return Ok(names);
+            }
+            from = next;
+        }
+    }
+
+    async fn keys(&self) -> Result<Vec<String>, ProvisionError> {
+        let (mut keys, mut from) = (Vec::new(), None);
+        loop {
+            let Page { items, next } = self.client.keys(from).await?;
+            keys.extend(items);
+            if keys.len() > KEYS_MAX {
+                let text =
+                    format!("the account has more than {KEYS_MAX} keys in this region, too many to look through");
+                return Err(ProvisionError::Device(format!("{text}; generate the key in an account of its own")));
+            }
+            if next.is_none() {
+                return Ok(keys);
+            }
+            from = next;
+        }
+    }
+}
+
+fn found(public: PublicKey, arn: &KeyArn, key: &NewKey, existed: bool) -> Result<Provisioned, ProvisionError> {
+    let (is, want) = (public.bits(), key.bits);
+    if u32::try_from(is) != Ok(want) {
+        return Err(ProvisionError::Exists(format!("{} with {is} bits and not {want}", key.kid)));
+    }
+    Ok(Provisioned { public, locator: arn.to_string(), existed })
+}
+
+/// The name of a key in KMS, whose aliases have no `.` and no `:`. Kids that become alike are told apart by the tag.
+fn alias_of(kid: &Kid) -> String {
+    format!("{ALIAS_PREFIX}{}", kid.as_str().replace(['.', ':'], "_"))
+}
+
+fn thumbprint((modulus, exponent): &Integers) -> Option<String> {
+    let kid = "a-key-that-is-listed".parse().ok()?;
+    PublicKey::new(kid, modulus, exponent).ok().map(|key| key.thumbprint())
+}
+
+/// What of an account's keys the role may see. Others have their own.
+fn visible<T>(asked: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match asked {
+        Ok(told) => Ok(Some(told)),
+        Err(fault) if ["AccessDeniedException", "NotFoundException"].contains(&fault.code().unwrap_or_default()) => {
+            Ok(None)
+        }
+        Err(fault) => Err(fault),
+    }
+}
