@@ -104,7 +104,10 @@ impl KmsEntry {
             let authority = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
             let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
             if authority.is_none_or(|host| host.is_empty() || !host.bytes().all(fits)) {
-                return Err(("endpoint", format!("`{endpoint}` is no address; write it as `https://host` or `https://host:port`")));
+                return Err((
+                    "endpoint",
+                    format!("`{endpoint}` is no address; write it as `https://host` or `https://host:port`"),
+                ));
             }
             if environment != Environment::Development && !endpoint.starts_with("https://") {
                 return Err(("endpoint", format!("`{endpoint}` must begin with `https://` in {environment}")));
@@ -184,7 +187,10 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_named() {
         for (extra, want) in [
-            ("endpoint = \"http://127.0.0.1:4566\"", "endpoint` of `kms-eu` = `http://127.0.0.1:4566` must begin with `https://` in production"),
+            (
+                "endpoint = \"http://127.0.0.1:4566\"",
+                "endpoint` of `kms-eu` = `http://127.0.0.1:4566` must begin with `https://` in production",
+            ),
             ("endpoint = \"kms.example\"", "endpoint` of `kms-eu` = `kms.example` is no address"),
             ("endpoint = \"https://key:secret@kms.example\"", "is no address"),
             ("concurrency = 0", "concurrency` of `kms-eu` = `0` is out of bounds; give 1 to 1024"),

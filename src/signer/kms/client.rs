@@ -34,7 +34,6 @@ pub(super) struct Described {
 /// What `GetPublicKey` gives.
 #[derive(Debug, Clone)]
 pub(super) struct PublicHalf {
-    pub(super) key: String,
     pub(super) der: Vec<u8>,
     pub(super) algorithms: Vec<String>,
 }

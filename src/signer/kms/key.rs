@@ -91,6 +91,9 @@ impl Key {
 
     /// Waits until it is this order's turn and the share allows another request.
     pub(super) async fn wait(&self, order: &Order) -> Result<Turn, SignError> {
+        if order.deadline <= Instant::now() {
+            return Err(SignError::TimedOut);
+        }
         let turn = self.shared.turns.turn(order).await?;
         let moment = self.shared.share.book(Instant::now(), order.deadline).ok_or(SignError::Full)?;
         tokio::select! {

@@ -159,7 +159,6 @@ impl Client for Sdk {
         let answer = self.client().await.get_public_key().key_id(key).send().await;
         let answer = answer.map_err(|error| translate("GetPublicKey", &error))?;
         Ok(PublicHalf {
-            key: answer.key_id().unwrap_or_default().to_owned(),
             algorithms: answer.signing_algorithms().iter().map(|spec| spec.as_str().to_owned()).collect(),
             der: answer.public_key.map(Blob::into_inner).unwrap_or_default(),
         })

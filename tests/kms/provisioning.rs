@@ -1,0 +1,179 @@
+//! Generating, listing and trying keys, as the commands do it.
+
+use std::time::Duration;
+
+use aws_sdk_kms::types::{KeySpec, KeyUsageType, Tag};
+use quotesign::{
+    domain::{Environment, Kid},
+    signer::{
+        Attributes, Device as _, Pinned,
+        kms::{Kms, KmsConfig},
+        provision::{NewKey, Provision, ProvisionError},
+    },
+};
+
+use crate::{
+    contract::{self, comes_to_serve},
+    emulator::Emulator,
+    harness::{Site, aws, config, create, with_kms},
+    proxy::{Fault, Rule},
+};
+
+/// A kid that no other test of this emulator has.
+fn kid(name: &str) -> Kid {
+    format!("{name}-{}", &uuid::Uuid::new_v4().to_string()[..8]).parse().unwrap()
+}
+
+fn new_key(kid: &Kid) -> NewKey {
+    NewKey { kid: kid.clone(), partner: "acme-pay".to_owned(), bits: 2048 }
+}
+
+fn provisioner(site: &Site) -> impl Provision + use<> {
+    Kms::provisioner(KmsConfig { environment: Some(Environment::Sandbox), ..site.config() })
+}
+
+async fn tags(site: &Site, arn: &str) -> Vec<(String, String)> {
+    let told = site.aws.list_resource_tags().key_id(arn).send().await.unwrap();
+    let mut tags: Vec<_> =
+        told.tags().iter().map(|tag| (tag.tag_key().to_owned(), tag.tag_value().to_owned())).collect();
+    tags.sort();
+    tags
+}
+
+with_kms! {
+    async fn a_generated_key_is_tagged_named_and_signs_and_is_found_by_the_same_command(site) {
+        let kid = kid("quote-signing-2026.11");
+        let commands = provisioner(&site);
+        let made = commands.generate(&new_key(&kid)).await.unwrap();
+        assert!(!made.existed && made.public.bits() == 2048 && made.public.kid() == &kid);
+        let tag = |name: &str, value: &str| (format!("quotesign:{name}"), value.to_owned());
+        assert_eq!(
+            tags(&site, &made.locator).await,
+            [tag("environment", "sandbox"), tag("kid", kid.as_str()), tag("partner", "acme-pay")]
+        );
+        let alias = format!("alias/quotesign-{}", kid.as_str().replace('.', "_"));
+        let told = site.aws.describe_key().key_id(&alias).send().await.unwrap().key_metadata.unwrap();
+        assert_eq!(told.arn(), Some(made.locator.as_str()));
+        let sent = site.proxy.seen("CreateKey");
+        assert_eq!((sent.len(), &sent[0].body["KeyUsage"], &sent[0].body["Origin"]), (1, &"SIGN_VERIFY".into(), &"AWS_KMS".into()));
+        for _ in 0..2 {
+            let again = commands.generate(&new_key(&kid)).await.unwrap();
+            assert!(again.existed && again.locator == made.locator);
+            assert_eq!(again.public.thumbprint(), made.public.thumbprint());
+        }
+        assert_eq!(site.proxy.seen("CreateKey").len(), 1);
+        let larger = commands.generate(&NewKey { bits: 3072, ..new_key(&kid) }).await.unwrap_err();
+        assert!(matches!(&larger, ProvisionError::Exists(what) if what.contains("2048 bits and not 3072")), "{larger}");
+        // What is printed is what the gateway takes.
+        let kms = site.kms();
+        let pinned = Pinned { public: std::sync::Arc::new(made.public), locator: made.locator, attributes: Attributes::Require };
+        let signer = kms.key(pinned).unwrap();
+        comes_to_serve(&*signer).await;
+        contract::a_signature_verifies_with_the_pinned_key(&*signer).await;
+    }
+
+    async fn a_run_that_died_before_the_alias_is_gone_on_with(site) {
+        let kid = kid("quote-signing-torn");
+        let commands = provisioner(&site);
+        site.proxy.rules([Rule::always("CreateAlias", Fault::Reset)]);
+        let torn = commands.generate(&new_key(&kid)).await.unwrap_err();
+        assert!(matches!(torn, ProvisionError::Device(_)), "{torn}");
+        site.proxy.rules([]);
+        let made = commands.generate(&new_key(&kid)).await.unwrap();
+        assert!(made.existed && site.proxy.seen("CreateKey").len() == 1, "the key of the first run is taken");
+        assert_eq!(commands.generate(&new_key(&kid)).await.unwrap().locator, made.locator);
+    }
+
+    async fn a_creation_without_an_answer_is_not_sent_twice_by_itself(site) {
+        let kid = kid("quote-signing-once");
+        site.proxy.rules([Rule::always("CreateKey", Fault::Reset)]);
+        provisioner(&site).generate(&new_key(&kid)).await.unwrap_err();
+        assert_eq!(site.proxy.seen("CreateKey").len(), 1);
+    }
+
+    async fn a_new_key_that_kms_does_not_know_everywhere_yet_is_waited_for(site) {
+        let kid = kid("quote-signing-late");
+        let unknown = |action| Rule::always(action, Fault::Error(400, "NotFoundException"));
+        site.proxy.rules([unknown("GetPublicKey").times(2), unknown("Sign").times(2)]);
+        assert!(!provisioner(&site).generate(&new_key(&kid)).await.unwrap().existed);
+    }
+
+    async fn an_alias_of_another_key_is_left_alone(site) {
+        let kid = kid("quote-signing-taken");
+        let other = site.rsa_key(2048).await;
+        let alias = format!("alias/quotesign-{kid}");
+        site.aws.create_alias().alias_name(&alias).target_key_id(&other).send().await.unwrap();
+        let refused = provisioner(&site).generate(&new_key(&kid)).await.unwrap_err();
+        assert_eq!(refused, ProvisionError::Exists(alias));
+        assert!(site.proxy.seen("CreateKey").is_empty());
+        let small = provisioner(&site).generate(&NewKey { bits: 1024, ..new_key(&kid) }).await.unwrap_err();
+        assert!(matches!(small, ProvisionError::Invalid(_)), "{small}");
+    }
+
+    async fn two_keys_of_one_kid_are_told_and_none_is_chosen(site) {
+        let kid = kid("quote-signing-twice");
+        for _ in 0..2 {
+            let tag = Tag::builder().tag_key("quotesign:kid").tag_value(kid.as_str()).build().unwrap();
+            let call = site.aws.create_key().key_spec(KeySpec::Rsa2048).key_usage(KeyUsageType::SignVerify);
+            call.tags(tag).send().await.unwrap();
+        }
+        let refused = provisioner(&site).generate(&new_key(&kid)).await.unwrap_err();
+        assert!(matches!(&refused, ProvisionError::Invalid(why) if why.contains("have all but one deleted")), "{refused}");
+    }
+
+    async fn keys_are_listed_with_what_is_against_them(site) {
+        let kid = kid("quote-signing-listed");
+        let commands = provisioner(&site);
+        let made = commands.generate(&new_key(&kid)).await.unwrap();
+        let disabled = site.rsa_key(3072).await;
+        site.aws.disable_key().key_id(&disabled).send().await.unwrap();
+        let curve = site.key(KeySpec::EccNistP256, KeyUsageType::SignVerify).await;
+        let listed = commands.list().await.unwrap();
+        let entry = |arn: &str| listed.iter().find(|key| key.locator == arn);
+        let own = entry(&made.locator).unwrap();
+        assert_eq!(own.name, Some(format!("alias/quotesign-{kid}")));
+        assert_eq!((own.bits, &own.thumbprint, &own.unfit), (Some(2048), &Some(made.public.thumbprint()), &None));
+        let off = entry(&disabled).unwrap();
+        assert!(off.name.is_none() && off.bits == Some(3072));
+        assert!(off.unfit.as_ref().unwrap().contains("is disabled"), "{off:?}");
+        assert!(entry(&curve).is_none(), "it is no RSA key");
+    }
+
+    async fn a_key_is_tried_out_and_what_fails_is_told(site) {
+        let commands = provisioner(&site);
+        let arn = site.rsa_key(2048).await;
+        let kid = kid("quote-signing-tried");
+        let tried = commands.try_out(&kid, &arn, Attributes::Require).await.unwrap();
+        assert_eq!((tried.public.kid(), tried.locator.as_str(), tried.existed), (&kid, arn.as_str(), true));
+        let unknown = arn.replace(arn.rsplit('/').next().unwrap(), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(
+            commands.try_out(&kid, &unknown, Attributes::Require).await.unwrap_err(),
+            ProvisionError::Missing(unknown)
+        );
+        let alias = commands.try_out(&kid, "alias/quotes", Attributes::Require).await.unwrap_err();
+        assert!(matches!(&alias, ProvisionError::Invalid(why) if why.contains("is an alias")), "{alias}");
+        let imported = site.imported().await;
+        let waits = commands.try_out(&kid, &imported, Attributes::Require).await.unwrap_err();
+        assert!(waits.to_string().contains("PendingImport"), "{waits}");
+        site.proxy.rules([Rule::always("Sign", Fault::Corrupt)]);
+        let corrupt = commands.try_out(&kid, &arn, Attributes::Require).await.unwrap_err();
+        assert!(matches!(&corrupt, ProvisionError::Unfit(why) if why.contains("does not verify")), "{corrupt}");
+    }
+
+    /// A key that fails its trial gets no alias, and nothing of it is printed.
+    async fn an_emulator_that_hashes_twice_gives_no_key(site) {
+        drop(site);
+        let moto = Emulator::moto();
+        let commands = Kms::provisioner(KmsConfig { attempt_timeout: Duration::from_secs(5), ..config(&format!("http://{}", moto.address())) });
+        let refused = commands.generate(&new_key(&kid("quote-signing-moto"))).await.unwrap_err();
+        println!("  {refused}");
+        assert!(matches!(&refused, ProvisionError::Unfit(why) if why.contains("does not verify")), "{refused}");
+        let aws = aws(moto.address());
+        assert!(!aws.list_aliases().send().await.unwrap().aliases().iter().any(|alias| {
+            alias.alias_name().is_some_and(|name| name.starts_with("alias/quotesign-"))
+        }));
+        let arn = create(&aws, KeySpec::Rsa2048, KeyUsageType::SignVerify).await;
+        let tried = commands.try_out(&kid("quote-signing-moto"), &arn, Attributes::Require).await.unwrap_err();
+        assert!(matches!(tried, ProvisionError::Unfit(_)), "{tried}");
+    }
+}
