@@ -11,9 +11,13 @@
 //! - `breaker`, `key`, `watch`: one pinned key, when it is out of service, and how it comes back
 //! - `provision`: generating and listing keys, for commands and never for the gateway
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -49,6 +53,9 @@ mod tests;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause between two attempts to find credentials.
 const CREDENTIALS_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How far apart two looks for new credentials are, however many keys ask.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 
 /// Which KMS, and how it is asked.
 #[derive(Debug, Clone)]
@@ -104,6 +111,7 @@ impl Kms {
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
+            renewed: Mutex::new(None),
         });
         let looking = Arc::clone(&shared);
         shared.spawn(async move { looking.find_credentials().await });
@@ -166,6 +174,8 @@ struct Shared {
     runtime: Handle,
     tasks: TaskTracker,
     closing: CancellationToken,
+    /// When credentials were last looked for anew.
+    renewed: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -190,6 +200,20 @@ impl Shared {
                 () = self.closing.cancelled() => return,
             }
             pause = (pause * 2).min(CREDENTIALS_PAUSE_MAX);
+        }
+    }
+
+    /// Looks for credentials anew, since those that were found are refused: a profile may have new ones by now.
+    async fn renew_credentials(&self) {
+        {
+            let mut renewed = self.renewed.lock();
+            if renewed.is_some_and(|at| at.elapsed() < RENEWAL_PAUSE) {
+                return;
+            }
+            *renewed = Some(Instant::now());
+        }
+        if let Err(fault) = self.client.credentials().await {
+            self.pulse.silent(&fault);
         }
     }
 

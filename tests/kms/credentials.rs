@@ -10,6 +10,7 @@ use crate::{
     contract::{self, comes_not_to_serve, comes_to_serve},
     emulator::Emulator,
     harness::{Site, run_as},
+    proxy::{Fault, Rule},
 };
 
 type Variables = Vec<(&'static str, String)>;
@@ -88,6 +89,35 @@ fn credentials_that_come_later_are_found() {
             fs::write(site.path("credentials"), text).unwrap();
             comes_to_serve(&*signer).await;
             assert_eq!(site.proxy.seen("Sign")[0].access_key, "AKIDLATER");
+        },
+    );
+}
+
+#[test]
+fn credentials_that_are_refused_are_read_anew() {
+    let profile = |key: &str| format!("[quotes]\naws_access_key_id = {key}\naws_secret_access_key = verysecret\n");
+    run_as(
+        name!(credentials_that_are_refused_are_read_anew),
+        |_, home| {
+            vec![
+                ("AWS_SHARED_CREDENTIALS_FILE", file(home, "credentials", &profile("AKIDOLD"))),
+                ("AWS_PROFILE", "quotes".to_owned()),
+            ]
+        },
+        async |site| {
+            let kms = site.kms();
+            let arn = site.rsa_key(2048).await;
+            let signer = site.bound(&kms, &arn).await;
+            comes_to_serve(&*signer).await;
+            site.proxy.rules([Rule::always("*", Fault::Error(400, "UnrecognizedClientException"))]);
+            comes_not_to_serve(&*signer, "AWS refuses the credentials").await;
+            fs::write(site.path("credentials"), profile("AKIDNEW")).unwrap();
+            while site.proxy.seen("DescribeKey").last().unwrap().access_key != "AKIDNEW" {
+                sleep(Duration::from_millis(50)).await;
+            }
+            site.proxy.rules([]);
+            comes_to_serve(&*signer).await;
+            assert_eq!(kms.health(), Health::Serving);
         },
     );
 }

@@ -106,10 +106,10 @@ where
 {
     match error {
         SdkError::TimeoutError(_) => Fault::no_answer(call),
-        SdkError::ServiceError(answer) => {
-            let request = RequestId::request_id(error);
-            of_code(call, answer.err().code(), answer.raw().status().as_u16(), request)
-        }
+        SdkError::ServiceError(answer) => match (answer.err().code(), answer.raw().status().as_u16()) {
+            (None, status) if status < 400 => Fault::nonsense(&format!("HTTP status {status} to `{call}`")),
+            (code, status) => of_code(call, code, status, RequestId::request_id(error)),
+        },
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Fault::no_answer(call),
         SdkError::ResponseError(answer) => {
             Fault::nonsense(&format!("HTTP status {} to `{call}`", answer.raw().status().as_u16()))

@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
+use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider, error::CredentialsError};
 use aws_sdk_kms::{
     config::{
         BehaviorVersion, ConfigBag, Intercept, Region, RuntimeComponents, StalledStreamProtectionConfig,
@@ -22,7 +23,7 @@ use aws_sdk_kms::{
     primitives::Blob,
     types::{KeyManagerType, KeyMetadata, KeySpec, KeyUsageType, MessageType, OriginType, SigningAlgorithmSpec, Tag},
 };
-use tokio::{sync::OnceCell, time};
+use tokio::time;
 
 use super::{
     KmsConfig,
@@ -41,33 +42,31 @@ const BACKOFF_MAX: Duration = Duration::from_millis(200);
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE_MAX: i32 = 100;
 
-/// The SDK's client, made when it is first needed.
+/// The SDK's client, made when it is first needed, and anew when credentials are looked for: the SDK reads a profile
+/// only once.
 pub(super) struct Sdk {
     config: KmsConfig,
     share: Arc<Share>,
-    made: OnceCell<Made>,
-}
-
-struct Made {
-    client: aws_sdk_kms::Client,
-    credentials: Option<SharedCredentialsProvider>,
+    made: ArcSwapOption<aws_sdk_kms::Client>,
 }
 
 impl Sdk {
     pub(super) fn new(config: KmsConfig, share: Arc<Share>) -> Self {
-        Self { config, share, made: OnceCell::new() }
+        Self { config, share, made: ArcSwapOption::empty() }
     }
 
-    async fn made(&self) -> &Made {
-        self.made.get_or_init(|| make(&self.config)).await
-    }
-
-    async fn client(&self) -> &aws_sdk_kms::Client {
-        &self.made().await.client
+    async fn client(&self) -> Arc<aws_sdk_kms::Client> {
+        if let Some(made) = self.made.load_full() {
+            return made;
+        }
+        let (client, _) = make(&self.config).await;
+        let client = Arc::new(client);
+        self.made.store(Some(Arc::clone(&client)));
+        client
     }
 }
 
-async fn make(config: &KmsConfig) -> Made {
+async fn make(config: &KmsConfig) -> (aws_sdk_kms::Client, Option<SharedCredentialsProvider>) {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(config.connect_timeout)
         .operation_attempt_timeout(config.attempt_timeout)
@@ -89,7 +88,7 @@ async fn make(config: &KmsConfig) -> Made {
         // Answers are small, and the timeouts bound them.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .build();
-    Made { client: aws_sdk_kms::Client::from_conf(own), credentials: found.credentials_provider() }
+    (aws_sdk_kms::Client::from_conf(own), found.credentials_provider())
 }
 
 /// Books those requests of one call that the SDK sends beyond the first.
@@ -120,15 +119,15 @@ impl Intercept for Retries {
 #[async_trait]
 impl Client for Sdk {
     async fn credentials(&self) -> Result<(), Fault> {
-        let Some(provider) = &self.made().await.credentials else {
+        let (client, provider) = make(&self.config).await;
+        let Some(provider) = provider else {
             return Err(Fault::new(Kind::Credentials, "the AWS SDK was built without credentials"));
         };
-        match time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
-            Ok(found) => found.map(|_| ()).map_err(|error| no_credentials(&error)),
-            Err(_) => Err(no_credentials(
-                &aws_credential_types::provider::error::CredentialsError::provider_timed_out(CREDENTIALS_TIMEOUT),
-            )),
-        }
+        let found = time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await;
+        let found = found.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(CREDENTIALS_TIMEOUT)));
+        found.map_err(|error| no_credentials(&error))?;
+        self.made.store(Some(Arc::new(client)));
+        Ok(())
     }
 
     async fn sign(&self, key: &KeyArn, digest: InputDigest) -> Result<Signed, Fault> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     PAUSE_MIN, Shared,
     breaker::Breaker,
-    fault::Fault,
+    fault::{Fault, Kind},
     fitness::{self, Remarks},
     key::Key,
 };
@@ -122,6 +122,9 @@ impl Watch {
             }
             Err(fault) => {
                 key.failed(&fault);
+                if fault.kind == Kind::Credentials {
+                    self.shared.renew_credentials().await;
+                }
                 false
             }
         }
