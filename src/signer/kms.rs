@@ -119,6 +119,7 @@ impl Kms {
     }
 
     /// The same KMS as commands see it.
+    #[must_use]
     pub fn provisioner(config: KmsConfig) -> impl Provision {
         let share = Arc::new(Share::new(config.requests_per_second));
         let client = Arc::new(Sdk::new(config.clone(), share));

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::{
     contract::{self, comes_not_to_serve, comes_to_serve},
     emulator::Emulator,
-    harness::{Site, run_as},
+    harness::{Site, path, run_as},
     proxy::{Fault, Rule},
 };
 
@@ -86,7 +86,7 @@ fn credentials_that_come_later_are_found() {
             let said = comes_not_to_serve(&*signer, "no AWS credentials").await;
             println!("  {said}");
             let text = "[quotes]\naws_access_key_id = AKIDLATER\naws_secret_access_key = verysecret\n";
-            fs::write(site.path("credentials"), text).unwrap();
+            fs::write(path("credentials"), text).unwrap();
             comes_to_serve(&*signer).await;
             assert_eq!(site.proxy.seen("Sign")[0].access_key, "AKIDLATER");
         },
@@ -111,7 +111,7 @@ fn credentials_that_are_refused_are_read_anew() {
             comes_to_serve(&*signer).await;
             site.proxy.rules([Rule::always("*", Fault::Error(400, "UnrecognizedClientException"))]);
             comes_not_to_serve(&*signer, "AWS refuses the credentials").await;
-            fs::write(site.path("credentials"), profile("AKIDNEW")).unwrap();
+            fs::write(path("credentials"), profile("AKIDNEW")).unwrap();
             while site.proxy.seen("DescribeKey").last().unwrap().access_key != "AKIDNEW" {
                 sleep(Duration::from_millis(50)).await;
             }

@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 /// Ends the command when nobody holds the other end of the input any more.
 const WITH_ITS_PARENT: &str = r#""$@" </dev/null & child=$!; cat; kill -TERM $child; wait $child"#;
 

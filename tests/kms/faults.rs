@@ -47,7 +47,7 @@ async fn until_out_of_service(signer: &dyn Signer) -> Vec<(SignError, Duration)>
     let since = Instant::now();
     let mut errors = Vec::new();
     while signer.health().takes_orders() {
-        assert!(since.elapsed() < Duration::from_secs(60), "{errors:?}");
+        assert!(since.elapsed() < Duration::from_mins(1), "{errors:?}");
         let began = Instant::now();
         if let Err(error) = contract::sign(signer).await {
             errors.push((error, began.elapsed()));
@@ -116,7 +116,7 @@ with_kms! {
     async fn a_delay_within_the_timeout_is_only_slow(site) {
         let (_kms, signer) = serving(&site).await;
         site.proxy.rules([Rule::always("Sign", Fault::Delay(Duration::from_millis(150)))]);
-        for _ in 0..FAULTS_MAX + 1 {
+        for _ in 0..=FAULTS_MAX {
             contract::a_signature_verifies_with_the_pinned_key(&*signer).await;
         }
     }

@@ -99,15 +99,15 @@ fn passed(run: Output) {
     print!("{}", out.lines().filter(|line| line.starts_with("  ")).fold(String::new(), |all, line| all + line + "\n"));
 }
 
+/// A file of the test's own directory.
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(env::var_os(HOME).unwrap()).join(name)
+}
+
 impl Site {
     async fn new(emulator: SocketAddr) -> Self {
         let (proxy, aws) = (Proxy::start(emulator).await, aws(emulator));
         Self { emulator, proxy, aws }
-    }
-
-    /// A file of the test's own directory.
-    pub fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(env::var_os(HOME).unwrap()).join(name)
     }
 
     pub fn config(&self) -> KmsConfig {

@@ -82,13 +82,11 @@ fn is_account(text: &str) -> bool {
 /// A UUID in lower case, or a multi-region key's `mrk-` and as many hex digits.
 fn is_key_id(id: &str) -> bool {
     let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    match id.strip_prefix("mrk-") {
-        Some(digits) => digits.len() == 32 && is_hex(digits),
-        None => {
-            let groups: Vec<_> = id.split('-').collect();
-            groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(|group| is_hex(group))
-        }
+    if let Some(digits) = id.strip_prefix("mrk-") {
+        return digits.len() == 32 && is_hex(digits);
     }
+    let groups: Vec<_> = id.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(|group| is_hex(group))
 }
 
 #[cfg(test)]

@@ -114,14 +114,13 @@ where
         SdkError::ResponseError(answer) => {
             Fault::nonsense(&format!("HTTP status {} to `{call}`", answer.raw().status().as_u16()))
         }
-        _ => match cause::<CredentialsError>(error) {
-            Some(none) => no_credentials(none),
-            None => {
-                let text = format!("AWS KMS cannot be reached: {}; see the network and the endpoint", innermost(error));
-                Fault::new(Kind::Unreachable, text)
-            }
-        },
+        _ => cause::<CredentialsError>(error).map_or_else(|| unreachable(error), no_credentials),
     }
+}
+
+fn unreachable(error: &(dyn Error + 'static)) -> Fault {
+    let text = format!("AWS KMS cannot be reached: {}; see the network and the endpoint", innermost(error));
+    Fault::new(Kind::Unreachable, text)
 }
 
 /// Translates what came of looking for credentials.
