@@ -9,7 +9,7 @@
 //! - `pulse`: whether KMS answers at all, and takes the credentials
 //! - `fitness`, `spki`: what a key must be before it signs
 //! - `breaker`, `key`, `watch`: one pinned key, when it is out of service, and how it comes back
-//! - `provision`: generating and listing keys, for commands and never for the gateway
+//! - `provision`, `trial`: generating and listing keys, for commands and never for the gateway
 
 use std::{
     sync::Arc,
@@ -42,6 +42,7 @@ mod pulse;
 mod sdk;
 mod share;
 mod spki;
+mod trial;
 mod watch;
 
 #[cfg(test)]

@@ -6,14 +6,9 @@
 //! next run finds and goes on with. Finding it asks for the tags of every key that has no alias; where there are more
 //! than [`KEYS_MAX`] keys it is given up and said.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
-use tokio::time::sleep;
 
 use super::{
     KmsConfig,
@@ -21,11 +16,11 @@ use super::{
     client::{Alias, Client, Creation, Page},
     fault::{Fault, Kind},
     fitness::{self, Integers},
+    trial,
 };
 use crate::{
     domain::Kid,
     jwk::PublicKey,
-    jws::SigningInput,
     signer::{
         Attributes,
         provision::{Listed, NewKey, Provision, ProvisionError, Provisioned},
@@ -34,9 +29,6 @@ use crate::{
 
 /// How many keys of an account and region are looked through.
 const KEYS_MAX: usize = 5_000;
-/// How long a new key may be unknown to parts of KMS.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(250);
 const ALIAS_PREFIX: &str = "alias/quotesign-";
 const KID_TAG: &str = "quotesign:kid";
 const PARTNER_TAG: &str = "quotesign:partner";
@@ -73,7 +65,7 @@ impl Provision for Provisioner {
                 if !self.is_of(&named.arn, &key.kid).await? {
                     return Err(ProvisionError::Exists(alias));
                 }
-                let (arn, public) = self.trial(&key.kid, &named.arn, Attributes::Require).await?;
+                let (arn, public) = self.trial(&key.kid, &named.arn).await?;
                 return found(public, &arn, key, true);
             }
             Err(fault) if fault.code() == Some("NotFoundException") => {}
@@ -85,7 +77,7 @@ impl Provision for Provisioner {
             Some(arn) => arn,
             None => self.client.create(&self.creation(key, spec)).await?.arn,
         };
-        let (arn, public) = self.trial(&key.kid, &arn, Attributes::Require).await.map_err(|error| match error {
+        let (arn, public) = self.trial(&key.kid, &arn).await.map_err(|error| match error {
             ProvisionError::Unfit(why) => ProvisionError::Unfit(format!(
                 "{why}; it is `{arn}` and has no alias; have it deleted with `aws kms schedule-key-deletion`"
             )),
@@ -129,34 +121,11 @@ impl Provision for Provisioner {
     }
 
     async fn try_out(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<Provisioned, ProvisionError> {
-        let (arn, public) = match self.trial_once(kid, locator, attributes).await {
-            Err(Trial::Fault(fault)) if fault.code() == Some("NotFoundException") => {
-                return Err(ProvisionError::Missing(locator.to_owned()));
-            }
-            tried => tried.map_err(ProvisionError::from)?,
+        let (arn, public) = match trial::once(&*self.client, &self.config.region, kid, locator, attributes).await {
+            Err(failed) if failed.is_missing() => return Err(ProvisionError::Missing(locator.to_owned())),
+            tried => tried?,
         };
         Ok(Provisioned { public, locator: arn.to_string(), existed: true })
-    }
-}
-
-/// Why a trial was not passed.
-enum Trial {
-    Fault(Fault),
-    Other(ProvisionError),
-}
-
-impl From<Fault> for Trial {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl From<Trial> for ProvisionError {
-    fn from(trial: Trial) -> Self {
-        match trial {
-            Trial::Fault(fault) => fault.into(),
-            Trial::Other(error) => error,
-        }
     }
 }
 
@@ -175,40 +144,8 @@ impl Provisioner {
         Creation { spec, description: format!("quotesign: signs quotes as `{}`", key.kid), tags }
     }
 
-    /// Checks the key, and has it sign something of no use, which is verified here. A new key may not be known
-    /// everywhere in KMS, so that it is missing is believed only after a while.
-    async fn trial(
-        &self,
-        kid: &Kid,
-        locator: &str,
-        attributes: Attributes,
-    ) -> Result<(KeyArn, PublicKey), ProvisionError> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.trial_once(kid, locator, attributes).await {
-                Err(Trial::Fault(fault)) if fault.code() == Some("NotFoundException") && Instant::now() < until => {
-                    sleep(PAUSE).await;
-                }
-                tried => return tried.map_err(ProvisionError::from),
-            }
-        }
-    }
-
-    async fn trial_once(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<(KeyArn, PublicKey), Trial> {
-        let invalid = |why: String| Trial::Other(ProvisionError::Invalid(why));
-        let arn = KeyArn::parse(locator, &self.config.region).map_err(|error| invalid(error.to_string()))?;
-        let ((modulus, exponent), remarks) = fitness::check(&*self.client, &arn, attributes).await?;
-        for remark in remarks.0 {
-            tracing::warn!(key = %arn, remark, "of the key");
-        }
-        let public = PublicKey::new(kid.clone(), &modulus, &exponent)
-            .map_err(|error| Trial::Other(ProvisionError::Unfit(error.to_string())))?;
-        let input = SigningInput::fresh_probe();
-        let signed = self.client.sign(&arn, input.digest()).await?;
-        if signed.key != arn.as_str() || !public.verifies(input.bytes(), &signed.signature) {
-            return Err(Fault::unfit("its test signature does not verify with its own public half").into());
-        }
-        Ok((arn, public))
+    async fn trial(&self, kid: &Kid, locator: &str) -> Result<(KeyArn, PublicKey), ProvisionError> {
+        trial::with_patience(&*self.client, &self.config.region, kid, locator).await.map_err(ProvisionError::from)
     }
 
     /// The public half of a key that may sign under `attributes = "require"`.
