@@ -196,8 +196,6 @@ fn the_environment_cannot_turn_requests_elsewhere() {
                 ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned()),
                 ("AWS_ENDPOINT_URL_KMS", "http://127.0.0.1:9".to_owned()),
                 ("AWS_REGION", "us-east-1".to_owned()),
-                ("HTTP_PROXY", "http://127.0.0.1:9".to_owned()),
-                ("http_proxy", "http://127.0.0.1:9".to_owned()),
                 ("AWS_ACCESS_KEY_ID", "AKIDTEST".to_owned()),
                 ("AWS_SECRET_ACCESS_KEY", "verysecret".to_owned()),
             ]

@@ -78,11 +78,12 @@ fn credentials() -> [(&'static str, String); 2] {
     [("AWS_ACCESS_KEY_ID", "AKIDTEST".to_owned()), ("AWS_SECRET_ACCESS_KEY", "verysecret".to_owned())]
 }
 
-/// This test once more, in a process that has nothing of AWS in its environment but this.
+/// This test once more, in a process whose environment has nothing that the SDK heeds but this.
 fn own_process(test: &str, emulator: SocketAddr, home: &Path, environment: &[(&'static str, String)]) -> Output {
     let name = test.split_once("::").unwrap().1;
     let mut command = Command::new(env::current_exe().unwrap());
-    for (variable, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+    let is_heeded = |name: &str| name.starts_with("AWS_") || name.to_lowercase().ends_with("_proxy");
+    for (variable, _) in env::vars_os().filter(|(name, _)| is_heeded(&name.to_string_lossy())) {
         command.env_remove(variable);
     }
     command.args(["--exact", name, "--nocapture"]).env(EMULATOR, emulator.to_string()).env(HOME, home);
