@@ -79,7 +79,7 @@ pub(super) fn check<'c>(
         let name = entry.name.as_str();
         if cfg!(not(feature = "kms")) {
             return Err(format!(
-                "`aws_kms[{at}]` = `{name}`: this build has no AWS KMS; take one with the cargo feature `kms`, or leave the entry out"
+                "`aws_kms[{at}]` of `{name}`: this build has no AWS KMS; build it with the feature `kms`, or leave it out"
             ));
         }
         if taken.contains(&name) {
@@ -179,7 +179,7 @@ mod tests {
     fn a_build_without_kms_says_so() {
         assert_eq!(
             checked("", Environment::Production).unwrap_err(),
-            "`aws_kms[0]` = `kms-eu`: this build has no AWS KMS; take one with the cargo feature `kms`, or leave the entry out"
+            "`aws_kms[0]` of `kms-eu`: this build has no AWS KMS; build it with the feature `kms`, or leave it out"
         );
     }
 

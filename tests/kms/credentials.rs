@@ -186,11 +186,11 @@ fn a_role_of_the_instance_is_taken() {
     );
 }
 
-/// Where requests go is the config's to say. An endpoint that the environment names is not asked.
+/// Where requests go and how often is the config's to say, whatever the environment names.
 #[test]
-fn the_environment_cannot_turn_requests_elsewhere() {
+fn the_environment_changes_neither_the_endpoint_nor_the_retries() {
     run_as(
-        name!(the_environment_cannot_turn_requests_elsewhere),
+        name!(the_environment_changes_neither_the_endpoint_nor_the_retries),
         |_, _| {
             vec![
                 ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned()),
@@ -198,8 +198,19 @@ fn the_environment_cannot_turn_requests_elsewhere() {
                 ("AWS_REGION", "us-east-1".to_owned()),
                 ("AWS_ACCESS_KEY_ID", "AKIDTEST".to_owned()),
                 ("AWS_SECRET_ACCESS_KEY", "verysecret".to_owned()),
+                ("AWS_RETRY_MODE", "adaptive".to_owned()),
+                ("AWS_MAX_ATTEMPTS", "9".to_owned()),
             ]
         },
-        async |site| serves_as(site, "AKIDTEST").await,
+        async |site| {
+            let kms = site.kms();
+            let arn = site.rsa_key(2048).await;
+            let signer = site.bound(&kms, &arn).await;
+            comes_to_serve(&*signer).await;
+            let before = site.proxy.seen("Sign").len();
+            site.proxy.rules([Rule::always("Sign", Fault::Error(400, "ThrottlingException")).times(9)]);
+            assert_eq!(contract::sign(&*signer).await.unwrap_err(), SignError::Full);
+            assert_eq!(site.proxy.seen("Sign").len(), before + 3);
+        },
     );
 }

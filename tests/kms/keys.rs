@@ -1,18 +1,19 @@
 //! What signs and what may not: keys of every size, and keys that are disabled, deleted, unknown, of another kind,
 //! imported, or not the pinned one; and an emulator whose signatures do not verify.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{path::Path, process::Command, time::Duration};
 
 use aws_sdk_kms::types::{KeySpec, KeyUsageType};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use quotesign::{
     domain::sha256,
     jws::SigningInput,
-    signer::{Attributes, Device as _, Health, Pinned, SignError, Signer, kms::Kms},
+    signer::{Attributes, Device as _, Health, Pinned, SignError, kms::Kms},
 };
+use tokio::time::sleep;
 
 use crate::{
-    contract::{self, comes_not_to_serve, comes_to_serve, order},
+    contract::{self, comes_not_to_serve, comes_to_serve},
     emulator::{Emulator, python},
     harness::{Site, aws, config, create, pinned, with_kms},
 };
@@ -140,7 +141,8 @@ with_kms! {
         comes_to_serve(&*signer).await;
         site.aws.disable_key().key_id(&arn).send().await.unwrap();
         let why = contract::sign(&*signer).await.unwrap_err();
-        assert!(matches!(&why, SignError::Unavailable(why) if why.contains("is disabled (`Sign`: DisabledException")), "{why}");
+        let want = "is disabled (`Sign`: DisabledException";
+        assert!(matches!(&why, SignError::Unavailable(why) if why.contains(want)), "{why}");
         assert!(!signer.health().takes_orders(), "one such answer is enough");
         site.aws.enable_key().key_id(&arn).send().await.unwrap();
         comes_to_serve(&*signer).await;
@@ -165,31 +167,32 @@ with_kms! {
         println!("  {said}");
         for _ in 0..100 {
             assert!(!signer.health().takes_orders());
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         }
-        let input = SigningInput::fresh_probe();
-        assert!(matches!(signer.sign(&input, &order()).await, Err(SignError::Unfit(_))));
+        assert!(matches!(contract::sign(&*signer).await, Err(SignError::Unfit(_))));
         assert_eq!(kms.health(), Health::Serving, "it does answer");
-        let _: Arc<dyn Signer> = signer;
     }
 }
 
-/// Imports a key that openssl would make outside, as an attacker or a migration might.
+/// Imports a key that was made outside, of which there is a copy then.
 fn import_material(site: &Site, arn: &str) {
     const SCRIPT: &str = r#"
 import os, sys, boto3
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 endpoint, arn = sys.argv[1:]
-kms = boto3.client("kms", endpoint_url=endpoint, region_name="eu-west-1", aws_access_key_id="AKIDTEST", aws_secret_access_key="x")
-asked = kms.get_parameters_for_import(KeyId=arn, WrappingAlgorithm="RSA_AES_KEY_WRAP_SHA_256", WrappingKeySpec="RSA_4096")
+kms = boto3.client("kms", endpoint_url=endpoint, region_name="eu-west-1",
+                   aws_access_key_id="AKIDTEST", aws_secret_access_key="verysecret")
+asked = kms.get_parameters_for_import(KeyId=arn, WrappingAlgorithm="RSA_AES_KEY_WRAP_SHA_256",
+                                      WrappingKeySpec="RSA_4096")
 wrapping = serialization.load_der_public_key(asked["PublicKey"])
 key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 aes = os.urandom(32)
 oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 material = wrapping.encrypt(aes, oaep) + keywrap.aes_key_wrap_with_padding(aes, der)
-kms.import_key_material(KeyId=arn, ImportToken=asked["ImportToken"], EncryptedKeyMaterial=material, ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE")
+kms.import_key_material(KeyId=arn, ImportToken=asked["ImportToken"], EncryptedKeyMaterial=material,
+                        ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE")
 "#;
     let endpoint = format!("http://{}", site.emulator);
     let run = Command::new(python("python")).args(["-c", SCRIPT, &endpoint, arn]).output().unwrap();

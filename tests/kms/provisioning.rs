@@ -1,6 +1,6 @@
 //! Generating, listing and trying keys, as the commands do it.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use aws_sdk_kms::types::{KeySpec, KeyUsageType, Tag};
 use quotesign::{
@@ -55,7 +55,7 @@ with_kms! {
         let told = site.aws.describe_key().key_id(&alias).send().await.unwrap().key_metadata.unwrap();
         assert_eq!(told.arn(), Some(made.locator.as_str()));
         let sent = site.proxy.seen("CreateKey");
-        assert_eq!((sent.len(), &sent[0].body["KeyUsage"], &sent[0].body["Origin"]), (1, &"SIGN_VERIFY".into(), &"AWS_KMS".into()));
+        assert!(sent.len() == 1 && sent[0].body["KeyUsage"] == "SIGN_VERIFY" && sent[0].body["Origin"] == "AWS_KMS");
         for _ in 0..2 {
             let again = commands.generate(&new_key(&kid)).await.unwrap();
             assert!(again.existed && again.locator == made.locator);
@@ -66,8 +66,8 @@ with_kms! {
         assert!(matches!(&larger, ProvisionError::Exists(what) if what.contains("2048 bits and not 3072")), "{larger}");
         // What is printed is what the gateway takes.
         let kms = site.kms();
-        let pinned = Pinned { public: std::sync::Arc::new(made.public), locator: made.locator, attributes: Attributes::Require };
-        let signer = kms.key(pinned).unwrap();
+        let (public, locator) = (Arc::new(made.public), made.locator);
+        let signer = kms.key(Pinned { public, locator, attributes: Attributes::Require }).unwrap();
         comes_to_serve(&*signer).await;
         contract::a_signature_verifies_with_the_pinned_key(&*signer).await;
     }
@@ -118,7 +118,8 @@ with_kms! {
             call.tags(tag).send().await.unwrap();
         }
         let refused = provisioner(&site).generate(&new_key(&kid)).await.unwrap_err();
-        assert!(matches!(&refused, ProvisionError::Invalid(why) if why.contains("have all but one deleted")), "{refused}");
+        let want = "have all but one deleted";
+        assert!(matches!(&refused, ProvisionError::Invalid(why) if why.contains(want)), "{refused}");
     }
 
     async fn keys_are_listed_with_what_is_against_them(site) {
@@ -164,7 +165,7 @@ with_kms! {
     async fn an_emulator_that_hashes_twice_gives_no_key(site) {
         drop(site);
         let moto = Emulator::moto();
-        let commands = Kms::provisioner(KmsConfig { attempt_timeout: Duration::from_secs(5), ..config(&format!("http://{}", moto.address())) });
+        let commands = Kms::provisioner(config(&format!("http://{}", moto.address())));
         let refused = commands.generate(&new_key(&kid("quote-signing-moto"))).await.unwrap_err();
         println!("  {refused}");
         assert!(matches!(&refused, ProvisionError::Unfit(why) if why.contains("does not verify")), "{refused}");

@@ -75,7 +75,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_second_holds_more_than_the_share(per_second in 1_u32..400, gaps in prop::collection::vec(0_u64..20_000, 1..900)) {
+        fn no_second_holds_more_than_the_share(
+            per_second in 1_u32..400,
+            gaps in prop::collection::vec(0_u64..20_000, 1..900),
+        ) {
             let share = Share::new(per_second);
             let mut now = Instant::now() + Duration::from_secs(1);
             let mut went = Vec::new();

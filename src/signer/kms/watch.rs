@@ -116,7 +116,8 @@ impl Watch {
             }
             // Whoever signs need not be out of service since a question about it went unanswered.
             Err(fault) if !fault.is_lasting() && key.breaker(|breaker| breaker.why_open().is_none()) => {
-                tracing::warn!(kid = %key.pinned.public.kid(), signer = %config.name, why = %fault, "the key could not be checked");
+                let (kid, signer) = (key.pinned.public.kid(), &config.name);
+                tracing::warn!(%kid, signer, why = %fault, "the key could not be checked");
                 self.check_at = Instant::now() + jittered(config.probe_interval);
                 true
             }
