@@ -1,6 +1,6 @@
 //! Generating, listing and trying keys, as the commands do it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use aws_sdk_kms::types::{KeySpec, KeyUsageType, Tag};
 use quotesign::{
@@ -79,9 +79,34 @@ with_kms! {
         let torn = commands.generate(&new_key(&kid)).await.unwrap_err();
         assert!(matches!(torn, ProvisionError::Device(_)), "{torn}");
         site.proxy.rules([]);
+        let larger = commands.generate(&NewKey { bits: 3072, ..new_key(&kid) }).await.unwrap_err();
+        assert!(matches!(&larger, ProvisionError::Exists(what) if what.contains("2048 bits and not 3072")), "{larger}");
+        assert_eq!(site.proxy.seen("CreateAlias").len(), 3, "only the first run sent any, with its retries");
         let made = commands.generate(&new_key(&kid)).await.unwrap();
         assert!(made.existed && site.proxy.seen("CreateKey").len() == 1, "the key of the first run is taken");
         assert_eq!(commands.generate(&new_key(&kid)).await.unwrap().locator, made.locator);
+    }
+
+    async fn two_runs_at_once_come_to_one_key(site) {
+        let kid = kid("quote-signing-race");
+        let (one, other) = (provisioner(&site), provisioner(&site));
+        // Both find neither alias nor key.
+        site.proxy.rules([Rule::always("CreateKey", Fault::Delay(Duration::from_millis(500)))]);
+        let (key, other_key) = (new_key(&kid), new_key(&kid));
+        let (one, other) = tokio::join!(one.generate(&key), other.generate(&other_key));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!(one.locator, other.locator);
+        assert_eq!(site.proxy.seen("CreateKey").len(), 2);
+        assert_eq!(provisioner(&site).generate(&key).await.unwrap().locator, one.locator);
+    }
+
+    async fn an_alias_whose_answer_was_lost_was_given(site) {
+        let kid = kid("quote-signing-heard");
+        site.proxy.rules([Rule::always("CreateAlias", Fault::Lost).times(1)]);
+        let made = provisioner(&site).generate(&new_key(&kid)).await.unwrap();
+        assert_eq!(site.proxy.seen("CreateAlias").len(), 2);
+        let told = site.aws.describe_key().key_id(format!("alias/quotesign-{kid}")).send().await.unwrap();
+        assert_eq!(told.key_metadata.unwrap().arn, Some(made.locator));
     }
 
     async fn a_creation_without_an_answer_is_not_sent_twice_by_itself(site) {

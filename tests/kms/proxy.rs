@@ -33,6 +33,8 @@ pub enum Fault {
     Delay(Duration),
     /// Its connection is torn.
     Reset,
+    /// Passed on, and its connection is torn instead of an answer.
+    Lost,
     /// Never answered.
     Hang,
     /// Answered with what is no JSON.
@@ -173,7 +175,10 @@ async fn answer(
     let answer = sender.send_request(request).await.map_err(io::Error::other)?;
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-    Ok(told(status, spoiled(body, fault.as_ref())))
+    match fault {
+        Some(Fault::Lost) => Err(io::ErrorKind::ConnectionReset.into()),
+        fault => Ok(told(status, spoiled(body, fault.as_ref()))),
+    }
 }
 
 fn told(status: u16, body: Bytes) -> Response<Full<Bytes>> {

@@ -61,13 +61,7 @@ impl Provision for Provisioner {
         }
         let alias = alias_of(&key.kid);
         match self.client.describe(&alias).await {
-            Ok(named) => {
-                if !self.is_of(&named.arn, &key.kid).await? {
-                    return Err(ProvisionError::Exists(alias));
-                }
-                let (arn, public) = self.trial(&key.kid, &named.arn).await?;
-                return found(public, &arn, key, true);
-            }
+            Ok(named) => return self.named(key, &alias, &named.arn).await,
             Err(fault) if fault.code() == Some("NotFoundException") => {}
             Err(fault) => return Err(fault.into()),
         }
@@ -83,17 +77,11 @@ impl Provision for Provisioner {
             )),
             error => error,
         })?;
-        if let Err(fault) = self.client.give_alias(&alias, arn.as_str()).await {
-            // Somebody else's run may have come first; then the alias may be another key's.
-            let named = self.client.describe(&alias).await;
-            if !named.is_ok_and(|named| named.arn == arn.as_str()) {
-                return match fault.code() {
-                    Some("AlreadyExistsException") => Err(ProvisionError::Exists(alias)),
-                    _ => Err(fault.into()),
-                };
-            }
+        let made = found(public, &arn, key, existed)?;
+        match self.client.give_alias(&alias, arn.as_str()).await {
+            Ok(()) => Ok(made),
+            Err(fault) => self.after_another_run(key, &alias, made, fault).await,
         }
-        found(public, &arn, key, existed)
     }
 
     async fn list(&self) -> Result<Vec<Listed>, ProvisionError> {
@@ -146,6 +134,34 @@ impl Provisioner {
 
     async fn trial(&self, kid: &Kid, locator: &str) -> Result<(KeyArn, PublicKey), ProvisionError> {
         trial::with_patience(&*self.client, &self.config.region, kid, locator).await.map_err(ProvisionError::from)
+    }
+
+    /// The key that has the alias already, if it is of this kid.
+    async fn named(&self, key: &NewKey, alias: &str, arn: &str) -> Result<Provisioned, ProvisionError> {
+        if !self.is_of(arn, &key.kid).await? {
+            return Err(ProvisionError::Exists(alias.to_owned()));
+        }
+        let (arn, public) = self.trial(&key.kid, arn).await?;
+        found(public, &arn, key, true)
+    }
+
+    /// The alias could not be given: another run of the same command may have been sooner, or this one's request have
+    /// been heard and its answer lost.
+    async fn after_another_run(
+        &self,
+        key: &NewKey,
+        alias: &str,
+        made: Provisioned,
+        fault: Fault,
+    ) -> Result<Provisioned, ProvisionError> {
+        match self.client.describe(alias).await {
+            Ok(named) if named.arn == made.locator => Ok(made),
+            Ok(named) => {
+                tracing::warn!(key = %made.locator, alias, "another key has the alias, so this one is left over");
+                self.named(key, alias, &named.arn).await
+            }
+            Err(_) => Err(fault.into()),
+        }
     }
 
     /// The public half of a key that may sign under `attributes = "require"`.

@@ -75,7 +75,7 @@ pub(super) async fn once(
         KeyArn::parse(locator, region).map_err(|error| Failed::Other(ProvisionError::Invalid(error.to_string())))?;
     let ((modulus, exponent), remarks) = fitness::check(client, &arn, attributes).await?;
     for remark in remarks.0 {
-        tracing::warn!(key = %arn, remark, "of the key");
+        tracing::warn!(key = %arn, remark, "the key signs, with a remark");
     }
     let public = PublicKey::new(kid.clone(), &modulus, &exponent)
         .map_err(|error| Failed::Other(ProvisionError::Unfit(error.to_string())))?;

@@ -107,8 +107,9 @@ impl Watch {
                 self.check_at = Instant::now() + jittered(config.check_interval);
                 self.shared.pulse.heard();
                 if self.remarks.as_ref() != Some(&remarks) {
+                    let kid = key.pinned.public.kid();
                     for remark in &remarks.0 {
-                        tracing::warn!(kid = %key.pinned.public.kid(), signer = %config.name, remark, "of the key");
+                        tracing::warn!(%kid, signer = %config.name, remark, "the key signs, with a remark");
                     }
                     self.remarks = Some(remarks);
                 }
