@@ -23,6 +23,8 @@ pub mod provision;
 pub mod standing;
 pub mod keyring;
 pub mod pkcs11;
+#[cfg(feature = "kms")]
+pub mod kms;
 
 /// An RS256 signature as the device gave it; not yet verified.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use self::{
     sdk::Sdk,
     share::Share,
 };
-use super::{Device, Health, Pinned, SignError, Signer, provision::Provision, turns::Turns};
+use super::{Device, Health, Pinned, SignError, Signer, jittered, locator::Kind, provision::Provision, turns::Turns};
 use crate::domain::Environment;
 
 pub mod arn;
@@ -130,6 +130,10 @@ impl Kms {
 
 #[async_trait]
 impl Device for Kms {
+    fn kind(&self) -> Kind {
+        Kind::AwsKms
+    }
+
     fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {
         let key = Key::new(pinned, Arc::clone(&self.shared)).map_err(|error| error.to_string())?;
         let (key, gone) = (Arc::new(key), self.shared.closing.child_token());
@@ -198,7 +202,7 @@ impl Shared {
                 Err(fault) => self.pulse.credentials_missing(fault),
             }
             tokio::select! {
-                () = time::sleep(watch::jittered(pause)) => {}
+                () = time::sleep(jittered(pause)) => {}
                 () = self.closing.cancelled() => return,
             }
             pause = (pause * 2).min(CREDENTIALS_PAUSE_MAX);

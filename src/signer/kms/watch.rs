@@ -8,7 +8,6 @@ use std::{
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{
     PAUSE_MIN, Shared,
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     jws::SigningInput,
-    signer::{Flow, Order},
+    signer::{Flow, Order, jittered},
 };
 
 /// How long a test signature may wait for its turn.
@@ -147,10 +146,4 @@ async fn probe(key: &Arc<Key>, shared: &Shared) {
             key.trip(Fault::unfit("its test signature does not verify with the key that policy pins"));
         }
     }
-}
-
-/// `pause` give or take a tenth, so that replicas do not move in step.
-pub(super) fn jittered(pause: Duration) -> Duration {
-    let [.., random] = Uuid::now_v7().into_bytes();
-    pause.mul_f64(0.9 + 0.2 * f64::from(random) / 255.0)
 }
