@@ -9,7 +9,11 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{domain::Environment, signer::locator::Kind, strict_toml, telemetry};
+use crate::{
+    domain::Environment,
+    signer::locator::{KeyArn, Locator},
+    strict_toml, telemetry,
+};
 
 mod aws_kms;
 mod overrides;
@@ -86,15 +90,20 @@ impl Config {
         Ok(config)
     }
 
-    /// What kind of device the signer of this name is, if there is one.
+    /// Whether a key could lie at `locator` on the signer of this name; nothing where there is no such signer.
     #[must_use]
-    pub fn kind_of(&self, name: &str) -> Option<Kind> {
-        self.signers.iter().any(|signer| signer.name == name).then_some(Kind::Pkcs11)
+    pub fn accepts(&self, signer: &str, locator: &str) -> Option<Result<(), String>> {
+        if self.token_of(signer).is_some() {
+            return Some(Locator::parse(locator).map(drop).map_err(|fault| fault.to_string()));
+        }
+        let kms = self.aws_kms.iter().find(|entry| entry.name == signer)?;
+        Some(KeyArn::parse(locator, &kms.region).map(drop).map_err(|fault| fault.to_string()))
     }
 
     /// The signers by name.
     pub fn signer_names(&self) -> impl Iterator<Item = &str> {
-        self.signers.iter().map(|signer| signer.name.as_str())
+        let tokens = self.signers.iter().map(|signer| signer.name.as_str());
+        tokens.chain(self.aws_kms.iter().map(|signer| signer.name.as_str()))
     }
 
     /// The label of the token that this signer is, if it is one.

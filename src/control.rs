@@ -16,7 +16,6 @@ use crate::{
     signer::{
         Attributes,
         keyring::{Binding, Keyring, KeyringError},
-        locator::{self, Kind},
     },
 };
 
@@ -91,7 +90,7 @@ impl Control {
         let bundle = loaded
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
-        let mut problems = fits(&bundle, self.environment, |name| self.keyring.kind_of(name));
+        let mut problems = fits(&bundle, self.environment, |signer, locator| self.keyring.accepts(signer, locator));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         problems.extend(keeps_keys(&bundle, current, SystemClock.now()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
@@ -125,7 +124,11 @@ impl Control {
 
 /// What must hold between a bundle and this gateway.
 #[must_use]
-pub fn fits(bundle: &Bundle, environment: Environment, kind_of: impl Fn(&str) -> Option<Kind>) -> Vec<String> {
+pub fn fits(
+    bundle: &Bundle,
+    environment: Environment,
+    accepts: impl Fn(&str, &str) -> Option<Result<(), String>>,
+) -> Vec<String> {
     let mut problems = Vec::new();
     if bundle.environment != environment {
         let theirs = bundle.environment;
@@ -136,14 +139,14 @@ pub fn fits(bundle: &Bundle, environment: Environment, kind_of: impl Fn(&str) ->
     for key in bundle.timeline.all() {
         for (signer, place) in &key.places {
             let kid = &key.kid;
-            match kind_of(signer) {
+            match accepts(signer, place) {
                 None => problems.push(format!(
                     "policy.toml: key `{kid}`: no signer of the gateway's config is named `{signer}`; add it or mend the name"
                 )),
-                Some(kind) if locator::kind_of(place) != Ok(kind) => problems.push(format!(
-                    "policy.toml: key `{kid}`: `locator` does not fit the signer `{signer}`; a PKCS#11 token wants a `pkcs11:` URI, AWS KMS a key ARN"
-                )),
-                Some(_) => {}
+                Some(Err(why)) => {
+                    problems.push(format!("policy.toml: key `{kid}`: `locator` does not fit the signer `{signer}`: {why}"));
+                }
+                Some(Ok(())) => {}
             }
         }
     }

@@ -43,6 +43,9 @@ use crate::{
     },
 };
 
+#[cfg(feature = "kms")]
+use crate::signer::kms::{Kms, KmsConfig};
+
 mod fronts;
 
 /// Why a gateway did not start. Nothing of it runs then.
@@ -107,7 +110,7 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
     let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
     let bundle = Bundle::load(&config.policy)
         .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
-    let problems = control::fits(&bundle, config.environment, |name| config.kind_of(name));
+    let problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
     if problems.is_empty() {
         Ok(bundle)
     } else {
@@ -368,12 +371,31 @@ fn devices(config: &Config) -> BTreeMap<String, Arc<dyn Device>> {
         let device: Arc<dyn Device> = Arc::new(Token::start(token_config(config, entry)));
         (entry.name.clone(), device)
     };
-    config.signers.iter().map(token).collect()
+    config.signers.iter().map(token).chain(kms(config)).collect()
+}
+
+#[cfg(feature = "kms")]
+fn kms(config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
+    config.aws_kms.iter().map(|entry| {
+        let device: Arc<dyn Device> = Arc::new(Kms::start(entry.kms()));
+        (entry.name.clone(), device)
+    })
+}
+
+/// A build without it refuses a config that has any.
+#[cfg(not(feature = "kms"))]
+fn kms(_config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
+    std::iter::empty()
 }
 
 /// The signer of this name, as commands see it.
 #[must_use]
 pub fn provisioner(config: &Config, name: &str) -> Option<Box<dyn Provision>> {
+    #[cfg(feature = "kms")]
+    if let Some(entry) = config.aws_kms.iter().find(|entry| entry.name == name) {
+        let kms = KmsConfig { environment: Some(config.environment), ..entry.kms() };
+        return Some(Box::new(Kms::provisioner(kms)));
+    }
     let entry = config.signers.iter().find(|entry| entry.name == name)?;
     Some(Box::new(Provisioner::new(token_config(config, entry))))
 }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::{locator::Kind, turns::Turns};
+use self::turns::Turns;
 use crate::{jwk::PublicKey, jws::SigningInput};
 
 pub mod locator;
@@ -134,8 +134,11 @@ pub struct Pinned {
 /// One device: what the gateway's config calls a signer.
 #[async_trait]
 pub trait Device: Send + Sync + 'static {
-    /// What kind of device it is.
-    fn kind(&self) -> Kind;
+    /// Whether a key could lie there on a device of this kind.
+    ///
+    /// # Errors
+    /// What is wrong with the locator.
+    fn accepts(&self, locator: &str) -> Result<(), String>;
     /// A key of this device, as policy pins it. It is probed as long as the signer lives.
     ///
     /// # Errors

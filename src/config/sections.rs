@@ -249,9 +249,7 @@ impl SignerEntry {
             format!("the PIN of `{name}`: the file that `pin_file` names cannot be read: {fault}; write the PIN there")
         })?;
         if text.expose_secret().trim_end_matches(['\r', '\n']).is_empty() {
-            return Err(format!(
-                "the PIN of `{name}`: the file that `pin_file` names is empty; write the PIN there"
-            ));
+            return Err(format!("the PIN of `{name}`: the file that `pin_file` names is empty; write the PIN there"));
         }
         Ok(())
     }

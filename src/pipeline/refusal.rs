@@ -10,8 +10,8 @@ use crate::{
 };
 
 use super::{
-    attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError,
-    parse::ParseError, select::NoKey, validate::Invalid, verify::VerifyError,
+    attempts::Exhausted, authorize::Denied, canonicalise::NoCanonicalForm, commit::CommitError, parse::ParseError,
+    select::NoKey, validate::Invalid, verify::VerifyError,
 };
 
 /// Why a quote was not signed, by the stage that refused.
@@ -81,10 +81,10 @@ impl Refusal {
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
             Self::NoKey(NoKey::NoneActive(_)) | Self::Verify(VerifyError::KeyGone) => Reason::NoActiveKey,
-            Self::NoKey(NoKey::NotServing(_)) => Reason::SignerUnavailable,
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
-            Self::Sign(
+            Self::NoKey(NoKey::NotServing(_))
+            | Self::Sign(
                 SignError::Gone
                 | SignError::TimedOut
                 | SignError::Lost(_)

@@ -8,7 +8,10 @@ use crate::{
     domain::{PartnerId, SequenceNumber},
     jws::{Draft, SigningInput},
     policy::{Bundle, Partner, timeline::TimedKey},
-    signer::{Health, keyring::{BoundKey, Keyring}},
+    signer::{
+        Health,
+        keyring::{BoundKey, Keyring},
+    },
     terms::Terms,
 };
 

@@ -293,10 +293,11 @@ fn places_of(entry: &KeyEntry) -> Vec<String> {
     }
     if locators.len() != 1 && locators.len() != signers.len() {
         let (locators, signers) = (locators.len(), signers.len());
-        faults.push(format!("`locator` has {locators} entries for {signers} signers; give one for all, or one for each"));
+        faults
+            .push(format!("`locator` has {locators} entries for {signers} signers; give one for all, or one for each"));
     }
     for text in locators {
-        if let Err(fault) = locator::kind_of(text) {
+        if let Err(fault) = locator::check(text) {
             faults.push(format!("`locator`: {fault}"));
         }
     }
@@ -307,12 +308,12 @@ fn places_of(entry: &KeyEntry) -> Vec<String> {
 fn attributes_of(entry: &KeyEntry, environment: Environment) -> Option<String> {
     let reason = entry.attributes_reason.as_ref().is_some_and(|reason| !reason.trim().is_empty());
     match entry.attributes {
-        AttributesRule::Off if environment != Environment::Development => {
-            Some(format!("`attributes` = \"off\" is for development alone; in {environment} it is \"require\", or \"warn\" with `attributes_reason`"))
-        }
-        AttributesRule::Warn if environment != Environment::Development && !reason => {
-            Some(format!("`attributes` = \"warn\" needs `attributes_reason` in {environment}: why this key cannot show that it never left its device"))
-        }
+        AttributesRule::Off if environment != Environment::Development => Some(format!(
+            "`attributes` = \"off\" is for development alone; in {environment} it is \"require\", or \"warn\" with `attributes_reason`"
+        )),
+        AttributesRule::Warn if environment != Environment::Development && !reason => Some(format!(
+            "`attributes` = \"warn\" needs `attributes_reason` in {environment}: why this key cannot show that it never left its device"
+        )),
         AttributesRule::Require if entry.attributes_reason.is_some() => {
             Some("`attributes_reason` goes with `attributes` = \"warn\"; remove it".to_owned())
         }

@@ -12,7 +12,6 @@ use tokio::time;
 
 use super::{
     Attributes, Device, Flow, Health, Order, Pinned, SignError, Signature, Signer,
-    locator::Kind,
     turns::{Busy, Place},
 };
 use crate::{domain::Kid, jwk::PublicKey, jws::SigningInput};
@@ -119,10 +118,10 @@ impl Keyring {
         Ok(BoundKey { binding, replicas })
     }
 
-    /// What kind of device the signer of this name is, if the gateway's config has it.
+    /// Whether a key could lie at `locator` on the signer of this name; nothing where the config has no such signer.
     #[must_use]
-    pub fn kind_of(&self, name: &str) -> Option<Kind> {
-        self.devices.get(name).map(|device| device.kind())
+    pub fn accepts(&self, signer: &str, locator: &str) -> Option<Result<(), String>> {
+        self.devices.get(signer).map(|device| device.accepts(locator))
     }
 
     /// The key of this kid.

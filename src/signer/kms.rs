@@ -2,7 +2,6 @@
 //! away its keys are not serving, and it comes back by itself. Which key signs which quote, and whether its
 //! signature verifies, is left to the caller.
 //!
-//! - `arn`: where a key lies
 //! - `client`, `sdk`: the few calls that are used, and the SDK behind them
 //! - `fault`: what goes wrong, translated in one place
 //! - `share`: this replica's share of the account's quota
@@ -28,10 +27,9 @@ use self::{
     sdk::Sdk,
     share::Share,
 };
-use super::{Device, Health, Pinned, SignError, Signer, jittered, locator::Kind, provision::Provision, turns::Turns};
+use super::{Device, Health, Pinned, SignError, Signer, jittered, locator::KeyArn, provision::Provision, turns::Turns};
 use crate::domain::Environment;
 
-pub mod arn;
 mod breaker;
 mod client;
 mod fault;
@@ -130,8 +128,8 @@ impl Kms {
 
 #[async_trait]
 impl Device for Kms {
-    fn kind(&self) -> Kind {
-        Kind::AwsKms
+    fn accepts(&self, locator: &str) -> Result<(), String> {
+        KeyArn::parse(locator, &self.shared.config.region).map(drop).map_err(|fault| fault.to_string())
     }
 
     fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {

@@ -6,26 +6,17 @@ use std::fmt;
 
 mod arn;
 
-pub use arn::KeyArn;
+pub use arn::{ArnError, KeyArn};
 
-/// On what kind of device a key lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A PKCS#11 token.
-    Pkcs11,
-    /// AWS KMS.
-    AwsKms,
-}
-
-/// The kind of device that this locator is for.
+/// Whether this is a locator, of whatever kind of device.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn kind_of(locator: &str) -> Result<Kind, String> {
-    if locator.starts_with("arn:") {
-        return KeyArn::parse(locator).map(|_| Kind::AwsKms);
+pub fn check(locator: &str) -> Result<(), String> {
+    if locator.starts_with("arn:") || locator.starts_with("alias/") {
+        return KeyArn::anywhere(locator).map(drop).map_err(|fault| fault.to_string());
     }
-    Locator::parse(locator).map(|_| Kind::Pkcs11).map_err(|fault| fault.to_string())
+    Locator::parse(locator).map(drop).map_err(|fault| fault.to_string())
 }
 
 /// Why a text is not a locator.
@@ -79,7 +70,8 @@ impl Locator {
     /// The URI of the private key with this id, where it has no label.
     #[must_use]
     pub fn uri_of_id(token: &str, id: &[u8]) -> String {
-        let id: String = id.iter().map(|byte| format!("%{byte:02X}")).collect();
+        let id: Vec<_> = id.iter().map(|byte| format!("%{byte:02X}")).collect();
+        let id = id.concat();
         format!("pkcs11:token={};id={id};type=private", encoded(token))
     }
 

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{fault::Fault, link::Link};
 use super::{
-    Attributes, Device, Health, Order, Pinned, SignError, Signature, Signer, locator::{Kind, Locator}, standing::Standing,
+    Attributes, Device, Health, Order, Pinned, SignError, Signature, Signer, locator::Locator, standing::Standing,
     turns::Turns,
 };
 use crate::{jwk::PublicKey, jws::SigningInput};
@@ -119,12 +119,12 @@ impl Token {
 
 #[async_trait]
 impl Device for Token {
-    fn kind(&self) -> Kind {
-        Kind::Pkcs11
+    fn accepts(&self, locator: &str) -> Result<(), String> {
+        Locator::parse(locator).map(drop).map_err(|fault| fault.to_string())
     }
 
     fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {
-        Locator::parse(&pinned.locator).map_err(|fault| fault.to_string())?;
+        self.accepts(&pinned.locator)?;
         let number = self.shared.keys_made.fetch_add(1, Ordering::Relaxed);
         let key = Arc::new(Key {
             number,

@@ -115,7 +115,8 @@ async fn a_panic_in_the_path_costs_one_call_and_nothing_else() {
     // Three places, of which one caller may hold two: a third torn call would find none if one were not given back.
     site.edit_signer("sessions", 1.into());
     site.edit_signer("queue_max", 1.into());
-    for (at, (number, point)) in [(1, "pipeline::before-sign"), (3, "pipeline::before-commit")].into_iter().enumerate() {
+    for (at, (number, point)) in [(1, "pipeline::before-sign"), (3, "pipeline::before-commit")].into_iter().enumerate()
+    {
         site.env.insert("FAILPOINTS".to_owned(), format!("{point}=3*panic->off"));
         let gateway = site.serve().await;
         let pricing = gateway.quotes("pricing").await;

@@ -357,7 +357,10 @@ async fn production_takes_no_relaxation() {
     policy(kept, &relaxed("attributes = \"off\""), "`attributes` = \"off\" is for development alone");
     policy(kept, &relaxed("attributes = \"warn\""), "needs `attributes_reason` in production");
     policy(kept, &relaxed("attributes_reason = \"none\""), "goes with `attributes` = \"warn\"; remove it");
-    production.policy(kept, &relaxed("attributes = \"warn\"\nattributes_reason = \"the module says LOCAL=false of its own keys\""));
+    production.policy(
+        kept,
+        &relaxed("attributes = \"warn\"\nattributes_reason = \"the module says LOCAL=false of its own keys\""),
+    );
     production.good("quotesign config check");
 }
 

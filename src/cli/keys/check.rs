@@ -2,7 +2,11 @@
 
 use clap::Args;
 
-use crate::{control, policy::{Bundle, timeline::TimedKey}, signer::provision::Provision};
+use crate::{
+    control,
+    policy::{Bundle, timeline::TimedKey},
+    signer::provision::Provision,
+};
 
 use super::{ConfigPath, Failure, block_on, device};
 
@@ -22,7 +26,7 @@ impl Check {
             let lines = problems.iter().map(|problem| format!("{}/{problem}", config.policy.display()));
             Failure::unfit(lines.collect::<Vec<_>>().join("\n"))
         })?;
-        let misfits = control::fits(&bundle, config.environment, |name| config.kind_of(name));
+        let misfits = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
         if !misfits.is_empty() {
             return Err(Failure::unfit(misfits.join("\n")));
         }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::signer::{
     Attributes,
-    locator::{Kind, Locator},
+    locator::Locator,
     provision::{NewKey, Provisioned},
 };
 
@@ -48,12 +48,12 @@ impl Jwk {
         let config = self.key.path.load()?;
         let device = device(&config, &self.key.signer)?;
         let attributes = if self.unproven { Attributes::Warn } else { Attributes::Require };
-        let locator = match (&self.locator, config.kind_of(&self.key.signer)) {
-            (Some(locator), _) => locator.clone(),
-            (None, Some(Kind::AwsKms)) => {
+        let locator = match (self.locator, config.token_of(&self.key.signer)) {
+            (Some(locator), _) => locator,
+            (None, Some(token)) => Locator::uri_of(token, kid.as_str()),
+            (None, None) => {
                 return Err(Failure::unfit("--locator: give the ARN of the key; `quotesign keys list` shows it"));
             }
-            (None, _) => Locator::uri_of(config.token_of(&self.key.signer).unwrap_or_default(), kid.as_str()),
         };
         let tried = block_on(async { device.try_out(&kid, &locator, attributes).await.map_err(Failure::failed) })?;
         self.key.show(&config, &tried)

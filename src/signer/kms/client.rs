@@ -3,8 +3,9 @@
 
 use async_trait::async_trait;
 
-use super::{arn::KeyArn, fault::Fault};
+use super::fault::Fault;
 use crate::domain::InputDigest;
+use crate::signer::locator::KeyArn;
 
 /// The one algorithm: RS256.
 pub(super) const RS256: &str = "RSASSA_PKCS1_V1_5_SHA_256";

@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    arn::KeyArn,
     client::{Alias, Client, Creation, Described, Page, PublicHalf, RS256, Signed},
     fault::{Fault, Kind},
 };
+use crate::signer::locator::KeyArn;
 use crate::{domain::InputDigest, jwk::PublicKey};
 
 pub(super) const REGION: &str = "eu-west-1";

@@ -2,11 +2,11 @@
 //! pins. Pure; asking KMS for it is left to `check`, and to others what follows from it.
 
 use super::{
-    arn::KeyArn,
     client::{Client, Described, PublicHalf, RS256},
     fault::{Fault, Kind},
     spki,
 };
+use crate::signer::locator::KeyArn;
 use crate::{jwk::PublicKey, signer::Attributes};
 
 /// What is not against a key but worth telling.

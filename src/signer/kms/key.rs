@@ -13,11 +13,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Shared,
-    arn::{ArnError, KeyArn},
     breaker::Breaker,
     client::{RS256, Signed},
     fault::{Fault, Kind},
 };
+use crate::signer::locator::{ArnError, KeyArn};
 use crate::{
     domain::InputDigest,
     jwk::PublicKey,

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 
 use super::{
     KmsConfig,
-    arn::KeyArn,
     client::{Alias, Client, Creation, Page},
     fault::{Fault, Kind},
     fitness::{self, Integers},
     trial,
 };
+use crate::signer::locator::KeyArn;
 use crate::{
     domain::Kid,
     jwk::PublicKey,

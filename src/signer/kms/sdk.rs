@@ -27,12 +27,12 @@ use tokio::time;
 
 use super::{
     KmsConfig,
-    arn::KeyArn,
     client::{Alias, Client, Creation, Described, Page, PublicHalf, RS256, Signed},
     fault::{Fault, Kind, no_credentials, translate},
     share::Share,
 };
 use crate::domain::InputDigest;
+use crate::signer::locator::KeyArn;
 
 /// How often a request is sent at most. Each retry costs quota and time, and the breaker takes over from there.
 const ATTEMPTS_MAX: u32 = 3;

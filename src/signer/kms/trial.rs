@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{arn::KeyArn, client::Client, fault::Fault, fitness};
+use super::{client::Client, fault::Fault, fitness};
+use crate::signer::locator::KeyArn;
 use crate::{
     domain::Kid,
     jwk::PublicKey,

@@ -6,7 +6,10 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::OpenOptions,
     io,
-    os::{fd::AsFd as _, unix::net::{UnixDatagram, UnixStream}},
+    os::{
+        fd::AsFd as _,
+        unix::net::{UnixDatagram, UnixStream},
+    },
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -79,7 +82,8 @@ pub fn run() -> io::Result<()> {
         if let Request::Close(_) = request {
             break;
         }
-        let response = answer(&mut host, request, &mut control, &jobs).unwrap_or_else(|fault| Response::Failed(fault.into()));
+        let response =
+            answer(&mut host, request, &mut control, &jobs).unwrap_or_else(|fault| Response::Failed(fault.into()));
         write_frame(&mut control, &Answer { response: Some(response) }.encode_to_vec())?;
     }
     end(host, &jobs);
@@ -127,9 +131,7 @@ fn answer(
         }
         (Request::Generate(ask), Some(host)) => keygen::generate(&host.shared.device, &ask).map(Response::Key),
         (Request::List(_), Some(host)) => keygen::list(&host.shared.device).map(Response::Keys),
-        (Request::TryOut(ask), Some(host)) => {
-            key::try_out(&host.shared.device, &host.keeper, &ask).map(Response::Key)
-        }
+        (Request::TryOut(ask), Some(host)) => key::try_out(&host.shared.device, &host.keeper, &ask).map(Response::Key),
         (_, _) => Err(Fault::Device("the host process was asked out of turn".to_owned())),
     }
 }

@@ -179,8 +179,7 @@ impl Link {
     /// are free again.
     pub(super) fn give_up_stuck(&self, limit: Duration) -> Vec<u64> {
         let mut pending = self.pending.lock();
-        let stuck: Vec<u64> =
-            pending.iter().filter(|(_, job)| job.sent.elapsed() > limit).map(|(id, _)| *id).collect();
+        let stuck: Vec<u64> = pending.iter().filter(|(_, job)| job.sent.elapsed() > limit).map(|(id, _)| *id).collect();
         let jobs: Vec<_> = stuck.iter().filter_map(|id| pending.remove(id)).collect();
         drop(pending);
         for job in jobs {

@@ -10,7 +10,9 @@ use super::{
     TokenConfig,
     fault::Fault,
     link::Link,
-    wire::{self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Request, Response, TriedKey, TryOut},
+    wire::{
+        self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Request, Response, TriedKey, TryOut,
+    },
 };
 use crate::{
     domain::Kid,

@@ -12,7 +12,6 @@ use std::{
 
 use secrecy::SecretString;
 use tokio::{sync::mpsc, task::AbortHandle, time};
-use uuid::Uuid;
 
 use super::{
     Key, Pin, Shared, State,
@@ -215,7 +214,9 @@ impl<'s> Generation<'s> {
             let stuck = self.replaced.saturating_sub(self.link.returned());
             if stuck > self.opened.spare as usize {
                 let limit = limit.as_millis();
-                return Err(Fault::Device(format!("{stuck} calls have been inside the module for more than {limit} ms")));
+                return Err(Fault::Device(format!(
+                    "{stuck} calls have been inside the module for more than {limit} ms"
+                )));
             }
             tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
             self.link.ask(Request::Replace(job), &[], limit).await??;
@@ -303,7 +304,7 @@ impl<'s> Generation<'s> {
 
 /// Has a bound key sign a probe; its standing is what comes of it.
 async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
-    let input = SigningInput::probe(Uuid::now_v7().into_bytes());
+    let input = SigningInput::fresh_probe();
     let order = Order::new(Flow::OWN, Instant::now() + shared.config.call_timeout * 2);
     let signed = shared.sign(&key, &input, &order).await;
     match signed {
@@ -430,4 +431,3 @@ impl Drop for AbortOnDrop {
 fn out_of_turn() -> Fault {
     Fault::Device("the host process answered out of turn".to_owned())
 }
-

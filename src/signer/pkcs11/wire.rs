@@ -232,7 +232,7 @@ pub(super) struct Job {
     pub id: u64,
     #[prost(uint32, tag = "2")]
     pub key: u32,
-    /// When it is of no use any more, on this machine's CLOCK_MONOTONIC, in nanoseconds.
+    /// When it is of no use any more, on this machine's `CLOCK_MONOTONIC`, in nanoseconds.
     #[prost(uint64, tag = "3")]
     pub deadline_ns: u64,
     #[prost(bytes = "vec", tag = "4")]

@@ -16,7 +16,8 @@ fn slow(point: &str, sleep_ms: u32) -> Site {
 /// may hold two, so that there is always room for another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_device_refuses_before_a_number_is_taken_and_keeps_room_for_another_caller() {
-    let site = Site::new().with("FAILPOINTS", "pipeline::before-sign=2*sleep(2000)->off").with("TOKIO_WORKER_THREADS", "4");
+    let site =
+        Site::new().with("FAILPOINTS", "pipeline::before-sign=2*sleep(2000)->off").with("TOKIO_WORKER_THREADS", "4");
     site.edit_signer("sessions", 1.into());
     site.edit_signer("queue_max", 1.into());
     site.edit_policy(|policy| {

@@ -53,9 +53,9 @@ pub(super) enum Access {
 /// How RS256 is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rs256 {
-    /// The token hashes: CKM_SHA256_RSA_PKCS.
+    /// The token hashes: `CKM_SHA256_RSA_PKCS`.
     Whole,
-    /// The token signs a DigestInfo that is made here: CKM_RSA_PKCS.
+    /// The token signs a `DigestInfo` that is made here: `CKM_RSA_PKCS`.
     DigestInfo,
 }
 
@@ -151,12 +151,7 @@ impl Device {
 }
 
 /// Signs with RS256.
-pub(super) fn sign(
-    session: &Session,
-    key: ObjectHandle,
-    how: Rs256,
-    input: &SigningInput,
-) -> Result<Vec<u8>, Fault> {
+pub(super) fn sign(session: &Session, key: ObjectHandle, how: Rs256, input: &SigningInput) -> Result<Vec<u8>, Fault> {
     match how {
         Rs256::Whole => Ok(session.sign(&Mechanism::Sha256RsaPkcs, key, input.bytes())?),
         Rs256::DigestInfo => {

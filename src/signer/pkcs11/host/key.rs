@@ -5,7 +5,6 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use uuid::Uuid;
 
 use super::{
     super::{fault::Fault, wire},
@@ -57,19 +56,15 @@ impl Key {
     }
 
     /// Signs by the mechanism that was found out.
-    pub(super) fn sign(
-        &self,
-        session: &Session,
-        handle: ObjectHandle,
-        input: &SigningInput,
-    ) -> Result<Vec<u8>, Fault> {
+    pub(super) fn sign(&self, session: &Session, handle: ObjectHandle, input: &SigningInput) -> Result<Vec<u8>, Fault> {
         device::sign(session, handle, self.how, input)
     }
 }
 
 /// Tries a key out whose public half is not known yet.
 pub(super) fn try_out(device: &Device, session: &Session, ask: &wire::TryOut) -> Result<wire::TriedKey, Fault> {
-    let locator = Locator::parse(&ask.locator).map_err(|fault| Fault::Invalid(format!("`{}`: {fault}", ask.locator)))?;
+    let locator =
+        Locator::parse(&ask.locator).map_err(|fault| Fault::Invalid(format!("`{}`: {fault}", ask.locator)))?;
     let kid: Kid = ask.kid.parse().map_err(|fault| Fault::Invalid(format!("`{}`: {fault}", ask.kid)))?;
     let handle = find_one(device, session, &locator)?;
     judge_attributes(session, handle, ask.attributes())?;
@@ -88,7 +83,7 @@ pub(super) fn try_mechanisms(
 ) -> Result<Rs256, Fault> {
     let mut first = None;
     for how in device.mechanisms() {
-        let input = SigningInput::probe(Uuid::now_v7().into_bytes());
+        let input = SigningInput::fresh_probe();
         let fault = match device::sign(session, handle, *how, &input) {
             Ok(signature) if public.verifies(input.bytes(), &signature) => return Ok(*how),
             Ok(_) => Fault::Device(format!("its test signature by {} does not verify", how.name())),
