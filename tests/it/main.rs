@@ -18,6 +18,7 @@ mod corpus;
 mod docs;
 mod drain;
 mod external;
+mod faults;
 mod first_start;
 mod harness;
 mod health;
