@@ -1,6 +1,6 @@
 //! What the gateway says of itself: log lines and metrics. No value of a quote ever gets here but the named few.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{io::IsTerminal as _, sync::atomic::AtomicU64, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -16,7 +16,10 @@ use prometheus_client::{
 use tonic::Code;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::config::{LogFormat, LogSection};
+use crate::{
+    config::{LogFormat, LogSection},
+    signer::turns::Turns,
+};
 
 /// Starts logging to standard error.
 ///
@@ -58,12 +61,25 @@ struct ComponentLabels {
     component: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OrderLabels {
+    signer: String,
+    at: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SignerLabels {
+    signer: String,
+}
+
 /// Counts of what happened, for `/metrics`.
 pub struct Metrics {
     registry: Mutex<Registry>,
     calls: Family<CallLabels, Counter>,
     seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
     serving: Family<ComponentLabels, Gauge>,
+    orders: Family<OrderLabels, Gauge>,
+    service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
     records_dropped: Gauge,
 }
 
@@ -77,13 +93,21 @@ impl Default for Metrics {
         registry.register("call_duration_seconds", "How long gRPC calls took", seconds.clone());
         let serving = Family::default();
         registry.register("component_serving", "1 where the part can do its work", serving.clone());
+        let orders = Family::default();
+        registry.register(
+            "signer_orders",
+            "Quotes that hold a place at a device, wait for their turn, or are with it; and its slots",
+            orders.clone(),
+        );
+        let service = Family::default();
+        registry.register("signer_service_seconds", "How long a device takes for a signature, of late", service.clone());
         let records_dropped = Gauge::default();
         registry.register(
             "audit_refusals_not_journalled",
             "Refusals beyond the journal's share for them",
             records_dropped.clone(),
         );
-        Self { registry: Mutex::new(registry), calls, seconds, serving, records_dropped }
+        Self { registry: Mutex::new(registry), calls, seconds, serving, orders, service, records_dropped }
     }
 }
 
@@ -102,6 +126,28 @@ impl Metrics {
     /// How a part fares.
     pub fn component(&self, name: &str, serving: bool) {
         self.serving.get_or_create(&ComponentLabels { component: name.to_owned() }).set(i64::from(serving));
+    }
+
+    /// A part is no more.
+    pub fn forget(&self, name: &str) {
+        self.serving.remove(&ComponentLabels { component: name.to_owned() });
+    }
+
+    /// How a device is used.
+    pub fn device(&self, signer: &str, turns: &Turns) {
+        let usage = turns.usage();
+        for (at, count) in [
+            ("slots", usage.slots),
+            ("device", usage.busy),
+            ("waiting", usage.waiting),
+            ("places", usage.places),
+        ] {
+            let labels = OrderLabels { signer: signer.to_owned(), at };
+            self.orders.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        if let Some(service) = turns.service() {
+            self.service.get_or_create(&SignerLabels { signer: signer.to_owned() }).set(service.as_secs_f64());
+        }
     }
 
     /// How many refusals the journal had no place for.

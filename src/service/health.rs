@@ -55,7 +55,7 @@ impl Watch {
     /// Watches until `stop`; then tells everyone that this gateway serves no more.
     pub async fn run(self, stop: CancellationToken) {
         self.reporter.set_service_status(DIRECTORY, ServingStatus::Serving).await;
-        let mut told = BTreeMap::new();
+        let mut told: BTreeMap<String, Option<String>> = BTreeMap::new();
         while !stop.is_cancelled() {
             let now = self.look();
             for (name, fault) in &now {
@@ -63,6 +63,12 @@ impl Watch {
                 if told.get(name) != Some(fault) {
                     self.tell(name, fault.as_deref()).await;
                 }
+            }
+            for name in told.keys().filter(|name| !now.contains_key(*name)) {
+                self.forget(name).await;
+            }
+            for (name, device) in self.pipeline.keyring.devices() {
+                self.metrics.device(name, device.turns());
             }
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
             *self.components.0.write() = now.clone();
@@ -95,6 +101,14 @@ impl Watch {
         }
         if name == "signing" {
             self.reporter.set_service_status("", status).await;
+        }
+    }
+
+    /// A part that is no more, as a key that a reload has taken out.
+    async fn forget(&self, name: &str) {
+        self.metrics.forget(name);
+        if let Some(service) = service_of(name) {
+            self.reporter.clone().clear_service_status(&service).await;
         }
     }
 
@@ -145,6 +159,7 @@ fn service_of(part: &str) -> Option<String> {
     match part.split_once('/') {
         None if part == "signing" => Some(SIGNING.to_owned()),
         Some(("signing", partner)) => Some(format!("{SIGNING}/{partner}")),
+        Some(("signer" | "key", _)) => Some(part.to_owned()),
         _ => None,
     }
 }

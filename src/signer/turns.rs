@@ -146,6 +146,12 @@ impl Turns {
         Usage { slots: state.slots, busy: state.busy, waiting: state.waiting, places: state.places }
     }
 
+    /// How long the device has taken for an order of late; nothing while none was measured.
+    #[must_use]
+    pub fn service(&self) -> Option<Duration> {
+        self.state.lock().service
+    }
+
     fn begin(self: &Arc<Self>) -> Turn {
         Turn { turns: Arc::clone(self), began: Instant::now() }
     }

@@ -228,6 +228,17 @@ async fn metrics_count_by_reason_and_hold_no_text_of_a_caller() {
     {
         assert_eq!(gauge(&gateway, component).await.as_deref(), Some("1"), "{component}");
     }
+    for line in [
+        "quotesign_signer_orders{signer=\"hsm-primary\",at=\"slots\"} 4",
+        "quotesign_signer_orders{signer=\"hsm-primary\",at=\"places\"} 0",
+        "quotesign_signer_orders{signer=\"hsm-primary\",at=\"waiting\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "`{line}` is not in {text}");
+    }
+    assert!(text.contains("quotesign_signer_service_seconds{signer=\"hsm-primary\"} 0."));
+    for service in ["signer/hsm-primary".to_owned(), format!("key/{}", kid(&site))] {
+        assert_eq!(gateway.health("pricing", &service).await.map(i32::from), SERVING, "{service}");
+    }
     for chosen in ["hosen", "SECRET", quote.id(), "spiffe"] {
         assert!(!text.contains(chosen), "`{chosen}` is in {text}");
     }
