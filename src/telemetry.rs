@@ -100,7 +100,11 @@ impl Default for Metrics {
             orders.clone(),
         );
         let service = Family::default();
-        registry.register("signer_service_seconds", "How long a device takes for a signature, of late", service.clone());
+        registry.register(
+            "signer_service_seconds",
+            "How long a device takes for a signature, of late",
+            service.clone(),
+        );
         let records_dropped = Gauge::default();
         registry.register(
             "audit_refusals_not_journalled",
@@ -136,12 +140,9 @@ impl Metrics {
     /// How a device is used.
     pub fn device(&self, signer: &str, turns: &Turns) {
         let usage = turns.usage();
-        for (at, count) in [
-            ("slots", usage.slots),
-            ("device", usage.busy),
-            ("waiting", usage.waiting),
-            ("places", usage.places),
-        ] {
+        for (at, count) in
+            [("slots", usage.slots), ("device", usage.busy), ("waiting", usage.waiting), ("places", usage.places)]
+        {
             let labels = OrderLabels { signer: signer.to_owned(), at };
             self.orders.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
         }

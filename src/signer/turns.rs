@@ -36,6 +36,9 @@ pub struct Turns {
 
 #[derive(Debug, Default)]
 struct State {
+    /// How many orders the device works at side by side.
+    servers: usize,
+    /// How many it may have: a few more where they wait in it for a moment.
     slots: usize,
     busy: usize,
     places: usize,
@@ -84,13 +87,16 @@ impl Turns {
     /// A device that takes `slots` orders at once, with room for `queue_max` more to wait.
     #[must_use]
     pub fn new(slots: usize, queue_max: usize) -> Arc<Self> {
-        let state = State { slots, ..State::default() };
+        let state = State { servers: slots, slots, ..State::default() };
         Arc::new(Self { queue_max, state: Mutex::new(state) })
     }
 
-    /// How many orders the device takes at once from now on.
-    pub fn set_slots(self: &Arc<Self>, slots: usize) {
-        self.state.lock().slots = slots;
+    /// From now on the device works at `servers` orders side by side and takes `ahead` more to wait in it.
+    pub fn set_slots(self: &Arc<Self>, servers: usize, ahead: usize) {
+        {
+            let mut state = self.state.lock();
+            (state.servers, state.slots) = (servers, servers + ahead);
+        }
         self.hand_on();
     }
 
@@ -102,7 +108,7 @@ impl Turns {
     pub fn place(self: &Arc<Self>, flow: Flow, deadline: Instant) -> Result<Place, Busy> {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut state = self.state.lock();
-        let free = (state.slots + self.queue_max).saturating_sub(state.places);
+        let free = (state.servers + self.queue_max).saturating_sub(state.places);
         let held = state.flows.get(&flow).map_or(0, |line| line.places);
         let wait = state.wait(flow);
         if free == 0 || (held >= free && held > 0) || wait + state.service.unwrap_or_default() > left {
@@ -222,9 +228,9 @@ impl State {
         let own = self.flows.get(&flow).map_or(0, |line| line.places);
         let others = self.flows.iter().filter(|(other, _)| **other != flow);
         let ahead = own + others.map(|(_, line)| line.places.min(own + 1)).sum::<usize>();
-        let rounds = (ahead + 1).saturating_sub(self.slots);
-        let slots = u32::try_from(self.slots.max(1)).unwrap_or(u32::MAX);
-        self.service.unwrap_or_default() * u32::try_from(rounds).unwrap_or(u32::MAX) / slots
+        let rounds = (ahead + 1).saturating_sub(self.servers);
+        let servers = u32::try_from(self.servers.max(1)).unwrap_or(u32::MAX);
+        self.service.unwrap_or_default() * u32::try_from(rounds).unwrap_or(u32::MAX) / servers
     }
 }
 
@@ -232,6 +238,11 @@ impl Turn {
     /// The device has answered: what it took counts towards the estimate of what it takes.
     pub fn answered(self) {
         let took = self.began.elapsed();
+        self.answered_after(took);
+    }
+
+    /// The same, where the device itself says what it took.
+    pub fn answered_after(self, took: Duration) {
         let mut state = self.turns.state.lock();
         let mean = state.service.map_or(took, |mean| mean.mul_f64(1.0 - MEAN_WEIGHT) + took.mul_f64(MEAN_WEIGHT));
         state.service = Some(mean);
@@ -364,7 +375,7 @@ mod tests {
     async fn more_slots_call_those_who_wait() {
         let turns = Turns::new(0, 8);
         let waiting = wait(&turns, order(FLOOD)).await;
-        turns.set_slots(1);
+        turns.set_slots(1, 0);
         assert!(waiting.await.unwrap().is_ok());
     }
 }

@@ -112,7 +112,7 @@ async fn what_outlasts_the_timeout_is_finished_by_a_retry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_the_path_costs_one_call_and_nothing_else() {
     let mut site = site("");
-    // Three places, of which one caller may hold two: a third torn call would find none if one were not given back.
+    // Two places, of which one caller may hold one: the next call would find none if it were not given back.
     site.edit_signer("sessions", 1.into());
     site.edit_signer("queue_max", 1.into());
     for (at, (number, point)) in [(1, "pipeline::before-sign"), (3, "pipeline::before-commit")].into_iter().enumerate()

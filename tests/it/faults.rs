@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml, until};
 use shim::Shim;
 
-mod shim;
+pub mod shim;
 
 const CALLERS: usize = 4;
 /// How long callers ask before the fault comes.

@@ -229,7 +229,6 @@ async fn metrics_count_by_reason_and_hold_no_text_of_a_caller() {
         assert_eq!(gauge(&gateway, component).await.as_deref(), Some("1"), "{component}");
     }
     for line in [
-        "quotesign_signer_orders{signer=\"hsm-primary\",at=\"slots\"} 4",
         "quotesign_signer_orders{signer=\"hsm-primary\",at=\"places\"} 0",
         "quotesign_signer_orders{signer=\"hsm-primary\",at=\"waiting\"} 0",
     ] {

@@ -18,6 +18,7 @@ mod corpus;
 mod docs;
 mod drain;
 mod external;
+mod fairness;
 mod faults;
 mod first_start;
 mod harness;

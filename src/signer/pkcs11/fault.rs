@@ -2,7 +2,10 @@
 //! translates the module's errors. They keep the function and its return code, since codes are what vendors
 //! ask for, but nothing decides by a code save that a refused PIN is never tried again.
 
-use cryptoki::error::{Error, RvError};
+use cryptoki::{
+    context::Function,
+    error::{Error, RvError},
+};
 
 use crate::signer::{SignError, provision::ProvisionError};
 
@@ -37,11 +40,13 @@ pub(super) enum Fault {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
+        use RvError::{ArgumentsBad, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
         match error {
             Error::Pkcs11(code, function) => {
                 let text = format!("C_{function:?}: {code:?}");
                 match code {
+                    // YubiHSM says so of a PIN that is too short to be one.
+                    ArgumentsBad if matches!(function, Function::Login) => Self::Pin(text),
                     PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked => Self::Pin(text),
                     _ => Self::Device(text),
                 }

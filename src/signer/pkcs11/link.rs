@@ -163,7 +163,7 @@ impl Link {
                 self.returned.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            turn.answered();
+            turn.answered_after(Duration::from_micros(done.took_us));
             let _gone = reply.send(done.failed.map_or(Ok(done.signature), |failed| Err(failed.into())));
         }
     }

@@ -34,8 +34,11 @@ const TICK: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long a host process may take to leave its module.
 const LEAVE: Duration = Duration::from_millis(800);
-/// Jobs that wait in the host, so that no session idles while its next job is on the way.
-const AHEAD: usize = 2;
+/// So much work waits in the host, so that no session idles while its next job is on the way: a busy machine takes about
+/// as long to get it there. It is what a caller whose turn it is may have to wait for others' jobs.
+const AHEAD: Duration = Duration::from_millis(2);
+/// No session has more jobs ahead.
+const AHEAD_MAX: usize = 4;
 /// A module may take as many times the patience of a call to be loaded and to log in.
 const OPEN_FACTOR: u32 = 5;
 /// How long a token whose keys are all missing or unfit is left alone before it is brought up anew.
@@ -178,7 +181,7 @@ impl<'s> Generation<'s> {
         let (bound, began) = (BTreeMap::new(), Instant::now());
         let mut generation = Self { shared, number, link: Arc::clone(link), opened, bound, replaced: 0, began };
         generation.look_after_keys().await?;
-        shared.turns.set_slots(generation.opened.sessions as usize + AHEAD);
+        generation.keep_ahead();
         shared.state.store(Arc::new(State::Up { generation: number, link: Arc::clone(link) }));
         let (sessions, token) = (generation.opened.sessions, &generation.opened.token);
         tracing::info!(signer = %config.name, generation = number, sessions, token, "the token is up");
@@ -199,11 +202,24 @@ impl<'s> Generation<'s> {
                     }
                 }
                 () = shared.wake.notified() => {}
-                () = time::sleep(TICK) => self.replace_stuck().await?,
+                () = time::sleep(TICK) => {
+                    self.replace_stuck().await?;
+                    self.keep_ahead();
+                }
             }
             self.look_after_keys().await?;
             self.show_bound();
         }
+    }
+
+    /// As many orders as there are sessions, and where they are quick a few more.
+    fn keep_ahead(&self) {
+        let (turns, sessions) = (&self.shared.turns, self.opened.sessions as usize);
+        let ahead = turns.service().map_or(1, |service| {
+            let work = AHEAD.as_micros() * u128::from(self.opened.sessions);
+            usize::try_from(work / service.as_micros().max(1)).unwrap_or(usize::MAX).min(sessions * AHEAD_MAX)
+        });
+        turns.set_slots(sessions, ahead);
     }
 
     /// Sessions that are stuck inside the module get a stand-in, while the token has sessions to spare.

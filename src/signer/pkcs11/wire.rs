@@ -248,6 +248,9 @@ pub(super) struct Done {
     pub signature: Vec<u8>,
     #[prost(message, optional, tag = "3")]
     pub failed: Option<Failed>,
+    /// How long a session was at it, in microseconds.
+    #[prost(uint64, tag = "4")]
+    pub took_us: u64,
 }
 
 impl From<Fault> for Failed {

@@ -12,14 +12,14 @@ fn slow(point: &str, sleep_ms: u32) -> Site {
     Site::new().with("FAILPOINTS", &format!("{point}=1*sleep({sleep_ms})->off")).with("TOKIO_WORKER_THREADS", "4")
 }
 
-/// Three places: one session, two orders ahead, and nobody may wait besides but one. Of three places a lone caller
-/// may hold two, so that there is always room for another.
+/// Three places: one session, and two quotes may wait for it. Of three places a lone caller may hold two, so that there
+/// is always room for another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_device_refuses_before_a_number_is_taken_and_keeps_room_for_another_caller() {
     let site =
         Site::new().with("FAILPOINTS", "pipeline::before-sign=2*sleep(2000)->off").with("TOKIO_WORKER_THREADS", "4");
     site.edit_signer("sessions", 1.into());
-    site.edit_signer("queue_max", 1.into());
+    site.edit_signer("queue_max", 2.into());
     site.edit_policy(|policy| {
         let mut other = policy["callers"][0].clone();
         other["id"] = toml_edit::value("spiffe://dev.quotesign.example/pricing-2");

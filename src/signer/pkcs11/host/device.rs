@@ -97,7 +97,10 @@ impl Device {
     /// however many sessions are opened.
     pub(super) fn session(&self, access: Access) -> Result<Session, Fault> {
         let session = match access {
-            Access::Read => self.pkcs11.open_ro_session(self.slot)?,
+            // Some modules, CloudHSM's among them, have no sessions that only read.
+            Access::Read => {
+                self.pkcs11.open_ro_session(self.slot).or_else(|_| self.pkcs11.open_rw_session(self.slot))?
+            }
             Access::Write => self.pkcs11.open_rw_session(self.slot)?,
         };
         let mut refusal = self.refusal.lock();

@@ -2,7 +2,7 @@
 //! read. It does the first rung of recovery by itself: a new session, the key found and compared again, the job
 //! tried once more. The next rung is the gateway's: a new process.
 
-use std::{collections::HashMap, io, os::unix::net::UnixDatagram, sync::Arc};
+use std::{collections::HashMap, io, os::unix::net::UnixDatagram, sync::Arc, time::Instant};
 
 use cryptoki::{object::ObjectHandle, session::Session};
 use prost::Message as _;
@@ -42,11 +42,13 @@ impl Worker {
             };
             // Nobody but the gateway writes here, and it writes whole jobs.
             let Some(job) = job else { continue };
-            let id = job.id;
-            let done = match self.work(job) {
-                Ok(signature) => Done { id, signature, failed: None },
-                Err(fault) => Done { id, signature: Vec::new(), failed: Some(fault.into()) },
+            let (id, began) = (job.id, Instant::now());
+            let (signature, failed) = match self.work(job) {
+                Ok(signature) => (signature, None),
+                Err(fault) => (Vec::new(), Some(fault.into())),
             };
+            let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let done = Done { id, signature, failed, took_us };
             if jobs.send(&done.encode_to_vec()).is_err() || self.shared.is_replaced(id) {
                 return;
             }
