@@ -120,7 +120,7 @@ impl Token {
 #[async_trait]
 impl Device for Token {
     fn accepts(&self, locator: &str) -> Result<(), String> {
-        Locator::parse(locator).map(drop).map_err(|fault| fault.to_string())
+        Locator::parse(locator).map(drop).map_err(|fault| format!("`{locator}`: {fault}"))
     }
 
     fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {
@@ -292,7 +292,8 @@ struct TokenKey {
 impl Signer for TokenKey {
     async fn sign(&self, input: &SigningInput, order: &Order) -> Result<Signature, SignError> {
         if let Health::NotServing(why) = self.key.standing.health() {
-            return Err(SignError::Unavailable(why));
+            let is_unfit = matches!(self.key.binding.lock().refusal, Some(Fault::Unfit(_)));
+            return Err(if is_unfit { SignError::Unfit(why) } else { SignError::Unavailable(why) });
         }
         self.token.sign(&self.key, input, order).await
     }

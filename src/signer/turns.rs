@@ -124,6 +124,12 @@ impl Turns {
     /// # Errors
     /// Where too many wait, the deadline passes, or the order is taken back.
     pub async fn turn(self: &Arc<Self>, order: &Order) -> Result<Turn, SignError> {
+        if order.gone.is_cancelled() {
+            return Err(SignError::Gone);
+        }
+        if order.deadline <= Instant::now() {
+            return Err(SignError::TimedOut);
+        }
         let line = {
             let mut state = self.state.lock();
             if state.ring.is_empty() && state.busy < state.slots {

@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "../contract/signer.rs"]
 mod contract;
 mod credentials;
 mod emulator;

@@ -1,0 +1,144 @@
+//! A key that two tokens hold: the first is asked, the second where the first is away, and the first again when it is
+//! back; no caller sees the change. A token that holds another key under the label never signs for it.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use quotesign::{
+    jwk::PublicKey,
+    jws::SigningInput,
+    signer::{
+        Attributes, Device, Flow, Health, Order,
+        keyring::{Binding, BoundKey, Keyring},
+        pkcs11::Token,
+        provision::Provision as _,
+    },
+};
+use tokio::task::JoinSet;
+
+use crate::backend::Backend;
+
+const KID: &str = "quote-signing-shared";
+
+/// Imports a key pair that openssl has made, which a device of its own would not take.
+fn import(backend: &Backend, pem: &PathBuf) {
+    let config = backend.config();
+    let conf = &config.environment["SOFTHSM2_CONF"];
+    let pin = std::fs::read_to_string(backend.file("pin")).unwrap();
+    let mut import = Command::new("softhsm2-util");
+    import.arg("--import").arg(pem).args(["--token", &config.token_label, "--label", KID, "--id", "01"]);
+    let done = import.args(["--pin", pin.trim()]).env("SOFTHSM2_CONF", conf).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+fn make_pem(backend: &Backend, name: &str) -> PathBuf {
+    let pem = backend.file(name);
+    let mut openssl = Command::new("openssl");
+    openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]).arg(&pem);
+    assert!(openssl.output().unwrap().status.success());
+    pem
+}
+
+async fn public_of(backend: &Backend) -> Arc<PublicKey> {
+    let (kid, locator) = (KID.parse().unwrap(), backend.locator(KID));
+    Arc::new(backend.provisioner().try_out(&kid, &locator, Attributes::Warn).await.unwrap().public)
+}
+
+fn keyring(tokens: [&Backend; 2], public: &Arc<PublicKey>) -> Keyring {
+    let devices = ["first", "second"].into_iter().zip(tokens).map(|(name, backend)| {
+        let device: Arc<dyn Device> = Arc::new(Token::start(backend.config()));
+        (name.to_owned(), device)
+    });
+    let keyring = Keyring::new(devices.collect::<BTreeMap<_, _>>());
+    let places = ["first", "second"].into_iter().zip(tokens);
+    let places = places.map(|(name, backend)| (name.to_owned(), backend.locator(KID))).collect();
+    keyring.bind([Binding { public: Arc::clone(public), places, attributes: Attributes::Warn }]).unwrap();
+    keyring
+}
+
+async fn health_of(keyring: &Keyring, part: &str, fits: impl Fn(&Health) -> bool) -> Health {
+    let since = Instant::now();
+    loop {
+        let health = keyring.health().into_iter().find(|(name, _)| name == part).unwrap().1;
+        if fits(&health) {
+            return health;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{part} stays {health:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Which replica signs now.
+async fn replica(key: &BoundKey) -> usize {
+    let input = SigningInput::fresh_probe();
+    let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
+    key.sign(&input, &order).await.unwrap().replica
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_move_to_a_healthy_replica_and_come_back() {
+    let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
+    let pem = make_pem(&tokens[0], "shared.pem");
+    tokens.iter().for_each(|token| import(token, &pem));
+    let public = public_of(&tokens[0]).await;
+    let keyring = keyring([&tokens[0], &tokens[1]], &public);
+    let [first, second] = ["first", "second"].map(|name| format!("key/{KID}/{name}"));
+    for part in [&first, &second] {
+        health_of(&keyring, part, |health| *health == Health::Serving).await;
+    }
+    let key = keyring.get(public.kid()).unwrap();
+    assert_eq!(replica(&key).await, 0);
+
+    let over = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for flow in 1..=4 {
+        let (key, public, over) = (Arc::clone(&key), Arc::clone(&public), Arc::clone(&over));
+        callers.spawn(async move {
+            let mut signed = [0; 2];
+            while !over.load(Ordering::Relaxed) {
+                let input = SigningInput::fresh_probe();
+                let order = Order::new(Flow(flow), Instant::now() + Duration::from_secs(5));
+                let given = key.sign(&input, &order).await.expect("a caller saw the change");
+                assert!(public.verifies(input.bytes(), given.signature.bytes()));
+                signed[given.replica] += 1;
+            }
+            signed
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokens[0].script("break");
+    health_of(&keyring, &first, |health| matches!(health, Health::NotServing(_))).await;
+    assert_eq!(replica(&key).await, 1);
+    assert_eq!(keyring.key_health(public.kid()), Some(Health::Serving), "the key serves as long as one replica does");
+    tokens[0].script("mend");
+    health_of(&keyring, &first, |health| *health == Health::Serving).await;
+    assert_eq!(replica(&key).await, 0, "requests come back");
+    over.store(true, Ordering::Relaxed);
+    let signed = callers.join_all().await;
+    assert!(signed.iter().all(|[first, second]| *first > 0 && *second > 0), "{signed:?}");
+    keyring.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_holds_another_key_is_refused_there_alone() {
+    let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
+    for token in &tokens {
+        import(token, &make_pem(token, "own.pem"));
+    }
+    let public = public_of(&tokens[0]).await;
+    let keyring = keyring([&tokens[0], &tokens[1]], &public);
+    let unfit =
+        |health: &Health| matches!(health, Health::NotServing(why) if why.contains("not the key that policy pins"));
+    health_of(&keyring, &format!("key/{KID}/second"), unfit).await;
+    health_of(&keyring, &format!("key/{KID}"), |health| *health == Health::Serving).await;
+    assert_eq!(replica(&keyring.get(public.kid()).unwrap()).await, 0);
+    keyring.close().await;
+}

@@ -1,0 +1,175 @@
+//! What is shown with SoftHSM alone: bounds, tokens that come late or stay away, keys that must not sign, and what a
+//! reload keeps.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quotesign::{
+    jws::SigningInput,
+    signer::{
+        Attributes, Device, Flow, Health, Order, Pinned, SignError,
+        keyring::{Binding, Keyring, KeyringError},
+        pkcs11::{Token, TokenConfig},
+    },
+};
+
+use crate::{backend::Backend, contract};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_at_once_and_loses_nothing() {
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    let token = Token::start(TokenConfig { sessions: 1, queue_max: 1, ..softhsm.config() });
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_to_serve(&*key).await;
+    let orders: Vec<_> = (0..64)
+        .map(|_| {
+            let key = Arc::clone(&key);
+            tokio::spawn(async move { contract::sign(&*key).await })
+        })
+        .collect();
+    let (mut signed, mut full) = (0, 0);
+    for order in orders {
+        match order.await.unwrap() {
+            Ok((input, signature)) => {
+                assert!(public.verifies(input.bytes(), signature.bytes()));
+                signed += 1;
+            }
+            Err(SignError::Full) => full += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(signed > 0 && full > 0, "{signed} signed, {full} refused");
+    token.close().await;
+}
+
+/// The gateway may start before its token is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_comes_late_is_found_and_a_missing_module_is_named() {
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    softhsm.script("break");
+    let token = Token::start(softhsm.config());
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_not_to_serve(&*key, "configuration").await;
+    softhsm.script("mend");
+    contract::comes_to_serve(&*key).await;
+    token.close().await;
+
+    let module = PathBuf::from("/usr/lib/no-such-module.so");
+    let token = Token::start(TokenConfig { module, ..softhsm.config() });
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_not_to_serve(&*key, "/usr/lib/no-such-module.so").await;
+    token.close().await;
+    assert_eq!(token.health(), Health::NotServing("the token is closed".to_owned()));
+
+    let host = PathBuf::from("/nowhere/quotesign");
+    let token = Token::start(TokenConfig { host, ..softhsm.config() });
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_not_to_serve(&*key, "cannot start the module's host process").await;
+    token.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_down_leaves_its_neighbour_alone() {
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    let token = Token::start(softhsm.config());
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_to_serve(&*key).await;
+    let absent = Token::start(TokenConfig { token_label: "absent".to_owned(), ..softhsm.config() });
+    let nowhere = softhsm.bound(&absent, &public, "quote-signing-a");
+    contract::comes_not_to_serve(&*nowhere, "no token is labelled `absent`").await;
+    let serial = Some("0000000000000000".to_owned());
+    let other = Token::start(TokenConfig { token_serial: serial, ..softhsm.config() });
+    let nowhere = softhsm.bound(&other, &public, "quote-signing-a");
+    contract::comes_not_to_serve(&*nowhere, "with the serial number `0000000000000000`").await;
+    assert_eq!(token.generation(), 1, "the token was disturbed");
+    contract::a_signature_verifies_with_the_pinned_key(&*key).await;
+    for token in [token, absent, other] {
+        token.close().await;
+    }
+}
+
+/// A key that was imported says so, and signs only where policy takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_could_have_left_its_token_is_unfit_unless_policy_relaxes() {
+    let softhsm = Backend::start("softhsm");
+    let config = softhsm.config();
+    let pem = softhsm.file("imported.pem");
+    let mut openssl = Command::new("openssl");
+    openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]).arg(&pem);
+    assert!(openssl.output().unwrap().status.success());
+    let pin = fs::read_to_string(softhsm.file("pin")).unwrap();
+    for label in ["quote-signing-x", "quote-signing-twin", "quote-signing-twin"] {
+        let mut import = Command::new("softhsm2-util");
+        import.arg("--import").arg(&pem).args(["--token", &config.token_label, "--label", label, "--id", "01"]);
+        import.args(["--force", "--pin", pin.trim()]).env("SOFTHSM2_CONF", &config.environment["SOFTHSM2_CONF"]);
+        assert!(import.output().unwrap().status.success());
+    }
+    let (kid, locator) = ("quote-signing-x".parse().unwrap(), softhsm.locator("quote-signing-x"));
+    let commands = softhsm.provisioner();
+    use quotesign::signer::provision::{Provision as _, ProvisionError};
+    let refused = commands.try_out(&kid, &locator, Attributes::Require).await.unwrap_err();
+    assert!(matches!(&refused, ProvisionError::Unfit(why) if why.contains("CKA_LOCAL")), "{refused}");
+    let public = Arc::new(commands.try_out(&kid, &locator, Attributes::Warn).await.unwrap().public);
+    let listed = commands.list().await.unwrap();
+    assert!(listed.len() == 3 && listed.iter().all(|key| key.unfit.is_some()), "{listed:?}");
+
+    let token = Token::start(softhsm.config());
+    let bound = |locator: &str, attributes| {
+        let (public, locator) = (Arc::clone(&public), locator.to_owned());
+        token.key(Pinned { public, locator, attributes }).unwrap()
+    };
+    let key = bound(&locator, Attributes::Require);
+    contract::comes_not_to_serve(&*key, "CKA_LOCAL").await;
+    for attributes in [Attributes::Warn, Attributes::Off] {
+        let key = bound(&locator, attributes);
+        contract::comes_to_serve(&*key).await;
+        contract::a_signature_verifies_with_the_pinned_key(&*key).await;
+    }
+    let twins = bound(&softhsm.locator("quote-signing-twin"), Attributes::Warn);
+    contract::comes_not_to_serve(&*twins, "names 2 private keys").await;
+    let elsewhere = bound("pkcs11:token=other;object=quote-signing-x", Attributes::Warn);
+    contract::comes_not_to_serve(&*elsewhere, "`other`").await;
+    token.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyring_keeps_what_a_reload_does_not_change() {
+    let softhsm = Backend::start("softhsm");
+    let (a, b) = (softhsm.generate("quote-signing-a", 2048).await, softhsm.generate("quote-signing-b", 2048).await);
+    let device: Arc<dyn Device> = Arc::new(Token::start(softhsm.config()));
+    let ring = Keyring::new(BTreeMap::from([("softhsm".to_owned(), device)]));
+    let of = |public: &Arc<quotesign::jwk::PublicKey>, signer: &str| Binding {
+        public: Arc::clone(public),
+        places: vec![(signer.to_owned(), softhsm.locator(public.kid().as_str()))],
+        attributes: Attributes::Require,
+    };
+    ring.bind([of(&a, "softhsm"), of(&b, "softhsm")]).unwrap();
+    let first = ring.get(a.kid()).unwrap();
+    let since = Instant::now();
+    while ring.key_health(a.kid()) != Some(Health::Serving) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", ring.health());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ring.bind([of(&a, "softhsm")]).unwrap();
+    assert!(Arc::ptr_eq(&first, &ring.get(a.kid()).unwrap()), "the same signer, with its health");
+    assert!(ring.get(b.kid()).is_none());
+    let (kid, signer) = (b.kid().clone(), "other".to_owned());
+    assert_eq!(ring.bind([of(&b, "other")]).unwrap_err(), KeyringError::UnknownSigner { kid, signer });
+    assert_eq!(ring.bind([of(&b, "softhsm"), of(&b, "softhsm")]).unwrap_err(), KeyringError::Repeated(b.kid().clone()));
+    let relaxed = Binding { attributes: Attributes::Warn, ..of(&a, "softhsm") };
+    ring.bind([relaxed]).unwrap();
+    assert!(!Arc::ptr_eq(&first, &ring.get(a.kid()).unwrap()), "what is asked of the key has changed");
+    let input = SigningInput::fresh_probe();
+    let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
+    assert!(first.sign(&input, &order).await.is_ok(), "who still holds the old one goes on");
+    ring.close().await;
+}
