@@ -210,6 +210,12 @@ impl Config {
                     "`signers[{at}]`: give the PIN of `{name}` by `pin_file` or by `pin_env`, one of them"
                 ));
             }
+            let fits = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+            if let Some(variable) = signer.environment.keys().find(|name| !fits(name)) {
+                return Err(format!(
+                    "`signers[{at}].environment` of `{name}`: `{variable}` cannot be the name of a variable; mend it"
+                ));
+            }
             for (field, is_zero) in [
                 ("sessions", signer.sessions == 0),
                 ("queue_max", signer.queue_max == 0),

@@ -43,7 +43,10 @@ struct State {
     busy: usize,
     places: usize,
     flows: HashMap<Flow, Line>,
-    /// The flows that have someone waiting, each once, in the order of their turns.
+    /// Flows of which nobody waited before: they come first, and then last.
+    fresh: VecDeque<Flow>,
+    /// The other flows in the order of their turns. One of which nobody waits any more stays until its turn, so that
+    /// asking one at a time does not make it fresh each time.
     ring: VecDeque<Flow>,
     waiting: usize,
     /// How long the device takes for an order; nothing while none was measured.
@@ -54,6 +57,8 @@ struct State {
 struct Line {
     places: usize,
     waiting: VecDeque<oneshot::Sender<Turn>>,
+    /// Whether it stands in `fresh` or `ring`.
+    in_line: bool,
 }
 
 /// A quote's place between admission and release; dropping it gives it back.
@@ -132,7 +137,7 @@ impl Turns {
         }
         let line = {
             let mut state = self.state.lock();
-            if state.ring.is_empty() && state.busy < state.slots {
+            if state.waiting == 0 && state.busy < state.slots {
                 state.busy += 1;
                 return Ok(self.begin());
             }
@@ -189,8 +194,8 @@ impl Turns {
 impl State {
     fn join(&mut self, flow: Flow, turn: oneshot::Sender<Turn>) {
         let line = self.flows.entry(flow).or_default();
-        if line.waiting.is_empty() {
-            self.ring.push_back(flow);
+        if !std::mem::replace(&mut line.in_line, true) {
+            self.fresh.push_back(flow);
         }
         line.waiting.push_back(turn);
         self.waiting += 1;
@@ -198,15 +203,14 @@ impl State {
 
     /// Whose turn it is. Those who have left are passed over.
     fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
-        while let Some(flow) = self.ring.pop_front() {
+        while let Some(flow) = self.fresh.pop_front().or_else(|| self.ring.pop_front()) {
             let Some(line) = self.flows.get_mut(&flow) else { continue };
-            let next = line.waiting.pop_front();
-            if !line.waiting.is_empty() {
-                self.ring.push_back(flow);
-            } else if line.places == 0 {
-                self.flows.remove(&flow);
-            }
-            let Some(waiter) = next else { continue };
+            let Some(waiter) = line.waiting.pop_front() else {
+                line.in_line = false;
+                self.forget_idle(flow);
+                continue;
+            };
+            self.ring.push_back(flow);
             self.waiting -= 1;
             if !waiter.is_closed() {
                 return Some(waiter);
@@ -223,10 +227,14 @@ impl State {
             line.waiting.retain(|waiter| !waiter.is_closed());
             self.waiting += line.waiting.len();
         }
-        let (ring, flows) = (&mut self.ring, &self.flows);
-        ring.retain(|flow| flows.get(flow).is_some_and(|line| !line.waiting.is_empty()));
-        self.flows.retain(|_, line| line.places > 0 || !line.waiting.is_empty());
         self.waiting < before
+    }
+
+    /// Forgets a flow that holds nothing and waits for nothing.
+    fn forget_idle(&mut self, flow: Flow) {
+        if self.flows.get(&flow).is_some_and(|line| line.places == 0 && !line.in_line) {
+            self.flows.remove(&flow);
+        }
     }
 
     /// How long one more order of `flow` would wait, if all who hold a place took turns from now on.
@@ -268,9 +276,7 @@ impl Drop for Place {
         state.places -= 1;
         if let Some(line) = state.flows.get_mut(&self.flow) {
             line.places -= 1;
-            if line.places == 0 && line.waiting.is_empty() {
-                state.flows.remove(&self.flow);
-            }
+            state.forget_idle(self.flow);
         }
     }
 }
@@ -289,10 +295,12 @@ mod tests {
     /// Starts to wait for a turn, and is in line when this returns.
     async fn wait(turns: &Arc<Turns>, order: Order) -> tokio::task::JoinHandle<Result<Turn, SignError>> {
         let before = turns.usage().waiting;
-        let line = Arc::clone(turns);
+        let (line, began) = (Arc::clone(turns), Instant::now());
         let waiting = tokio::spawn(async move { line.turn(&order).await });
         while turns.usage().waiting == before {
-            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished(), "it did not have to wait");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(began.elapsed() < Duration::from_secs(10), "it does not wait");
         }
         waiting
     }
@@ -312,17 +320,22 @@ mod tests {
         for _ in 0..100 {
             flood.push(wait(&turns, order(FLOOD)).await);
         }
+        drop(first);
+        assert!(is_called(&flood[0]).await && !is_called(&flood[1]).await);
+        let first = flood.remove(0).await.unwrap();
         let light = wait(&turns, order(LIGHT)).await;
         let second_light = wait(&turns, order(LIGHT)).await;
         drop(first);
-        // The flood was there first and has the next turn; the one after it is the newcomer's.
-        assert!(is_called(&flood[0]).await && !is_called(&light).await);
-        drop(flood.remove(0).await.unwrap());
+        // Who was not there before comes first, and then takes turns like everybody.
         assert!(is_called(&light).await && !is_called(&flood[0]).await);
         drop(light.await.unwrap());
         assert!(is_called(&flood[0]).await && !is_called(&second_light).await);
         drop(flood.remove(0).await.unwrap());
-        assert!(is_called(&second_light).await);
+        assert!(is_called(&second_light).await && !is_called(&flood[0]).await);
+        // One that asks anew each time it was served is no newcomer each time.
+        let third_light = wait(&turns, order(LIGHT)).await;
+        drop(second_light.await.unwrap());
+        assert!(is_called(&flood[0]).await && !is_called(&third_light).await);
     }
 
     #[tokio::test]
@@ -338,6 +351,7 @@ mod tests {
         assert_eq!(turns.usage().places, 70);
         drop(held);
         drop(others);
+        assert!(turns.state.lock().flows.is_empty());
         assert_eq!(turns.usage(), Usage { slots: 2, busy: 0, waiting: 0, places: 0 });
         assert!(turns.state.lock().flows.is_empty());
     }
@@ -362,8 +376,10 @@ mod tests {
         let first = turns.turn(&order(FLOOD)).await.unwrap();
         let taken_back = order(FLOOD);
         let leaver = wait(&turns, taken_back.clone()).await;
-        let late = turns.turn(&Order::new(FLOOD, Instant::now())).await;
+        let late = turns.turn(&Order::new(FLOOD, Instant::now() + Duration::from_millis(20))).await;
         assert_eq!(late.err(), Some(SignError::TimedOut));
+        let too_late = turns.turn(&Order::new(FLOOD, Instant::now())).await;
+        assert_eq!(too_late.err(), Some(SignError::TimedOut));
         taken_back.gone.cancel();
         assert_eq!(leaver.await.unwrap().err(), Some(SignError::Gone));
         // Both have left, so there is room again.
@@ -371,8 +387,9 @@ mod tests {
         let other = wait(&turns, order(FLOOD)).await;
         assert_eq!(turns.turn(&order(FLOOD)).await.err(), Some(SignError::Full));
         drop(first);
-        drop(stays.await.unwrap().unwrap());
+        // The flow of the one who left is still in line, and its turn is another order's.
         other.await.unwrap().unwrap().answered();
+        drop(stays.await.unwrap().unwrap());
         assert_eq!(turns.usage(), Usage { slots: 1, busy: 0, waiting: 0, places: 0 });
         assert!(turns.state.lock().flows.is_empty());
     }

@@ -39,7 +39,8 @@ pub(super) struct Link {
     control: tokio::sync::Mutex<UnixStream>,
     jobs: UnixDatagram,
     child: tokio::sync::Mutex<Child>,
-    pending: Mutex<HashMap<u64, Pending>>,
+    /// The jobs that the host has; nothing once it gets no more.
+    pending: Mutex<Option<HashMap<u64, Pending>>>,
     next: AtomicU64,
     returned: AtomicUsize,
 }
@@ -85,7 +86,7 @@ impl Link {
             control: tokio::sync::Mutex::new(UnixStream::from_std(control)?),
             jobs: UnixDatagram::from_std(jobs)?,
             child: tokio::sync::Mutex::new(child),
-            pending: Mutex::default(),
+            pending: Mutex::new(Some(HashMap::new())),
             next: AtomicU64::new(1),
             returned: AtomicUsize::new(0),
         })
@@ -138,9 +139,12 @@ impl Link {
             return Err(Fault::Invalid(format!("a quote of {} bytes is too large for a token", input.bytes().len())));
         }
         let (reply, answer) = oneshot::channel();
-        self.pending.lock().insert(id, Pending { reply, turn, sent: Instant::now() });
+        match &mut *self.pending.lock() {
+            Some(pending) => pending.insert(id, Pending { reply, turn, sent: Instant::now() }),
+            None => return Err(Fault::Device("the module's process is being replaced".to_owned())),
+        };
         if let Err(error) = self.jobs.send(&job).await {
-            self.pending.lock().remove(&id);
+            self.taken(id);
             return Err(Fault::Device(format!("the module's process takes no more jobs: {error}")));
         }
         Ok(answer)
@@ -157,8 +161,7 @@ impl Link {
             let Some(done) = done else {
                 return Fault::Device("the module's process wrote what is no answer".to_owned());
             };
-            let pending = self.pending.lock().remove(&done.id);
-            let Some(Pending { reply, turn, .. }) = pending else {
+            let Some(Pending { reply, turn, .. }) = self.taken(done.id) else {
                 // A job that counted as stuck: its session is free, and another stands in for it already.
                 self.returned.fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -178,15 +181,16 @@ impl Link {
     /// The jobs that have been with the host for longer than `limit`. They are answered as lost, and their turns
     /// are free again.
     pub(super) fn give_up_stuck(&self, limit: Duration) -> Vec<u64> {
-        let mut pending = self.pending.lock();
-        let stuck: Vec<u64> = pending.iter().filter(|(_, job)| job.sent.elapsed() > limit).map(|(id, _)| *id).collect();
-        let jobs: Vec<_> = stuck.iter().filter_map(|id| pending.remove(id)).collect();
-        drop(pending);
-        for job in jobs {
-            let why = format!("its session has been inside the module for more than {} ms", limit.as_millis());
-            let _gone = job.reply.send(Err(Fault::Stuck(why)));
-        }
-        stuck
+        let stuck: Vec<_> = match &mut *self.pending.lock() {
+            Some(pending) => pending.extract_if(|_, job| job.sent.elapsed() > limit).collect(),
+            None => Vec::new(),
+        };
+        let why = format!("its session has been inside the module for more than {} ms", limit.as_millis());
+        let give_up = |(id, job): (u64, Pending)| {
+            let _gone = job.reply.send(Err(Fault::Stuck(why.clone())));
+            id
+        };
+        stuck.into_iter().map(give_up).collect()
     }
 
     /// How many jobs that counted as stuck have come back.
@@ -197,15 +201,19 @@ impl Link {
     /// Waits until the host has no job, for no longer than `patience`.
     pub(super) async fn settle(&self, patience: Duration) {
         let until = Instant::now() + patience;
-        while Instant::now() < until && !self.pending.lock().is_empty() {
+        while Instant::now() < until && self.pending.lock().as_ref().is_some_and(|jobs| !jobs.is_empty()) {
             time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// Answers every job as lost.
+    fn taken(&self, id: u64) -> Option<Pending> {
+        self.pending.lock().as_mut()?.remove(&id)
+    }
+
+    /// Answers every job as lost, and takes no more.
     pub(super) fn refuse_all(&self, why: &str) {
-        let jobs: Vec<_> = self.pending.lock().drain().collect();
-        for (_, job) in jobs {
+        let jobs = self.pending.lock().take();
+        for job in jobs.into_iter().flat_map(HashMap::into_values) {
             let _gone = job.reply.send(Err(Fault::Device(why.to_owned())));
         }
     }

@@ -214,6 +214,12 @@ const UNFIT: &[Case] = &[
     ("quotesign.toml: `signers[0].sessions` of `hsm-primary` = `0` lets nothing through; raise it", |it| {
         it.add("pin_file = \"pin\"", "sessions = 0");
     }),
+    (
+        "quotesign.toml: `signers[0].environment` of `hsm-primary`: `A=B` cannot be the name of a variable; mend it",
+        |it| {
+            it.add("pin_file = \"pin\"", "environment = { \"A=B\" = \"c\" }");
+        },
+    ),
     ("quotesign.toml: `signers[0].call_timeout_ms` of `hsm-primary` = `0` lets nothing through; raise it", |it| {
         it.add("pin_file = \"pin\"", "call_timeout_ms = 0");
     }),
