@@ -109,7 +109,7 @@ impl Bench {
             sessions,
             queue_max: 1024,
             call_timeout: Duration::from_secs(5),
-            probe_interval: Duration::from_secs(60),
+            probe_interval: Duration::from_mins(1),
         }
     }
 
@@ -122,13 +122,11 @@ impl Bench {
             let provisioner = Provisioner::new(config);
             let kid = format!("bench-{bits}").parse().unwrap();
             let key = NewKey { kid, partner: "bench".to_owned(), bits };
-            match provisioner.generate(&key).await {
-                Ok(made) => Arc::new(made.public),
-                Err(_) => {
-                    let locator = format!("pkcs11:token=bench;object=bench-{bits};type=private");
-                    Arc::new(provisioner.try_out(&key.kid, &locator, Attributes::Require).await.unwrap().public)
-                }
+            if let Ok(made) = provisioner.generate(&key).await {
+                return Arc::new(made.public);
             }
+            let locator = format!("pkcs11:token=bench;object=bench-{bits};type=private");
+            Arc::new(provisioner.try_out(&key.kid, &locator, Attributes::Require).await.unwrap().public)
         })
     }
 

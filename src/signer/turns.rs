@@ -58,7 +58,7 @@ struct Line {
     places: usize,
     waiting: VecDeque<oneshot::Sender<Turn>>,
     /// Whether it stands in `fresh` or `ring`.
-    in_line: bool,
+    stands: bool,
 }
 
 /// A quote's place between admission and release; dropping it gives it back.
@@ -194,7 +194,7 @@ impl Turns {
 impl State {
     fn join(&mut self, flow: Flow, turn: oneshot::Sender<Turn>) {
         let line = self.flows.entry(flow).or_default();
-        if !std::mem::replace(&mut line.in_line, true) {
+        if !std::mem::replace(&mut line.stands, true) {
             self.fresh.push_back(flow);
         }
         line.waiting.push_back(turn);
@@ -206,7 +206,7 @@ impl State {
         while let Some(flow) = self.fresh.pop_front().or_else(|| self.ring.pop_front()) {
             let Some(line) = self.flows.get_mut(&flow) else { continue };
             let Some(waiter) = line.waiting.pop_front() else {
-                line.in_line = false;
+                line.stands = false;
                 self.forget_idle(flow);
                 continue;
             };
@@ -232,7 +232,7 @@ impl State {
 
     /// Forgets a flow that holds nothing and waits for nothing.
     fn forget_idle(&mut self, flow: Flow) {
-        if self.flows.get(&flow).is_some_and(|line| line.places == 0 && !line.in_line) {
+        if self.flows.get(&flow).is_some_and(|line| line.places == 0 && !line.stands) {
             self.flows.remove(&flow);
         }
     }
@@ -299,7 +299,7 @@ mod tests {
         let waiting = tokio::spawn(async move { line.turn(&order).await });
         while turns.usage().waiting == before {
             assert!(!waiting.is_finished(), "it did not have to wait");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            time::sleep(Duration::from_millis(1)).await;
             assert!(began.elapsed() < Duration::from_secs(10), "it does not wait");
         }
         waiting

@@ -157,23 +157,32 @@ async fn killed_after_the_signature_is_committed_and_before_it_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_cancelled_is_signed_all_the_same_and_a_retry_is_a_replay() {
-    let site = site("pipeline::before-sign=1*sleep(300)->off");
-    let gateway = site.serve().await;
-    let pricing = gateway.quotes("pricing").await;
-    let quote = Quote::number(1);
-    let call = tokio::spawn({
-        let (pricing, quote) = (pricing.clone(), quote.clone());
-        async move { pricing.sign(&quote).await }
-    });
-    site.until_stage(&quote, "it is reserved", is_reserved).await;
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled(), "it was answered before it was cancelled");
-    site.until_stage(&quote, "it is signed", is_signed).await;
-    let again = pricing.sign(&quote).await.unwrap();
-    assert!(again.replayed);
-    assert!(gateway.stop().success());
-    holds(&site, &[Told::signed(&quote, &again)]);
+async fn a_call_that_is_cancelled_with_its_device_is_signed_all_the_same_and_before_that_not_at_all() {
+    for (point, is_kept) in [("pipeline::before-sign", false), ("pipeline::before-commit", true)] {
+        let site = site(&format!("{point}=1*sleep(300)->off"));
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        let quote = Quote::number(1);
+        let call = tokio::spawn({
+            let (pricing, quote) = (pricing.clone(), quote.clone());
+            async move { pricing.sign(&quote).await }
+        });
+        site.until_stage(&quote, "it is reserved", is_reserved).await;
+        // Time to reach the point, where it stands for longer.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled(), "it was answered before it was cancelled");
+        if is_kept {
+            site.until_stage(&quote, "it is signed", is_signed).await;
+        } else {
+            site.journalled("quote.refused", 1).await;
+            assert!(site.stage(&quote).as_ref().is_some_and(is_reserved), "it was signed for nobody");
+        }
+        let again = pricing.sign(&quote).await.unwrap();
+        assert_eq!((again.replayed, again.sequence), (is_kept, 1), "{point}");
+        assert!(gateway.stop().success());
+        holds(&site, &[Told::signed(&quote, &again)]);
+    }
 }
 
 /// `SplitMix64`: enough to choose moments by, and the same ones for the same seed.

@@ -143,7 +143,7 @@ async fn openssl_agrees(backend: &Backend, key: &dyn Signer) {
     }
 }
 
-/// The key as SubjectPublicKeyInfo (RFC 8017 appendix A.1.1, RFC 3279 section 2.3.1).
+/// The key as `SubjectPublicKeyInfo` (RFC 8017 appendix A.1.1, RFC 3279 section 2.3.1).
 fn pem_of(key: &PublicKey) -> String {
     let tagged = |tag: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();

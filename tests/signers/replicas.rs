@@ -87,7 +87,9 @@ async fn replica(key: &BoundKey) -> usize {
 async fn requests_move_to_a_healthy_replica_and_come_back() {
     let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
     let pem = make_pem(&tokens[0], "shared.pem");
-    tokens.iter().for_each(|token| import(token, &pem));
+    for token in &tokens {
+        import(token, &pem);
+    }
     let public = public_of(&tokens[0]).await;
     let keyring = keyring([&tokens[0], &tokens[1]], &public);
     let [first, second] = ["first", "second"].map(|name| format!("key/{KID}/{name}"));

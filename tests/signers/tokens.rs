@@ -16,6 +16,7 @@ use quotesign::{
         Attributes, Device, Flow, Health, Order, Pinned, SignError,
         keyring::{Binding, Keyring, KeyringError},
         pkcs11::{Token, TokenConfig},
+        provision::{Provision as _, ProvisionError},
     },
 };
 
@@ -115,7 +116,6 @@ async fn a_key_that_could_have_left_its_token_is_unfit_unless_policy_relaxes() {
     }
     let (kid, locator) = ("quote-signing-x".parse().unwrap(), softhsm.locator("quote-signing-x"));
     let commands = softhsm.provisioner();
-    use quotesign::signer::provision::{Provision as _, ProvisionError};
     let refused = commands.try_out(&kid, &locator, Attributes::Require).await.unwrap_err();
     assert!(matches!(&refused, ProvisionError::Unfit(why) if why.contains("CKA_LOCAL")), "{refused}");
     let public = Arc::new(commands.try_out(&kid, &locator, Attributes::Warn).await.unwrap().public);
