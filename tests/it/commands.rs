@@ -135,6 +135,34 @@ async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() 
     assert_eq!(shorter, "quotesign: the journal ends at 2, and its head says 3\n");
 }
 
+#[test]
+fn keys_on_the_device_are_listed_and_checked_against_policy() {
+    let site = Site::new();
+    let file = kids(&site.path("policy/keys")).pop().unwrap();
+    let kid = file.strip_suffix(".jwk.json").unwrap().to_owned();
+    let out = site.path("elsewhere");
+    let other = ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--kid", "quote-signing-other"];
+    done(site.run(&[&other[..], &["--bits", "2048", "--out", out.to_str().unwrap()]].concat()));
+    let listed = done(site.run(&["keys", "list"]));
+    let lines: Vec<Vec<&str>> = listed.lines().map(|line| line.split('\t').collect()).collect();
+    let [own, other] = lines.as_slice() else { panic!("{listed}") };
+    assert_eq!((other[1], other[3], other[4]), ("2048", "not in policy", "fit"));
+    assert_eq!((own[0], own[1], own[3], own[4]), ("hsm-primary", "3072", &*kid, "fit"));
+    assert_eq!(own[5], format!("pkcs11:token=quotesign-dev;object={kid};type=private"));
+
+    assert_eq!(done(site.run(&["keys", "check"])), format!("{kid}\thsm-primary\tsigns\n"));
+    assert!(failed(site.run(&["keys", "check", "--kid", "none"]), 2).contains("no such key"));
+    // Pinned to the other key: it must not pass for the first.
+    let jwk = fs::read_to_string(out.join("quote-signing-other.jwk.json")).unwrap();
+    let pinned = jwk.replace("quote-signing-other", &kid);
+    fs::write(site.path(&format!("policy/keys/{kid}.jwk.json")), pinned).unwrap();
+    let unfit = site.run(&["keys", "check"]);
+    assert!(String::from_utf8_lossy(&unfit.stdout).contains("it is not the key that policy pins"));
+    assert_eq!(failed(unfit, 1), "quotesign: 1 of 1 do not sign\n");
+    let nowhere = failed(site.run(&["keys", "list", "--signer", "none"]), 2);
+    assert_eq!(nowhere, "quotesign: --signer: the config has no `none`; it has: hsm-primary\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_made_once_shown_without_its_private_half_and_rotated_in_by_policy() {
     let site = Site::new();
