@@ -90,6 +90,33 @@ impl Backend {
         format!("pkcs11:token={};object={label};type=private", self.told["TOKEN"])
     }
 
+    /// Imports a key pair that openssl has made, into SoftHSM: a device of its own would not take it.
+    pub fn import(&self, pem: &Path, label: &str) {
+        let config = self.config();
+        let pin = fs::read_to_string(self.file("pin")).unwrap();
+        let mut import = Command::new("softhsm2-util");
+        import.arg("--import").arg(pem).args(["--token", &config.token_label, "--label", label, "--id", "01"]);
+        // Several objects may have one id.
+        import.args(["--force", "--pin", pin.trim()]).env("SOFTHSM2_CONF", &config.environment["SOFTHSM2_CONF"]);
+        let done = import.output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+
+    /// A key pair of openssl's, in a file of this name.
+    pub fn make_pem(&self, name: &str) -> PathBuf {
+        let pem = self.file(name);
+        let mut openssl = Command::new("openssl");
+        openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]).arg(&pem);
+        assert!(openssl.output().unwrap().status.success());
+        pem
+    }
+
+    /// The public half of a key that was imported.
+    pub async fn public_of(&self, label: &str) -> Arc<PublicKey> {
+        let (kid, locator) = (label.parse().unwrap(), self.locator(label));
+        Arc::new(self.provisioner().try_out(&kid, &locator, Attributes::Warn).await.unwrap().public)
+    }
+
     pub async fn generate(&self, kid: &str, bits: u32) -> Arc<PublicKey> {
         let made = self.provisioner().generate(&new_key(kid, bits)).await.unwrap();
         assert_eq!(made.locator, self.locator(kid));

@@ -3,8 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +17,6 @@ use quotesign::{
         Attributes, Device, Flow, Health, Order,
         keyring::{Binding, BoundKey, Keyring},
         pkcs11::Token,
-        provision::Provision as _,
     },
 };
 use tokio::task::JoinSet;
@@ -27,30 +24,6 @@ use tokio::task::JoinSet;
 use crate::backend::Backend;
 
 const KID: &str = "quote-signing-shared";
-
-/// Imports a key pair that openssl has made, which a device of its own would not take.
-fn import(backend: &Backend, pem: &PathBuf) {
-    let config = backend.config();
-    let conf = &config.environment["SOFTHSM2_CONF"];
-    let pin = std::fs::read_to_string(backend.file("pin")).unwrap();
-    let mut import = Command::new("softhsm2-util");
-    import.arg("--import").arg(pem).args(["--token", &config.token_label, "--label", KID, "--id", "01"]);
-    let done = import.args(["--pin", pin.trim()]).env("SOFTHSM2_CONF", conf).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
-}
-
-fn make_pem(backend: &Backend, name: &str) -> PathBuf {
-    let pem = backend.file(name);
-    let mut openssl = Command::new("openssl");
-    openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]).arg(&pem);
-    assert!(openssl.output().unwrap().status.success());
-    pem
-}
-
-async fn public_of(backend: &Backend) -> Arc<PublicKey> {
-    let (kid, locator) = (KID.parse().unwrap(), backend.locator(KID));
-    Arc::new(backend.provisioner().try_out(&kid, &locator, Attributes::Warn).await.unwrap().public)
-}
 
 fn keyring(tokens: [&Backend; 2], public: &Arc<PublicKey>) -> Keyring {
     let devices = ["first", "second"].into_iter().zip(tokens).map(|(name, backend)| {
@@ -86,11 +59,11 @@ async fn replica(key: &BoundKey) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_move_to_a_healthy_replica_and_come_back() {
     let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
-    let pem = make_pem(&tokens[0], "shared.pem");
+    let pem = tokens[0].make_pem("shared.pem");
     for token in &tokens {
-        import(token, &pem);
+        token.import(&pem, KID);
     }
-    let public = public_of(&tokens[0]).await;
+    let public = tokens[0].public_of(KID).await;
     let keyring = keyring([&tokens[0], &tokens[1]], &public);
     let [first, second] = ["first", "second"].map(|name| format!("key/{KID}/{name}"));
     for part in [&first, &second] {
@@ -133,9 +106,9 @@ async fn requests_move_to_a_healthy_replica_and_come_back() {
 async fn a_replica_that_holds_another_key_is_refused_there_alone() {
     let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
     for token in &tokens {
-        import(token, &make_pem(token, "own.pem"));
+        token.import(&token.make_pem("own.pem"), KID);
     }
-    let public = public_of(&tokens[0]).await;
+    let public = tokens[0].public_of(KID).await;
     let keyring = keyring([&tokens[0], &tokens[1]], &public);
     let unfit =
         |health: &Health| matches!(health, Health::NotServing(why) if why.contains("not the key that policy pins"));

@@ -3,9 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::PathBuf,
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -102,23 +100,15 @@ async fn a_token_that_is_down_leaves_its_neighbour_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_could_have_left_its_token_is_unfit_unless_policy_relaxes() {
     let softhsm = Backend::start("softhsm");
-    let config = softhsm.config();
-    let pem = softhsm.file("imported.pem");
-    let mut openssl = Command::new("openssl");
-    openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]).arg(&pem);
-    assert!(openssl.output().unwrap().status.success());
-    let pin = fs::read_to_string(softhsm.file("pin")).unwrap();
+    let pem = softhsm.make_pem("imported.pem");
     for label in ["quote-signing-x", "quote-signing-twin", "quote-signing-twin"] {
-        let mut import = Command::new("softhsm2-util");
-        import.arg("--import").arg(&pem).args(["--token", &config.token_label, "--label", label, "--id", "01"]);
-        import.args(["--force", "--pin", pin.trim()]).env("SOFTHSM2_CONF", &config.environment["SOFTHSM2_CONF"]);
-        assert!(import.output().unwrap().status.success());
+        softhsm.import(&pem, label);
     }
     let (kid, locator) = ("quote-signing-x".parse().unwrap(), softhsm.locator("quote-signing-x"));
     let commands = softhsm.provisioner();
     let refused = commands.try_out(&kid, &locator, Attributes::Require).await.unwrap_err();
     assert!(matches!(&refused, ProvisionError::Unfit(why) if why.contains("CKA_LOCAL")), "{refused}");
-    let public = Arc::new(commands.try_out(&kid, &locator, Attributes::Warn).await.unwrap().public);
+    let public = softhsm.public_of("quote-signing-x").await;
     let listed = commands.list().await.unwrap();
     assert!(listed.len() == 3 && listed.iter().all(|key| key.unfit.is_some()), "{listed:?}");
 
@@ -139,6 +129,32 @@ async fn a_key_that_could_have_left_its_token_is_unfit_unless_policy_relaxes() {
     let elsewhere = bound("pkcs11:token=other;object=quote-signing-x", Attributes::Warn);
     contract::comes_not_to_serve(&*elsewhere, "`other`").await;
     token.close().await;
+}
+
+/// A key that is not there yet serves once it is, whether or not another signs meanwhile, and disturbs nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_comes_late_serves_by_itself() {
+    // Elsewhere first, so that its public half is known before it is on the token.
+    let (elsewhere, softhsm) = (Backend::start("softhsm"), Backend::start("softhsm"));
+    let pem = elsewhere.make_pem("late.pem");
+    elsewhere.import(&pem, "quote-signing-late");
+    let late = elsewhere.public_of("quote-signing-late").await;
+    let other = softhsm.generate("quote-signing-a", 2048).await;
+    for labels in [["quote-signing-first", "quote-signing-a"].as_slice(), &["quote-signing-second"]] {
+        let token = Token::start(softhsm.config());
+        let good = labels.get(1).map(|label| softhsm.bound(&token, &other, label));
+        let key = token.key(Pinned { attributes: Attributes::Warn, ..softhsm.pinned(&late, labels[0]) }).unwrap();
+        let why = contract::comes_not_to_serve(&*key, &format!("object={}", labels[0])).await;
+        assert!(matches!(contract::sign(&*key).await, Err(SignError::Unavailable(said)) if said == why));
+        softhsm.import(&pem, labels[0]);
+        contract::comes_to_serve(&*key).await;
+        contract::a_signature_verifies_with_the_pinned_key(&*key).await;
+        if let Some(good) = good {
+            contract::a_signature_verifies_with_the_pinned_key(&*good).await;
+            assert_eq!(token.generation(), 1, "a missing key disturbed the others");
+        }
+        token.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

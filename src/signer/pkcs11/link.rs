@@ -198,10 +198,14 @@ impl Link {
         self.returned.load(Ordering::Relaxed)
     }
 
-    /// Waits until the host has no job, for no longer than `patience`.
+    /// Waits until the host has no job or is no more, for no longer than `patience`.
     pub(super) async fn settle(&self, patience: Duration) {
         let until = Instant::now() + patience;
         while Instant::now() < until && self.pending.lock().as_ref().is_some_and(|jobs| !jobs.is_empty()) {
+            let is_gone = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+            if self.child.try_lock().is_ok_and(|mut child| is_gone(&mut child)) {
+                return;
+            }
             time::sleep(Duration::from_millis(2)).await;
         }
     }
