@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -188,4 +190,47 @@ async fn a_keyring_keeps_what_a_reload_does_not_change() {
     let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
     assert!(first.sign(&input, &order).await.is_ok(), "who still holds the old one goes on");
     ring.close().await;
+}
+
+/// Only a test signature that began after a key was distrusted brings it back: one that was under way says nothing of
+/// what came after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_from_before_does_not_undo_distrust() {
+    const SLOW: Duration = Duration::from_millis(800);
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    let mut config = softhsm.config();
+    // The shim of tests/p11shim makes signatures slow, once the key serves.
+    let real = std::mem::replace(&mut config.module, shim());
+    let control = softhsm.file("faults");
+    for (name, value) in [("P11SHIM_MODULE", &real), ("P11SHIM_CONTROL", &control)] {
+        config.environment.insert(name.to_owned(), value.display().to_string());
+    }
+    let token = Token::start(config);
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_to_serve(&*key).await;
+    fs::write(softhsm.file("faults.new"), format!("C_Sign delay {}\n", SLOW.as_millis())).unwrap();
+    fs::rename(softhsm.file("faults.new"), &control).unwrap();
+    // The first that is seen may be one that is quick still; one that lasts is slow.
+    let mut since = Instant::now();
+    while since.elapsed() < SLOW / 4 {
+        if token.turns().usage().busy == 0 {
+            since = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let distrusted = Instant::now();
+    key.distrust("it does not verify");
+    contract::comes_to_serve(&*key).await;
+    let after = distrusted.elapsed();
+    assert!(after >= SLOW, "it serves after {after:?}, and no test signature since can have taken less than {SLOW:?}");
+    token.close().await;
+}
+
+/// The shim, built by the cargo that runs the tests.
+fn shim() -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "--package", "quotesign-p11shim"]);
+    assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "the shim does not build");
+    Path::new(env!("CARGO_BIN_EXE_quotesign")).with_file_name("libp11shim.so")
 }

@@ -325,7 +325,10 @@ async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
     let signed = shared.sign(&key, &input, &order).await;
     match signed {
         Ok(signature) if key.standing.public().verifies(input.bytes(), &signature.0) => {
-            key.standing.set(Health::Serving);
+            // A key that was distrusted meanwhile is to be probed at once, and this probe began before that.
+            if key.binding.lock().probe_at.is_some() {
+                key.standing.set(Health::Serving);
+            }
         }
         Ok(_) => {
             let fault = Fault::Device("its test signature does not verify".to_owned());
