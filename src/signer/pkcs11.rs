@@ -311,8 +311,12 @@ impl Signer for TokenKey {
     }
 
     fn distrust(&self, why: &str) {
-        self.key.standing.set(Health::NotServing(why.to_owned()));
-        self.key.binding.lock().probe_at = None;
+        {
+            // Under the lock under which a probe says that the key serves, so that none from before comes between.
+            let mut binding = self.key.binding.lock();
+            (binding.probe_at, binding.fresh) = (None, false);
+            self.key.standing.set(Health::NotServing(why.to_owned()));
+        }
         self.token.wake.notify_one();
     }
 }

@@ -326,7 +326,8 @@ async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
     match signed {
         Ok(signature) if key.standing.public().verifies(input.bytes(), &signature.0) => {
             // A key that was distrusted meanwhile is to be probed at once, and this probe began before that.
-            if key.binding.lock().probe_at.is_some() {
+            let binding = key.binding.lock();
+            if binding.probe_at.is_some() {
                 key.standing.set(Health::Serving);
             }
         }
