@@ -205,6 +205,16 @@ impl Config {
                     "`signers[{at}].name` = `{name}` stands there twice; give each signer a name of its own"
                 ));
             }
+            let is_same = |other: &&SignerEntry| {
+                (&other.module, &other.token, &other.serial) == (&signer.module, &signer.token, &signer.serial)
+                    && other.environment == signer.environment
+            };
+            if let Some(other) = others().find(is_same) {
+                return Err(format!(
+                    "`signers[{at}]`: `{name}` and `{}` are one token; name it once, and raise its `sessions`",
+                    other.name
+                ));
+            }
             if signer.pin_file.is_some() == signer.pin_env.is_some() {
                 return Err(format!(
                     "`signers[{at}]`: give the PIN of `{name}` by `pin_file` or by `pin_env`, one of them"
@@ -231,6 +241,12 @@ impl Config {
     }
 }
 
+/// Whether a PIN may have been put there by mistake.
+fn may_be_secret(field: &str) -> bool {
+    field.starts_with("signers[") && ["pin_file", "pin_env"].iter().any(|name| field.ends_with(name))
+        || field.starts_with("signers[") && field.contains(".environment")
+}
+
 /// A misfit with the value that stands there. Secrets never stand in a config, so a value may be shown.
 fn told(text: &str, misfit: &strict_toml::Misfit) -> String {
     let variable = overrides::variable(&misfit.field);
@@ -245,6 +261,9 @@ fn told(text: &str, misfit: &strict_toml::Misfit) -> String {
         .and_then(|line| text.lines().nth(line - 1))
         .and_then(|line| line.split_once('='))
         .map(|(_, value)| value.trim());
+    if may_be_secret(&misfit.field) {
+        return format!("{line}`{}`: is of the wrong type; give a text, and no PIN", misfit.field);
+    }
     match (misfit.field.as_str(), value) {
         ("", _) => format!("{line}{}", misfit.why),
         (field, Some(value))

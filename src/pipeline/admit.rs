@@ -36,6 +36,8 @@ pub struct Admitted {
 #[derive(Debug)]
 pub struct Seat {
     pub(super) flow: Flow,
+    /// The device of the key at which it is.
+    pub(super) replica: usize,
     _place: Place,
 }
 
@@ -46,6 +48,6 @@ pub struct Seat {
 pub fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
     let Keyed(ready) = keyed;
     let flow = flows.of(&call.caller);
-    let place = ready.signer.place(flow, call.deadline)?;
-    Ok(Admitted { ready, seat: Seat { flow, _place: place } })
+    let (replica, place) = ready.signer.place(flow, call.deadline)?;
+    Ok(Admitted { ready, seat: Seat { flow, replica, _place: place } })
 }

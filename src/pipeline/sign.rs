@@ -50,7 +50,7 @@ impl Source {
 /// Where the device is full, away, or too slow. The reservation stands, so asking again finishes it.
 pub async fn sign(pending: Pending, deadline: Instant, gone: CancellationToken) -> Result<Signed, SignError> {
     let (reservation, input, key, signer, expires_at, seat) = pending.taken();
-    let given = signer.sign(&input, &Order { deadline, flow: seat.flow, gone }).await?;
+    let given = signer.sign(&input, &Order { deadline, flow: seat.flow, gone }, seat.replica).await?;
     let jws = input.into_jws(corruptible(given.signature).bytes());
     let source = Source { signer, replica: given.replica };
     Ok(Signed { reservation, jws, key, source, expires_at, seat })

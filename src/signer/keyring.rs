@@ -184,33 +184,37 @@ impl BoundKey {
         best.unwrap_or_else(|| Health::NotServing("no signer is bound to it".to_owned()))
     }
 
-    /// Takes a place at the first replica that has one, for an order of `flow` that must be done by `deadline`.
+    /// Takes a place at the first replica that has one, for an order of `flow` that must be done by `deadline`; tells
+    /// which it is, so that it is asked first.
     ///
     /// # Errors
     /// Where none has; when the first should have one.
-    pub fn place(&self, flow: Flow, deadline: Instant) -> Result<Place, Busy> {
+    pub fn place(&self, flow: Flow, deadline: Instant) -> Result<(usize, Place), Busy> {
         let mut busy = Busy { retry_after: PATIENCE };
-        for replica in self.replicas.iter().filter(|replica| replica.key.health().takes_orders()) {
+        let taking = |(_, replica): &(usize, &Replica)| replica.key.health().takes_orders();
+        for (at, replica) in self.replicas.iter().enumerate().filter(taking) {
             match replica.key.turns().place(flow, deadline) {
-                Ok(place) => return Ok(place),
+                Ok(place) => return Ok((at, place)),
                 Err(refused) => busy.retry_after = busy.retry_after.min(refused.retry_after),
             }
         }
         Err(busy)
     }
 
-    /// Signs with RS256 on the first replica that can, and goes on to the next where one fails. An order whose
+    /// Signs with RS256 on the replica `first` where it serves, and goes on to the others in their order where it fails. An order whose
     /// device was lost under it waits a moment for a device, and is given once more: the same bytes are signed, and
     /// RS256 gives the same signature. Tells which signer it was. The caller verifies.
     ///
     /// # Errors
     /// The last replica's, or that none serves.
-    pub async fn sign(&self, input: &SigningInput, order: &Order) -> Result<Given, SignError> {
+    pub async fn sign(&self, input: &SigningInput, order: &Order, first: usize) -> Result<Given, SignError> {
         let mut lost = 0;
         let mut waits_until = Instant::now() + PATIENCE;
         loop {
             let mut failure = None;
-            for (at, replica) in self.replicas.iter().enumerate() {
+            let mut replicas: Vec<_> = self.replicas.iter().enumerate().collect();
+            replicas.sort_by_key(|(at, _)| *at != first);
+            for (at, replica) in replicas {
                 if replica.key.health() != Health::Serving {
                     continue;
                 }

@@ -253,13 +253,16 @@ impl Shared {
     fn judge(&self, key: &Key, generation: u64, fault: Fault) -> SignError {
         if self.link().is_ok_and(|(now, _)| now == generation) {
             let is_the_tokens = match &fault {
+                Fault::Device(why) if key.standing.health().takes_orders() => {
+                    key.standing.set(Health::Recovering(why.clone()));
+                    true
+                }
                 // A key that did not sign before may itself be at fault; the supervisor sees the others.
-                Fault::Device(why) => key.standing.set(Health::Recovering(why.clone())) == Health::Serving,
-                Fault::Pin(_) => true,
-                Fault::Missing(_) | Fault::Unfit(_) => {
-                    key.standing.set(Health::NotServing(fault.to_string()));
+                Fault::Device(_) | Fault::Missing(_) | Fault::Unfit(_) => {
+                    key.was_refused(generation, &fault);
                     false
                 }
+                Fault::Pin(_) => true,
                 Fault::Stuck(_) | Fault::Late | Fault::Exists(_) | Fault::Invalid(_) => false,
             };
             if is_the_tokens {

@@ -187,7 +187,7 @@ async fn killed(backend: &Backend, token: &Arc<Token>, key: &Arc<dyn Signer>) {
             while !over.load(Ordering::Relaxed) {
                 let input = SigningInput::fresh_probe();
                 let order = Order::new(Flow(flow), Instant::now() + BACK);
-                let given = bound.sign(&input, &order).await.expect("an order was lost with the process");
+                let given = bound.sign(&input, &order, 0).await.expect("an order was lost with the process");
                 assert!(public.verifies(input.bytes(), given.signature.bytes()));
             }
         });

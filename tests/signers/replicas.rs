@@ -53,7 +53,10 @@ async fn health_of(keyring: &Keyring, part: &str, fits: impl Fn(&Health) -> bool
 async fn replica(key: &BoundKey) -> usize {
     let input = SigningInput::fresh_probe();
     let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
-    key.sign(&input, &order).await.unwrap().replica
+    let (first, _place) = key.place(order.flow, order.deadline).unwrap();
+    let given = key.sign(&input, &order, first).await.unwrap();
+    assert_eq!(given.replica, first, "it has its place at one and is signed by another");
+    first
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +84,8 @@ async fn requests_move_to_a_healthy_replica_and_come_back() {
             while !over.load(Ordering::Relaxed) {
                 let input = SigningInput::fresh_probe();
                 let order = Order::new(Flow(flow), Instant::now() + Duration::from_secs(5));
-                let given = key.sign(&input, &order).await.expect("a caller saw the change");
+                let (first, _place) = key.place(order.flow, order.deadline).expect("a caller found no place");
+                let given = key.sign(&input, &order, first).await.expect("a caller saw the change");
                 assert!(public.verifies(input.bytes(), given.signature.bytes()));
                 signed[given.replica] += 1;
             }

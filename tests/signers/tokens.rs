@@ -188,7 +188,7 @@ async fn a_keyring_keeps_what_a_reload_does_not_change() {
     assert!(!Arc::ptr_eq(&first, &ring.get(a.kid()).unwrap()), "what is asked of the key has changed");
     let input = SigningInput::fresh_probe();
     let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
-    assert!(first.sign(&input, &order).await.is_ok(), "who still holds the old one goes on");
+    assert!(first.sign(&input, &order, 0).await.is_ok(), "who still holds the old one goes on");
     ring.close().await;
 }
 

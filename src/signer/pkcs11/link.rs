@@ -12,7 +12,10 @@ use std::{
         },
     },
     process::{Command as StdCommand, Stdio},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -43,6 +46,7 @@ pub(super) struct Link {
     pending: Mutex<Option<HashMap<u64, Pending>>>,
     next: AtomicU64,
     returned: AtomicUsize,
+    refusal: OnceLock<Fault>,
 }
 
 /// A job that the host has.
@@ -89,6 +93,7 @@ impl Link {
             pending: Mutex::new(Some(HashMap::new())),
             next: AtomicU64::new(1),
             returned: AtomicUsize::new(0),
+            refusal: OnceLock::new(),
         })
     }
 
@@ -143,11 +148,13 @@ impl Link {
             Some(pending) => pending.insert(id, Pending { reply, turn, sent: Instant::now() }),
             None => return Err(Fault::Device("the module's process is being replaced".to_owned())),
         };
-        if let Err(error) = self.jobs.send(&job).await {
-            self.taken(id);
-            return Err(Fault::Device(format!("the module's process takes no more jobs: {error}")));
-        }
-        Ok(answer)
+        let fault = match time::timeout_at(deadline.into(), self.jobs.send(&job)).await {
+            Ok(Ok(_)) => return Ok(answer),
+            Ok(Err(error)) => Fault::Device(format!("the module's process takes no more jobs: {error}")),
+            Err(_) => Fault::Late,
+        };
+        self.taken(id);
+        Err(fault)
     }
 
     /// Takes answers to jobs in, until the socket fails.
@@ -161,13 +168,21 @@ impl Link {
             let Some(done) = done else {
                 return Fault::Device("the module's process wrote what is no answer".to_owned());
             };
+            let answer = done.failed.map_or(Ok(done.signature), |failed| Err(Fault::from(failed)));
+            if let Err(fault @ Fault::Pin(_)) = &answer {
+                // Whoever asked may wait no more; the PIN is refused all the same.
+                self.refusal.get_or_init(|| fault.clone());
+            }
             let Some(Pending { reply, turn, .. }) = self.taken(done.id) else {
                 // A job that counted as stuck: its session is free, and another stands in for it already.
                 self.returned.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            turn.answered_after(Duration::from_micros(done.took_us));
-            let _gone = reply.send(done.failed.map_or(Ok(done.signature), |failed| Err(failed.into())));
+            // What failed says nothing of what a signature takes.
+            if answer.is_ok() {
+                turn.answered_after(Duration::from_micros(done.took_us));
+            }
+            let _gone = reply.send(answer);
         }
     }
 
@@ -191,6 +206,11 @@ impl Link {
             id
         };
         stuck.into_iter().map(give_up).collect()
+    }
+
+    /// The refusal of the PIN, if it came to that in any session.
+    pub(super) fn refusal(&self) -> Option<Fault> {
+        self.refusal.get().cloned()
     }
 
     /// How many jobs that counted as stuck have come back.

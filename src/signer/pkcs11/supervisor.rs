@@ -159,7 +159,8 @@ impl<'s> Generation<'s> {
         link.settle(SETTLE).await;
         link.refuse_all(&why);
         link.close(LEAVE).await;
-        ended
+        // A refused PIN outweighs whatever else ended the generation.
+        link.refusal().map_or(ended, Err)
     }
 
     /// Brings the token up, with every key bound that can be.
@@ -333,11 +334,11 @@ async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
         }
         Ok(_) => {
             let fault = Fault::Device("its test signature does not verify".to_owned());
-            let before = key.standing.set(Health::NotServing(fault.to_string()));
             let generation = key.binding.lock().generation;
-            if before == Health::Serving {
-                let _told = shared.report.try_send((generation, fault));
+            if key.standing.health() == Health::Serving {
+                let _told = shared.report.try_send((generation, fault.clone()));
             }
+            key.was_refused(generation, &fault);
         }
         // What a fault means was judged where it came up; a device with too much to do is no worse for it.
         Err(
@@ -384,7 +385,8 @@ impl Key {
         }
     }
 
-    fn was_refused(&self, generation: u64, fault: &Fault) {
+    /// The key is not bound, or not any more: it is to be found and tried again.
+    pub(super) fn was_refused(&self, generation: u64, fault: &Fault) {
         let mut binding = self.binding.lock();
         (binding.generation, binding.tried, binding.refusal) = (0, generation, Some(fault.clone()));
         binding.probing = false;

@@ -133,6 +133,9 @@ const UNREADABLE: &[Case] = &[
             it.swap("pin_file = \"pin\"", "pin = \"4711\"");
         },
     ),
+    ("quotesign.toml: line 26: `signers[0].pin_file`: is of the wrong type; give a text, and no PIN", |it| {
+        it.swap("pin_file = \"pin\"", "pin_file = 98765432");
+    }),
     ("quotesign.toml: line 9: `grpc.reflection` = `\"yes\"`: invalid type: string \"yes\", expected a boolean", |it| {
         it.add("trust_domain = \"dev.quotesign.example\"", "reflection = \"yes\"");
     }),
@@ -218,6 +221,16 @@ const UNFIT: &[Case] = &[
         "quotesign.toml: `signers[0].environment` of `hsm-primary`: `A=B` cannot be the name of a variable; mend it",
         |it| {
             it.add("pin_file = \"pin\"", "environment = { \"A=B\" = \"c\" }");
+        },
+    ),
+    (
+        "quotesign.toml: `signers[0]`: `hsm-primary` and `hsm-again` are one token; name it once, and raise its `sessions`",
+        |it| {
+            let module = "/usr/lib/softhsm/libsofthsm2.so";
+            let signer = format!(
+                "[[signers]]\nname = \"hsm-again\"\nmodule = \"{module}\"\ntoken = \"quotesign-dev\"\npin_file = \"pin\""
+            );
+            it.swap("[limits]", &format!("{signer}\n[limits]"));
         },
     ),
     ("quotesign.toml: `signers[0].call_timeout_ms` of `hsm-primary` = `0` lets nothing through; raise it", |it| {
