@@ -20,6 +20,9 @@ pub enum ProvisionError {
     /// The key did not do what it should.
     #[error("the key is unfit: {0}")]
     Unfit(String),
+    /// The device refuses the PIN. Another try could lock it.
+    #[error("{0}")]
+    Pin(String),
     /// The device failed.
     #[error("{0}")]
     Device(String),

@@ -163,6 +163,26 @@ fn keys_on_the_device_are_listed_and_checked_against_policy() {
     assert_eq!(nowhere, "quotesign: --signer: the config has no `none`; it has: hsm-primary\n");
 }
 
+/// Each key is another login, and a few with a wrong PIN lock a token.
+#[test]
+fn a_check_of_keys_tries_a_wrong_pin_once() {
+    let site = Site::new();
+    let args = ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--kid", "quote-signing-other"];
+    done(site.run(&[&args[..], &["--bits", "2048"]].concat()));
+    site.edit_policy(|policy| {
+        let mut other = policy["keys"][0].clone();
+        other["kid"] = toml_edit::value("quote-signing-other");
+        other["locator"] = toml_edit::value("pkcs11:token=quotesign-dev;object=quote-signing-other;type=private");
+        policy["keys"].as_array_of_tables_mut().unwrap().push(other.into_table().unwrap());
+    });
+    assert_eq!(done(site.run(&["keys", "check"])).matches("\tsigns\n").count(), 2);
+    fs::write(site.path("pin"), "not the pin\n").unwrap();
+    let checked = site.run(&["keys", "check"]);
+    let told = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!((told.matches("C_Login: PinIncorrect").count(), told.matches("not tried\n").count()), (1, 1), "{told}");
+    assert_eq!(failed(checked, 1), "quotesign: 2 of 2 do not sign\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_made_once_shown_without_its_private_half_and_rotated_in_by_policy() {
     let site = Site::new();

@@ -335,3 +335,40 @@ async fn a_pin_that_was_changed_stops_the_token_after_one_attempt() {
     let quote = Quote::number(1).without("quote_sequence").with("subscription_id", json!("sub_1"));
     assert!(tokio::time::timeout(PATIENCE, pricing.sign(&quote)).await.unwrap().is_ok());
 }
+
+/// The processes that a gateway has started.
+fn children(gateway: &Gateway) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("children")).ok());
+    children.collect::<String>().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// A module that hangs while it is opened holds neither a gateway that is to end, nor its own process when the
+/// gateway is no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_hangs_holds_nobody_when_the_gateway_ends() {
+    let site = Site::new();
+    let shim = Shim::before(&site);
+    for is_killed in [false, true] {
+        shim.rules("C_Login hang-forever");
+        let gateway = site.start();
+        let mut hosts = Vec::new();
+        let logins = shim.faults("C_Login");
+        until("the module hangs", async || {
+            hosts = children(&gateway);
+            shim.faults("C_Login") > logins
+        })
+        .await;
+        assert!(!hosts.is_empty());
+        if is_killed {
+            gateway.kill();
+        } else {
+            assert!(gateway.stop().success());
+        }
+        let is_gone = |pid: &i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        until("its process has ended", async || hosts.iter().all(is_gone)).await;
+    }
+}

@@ -1,11 +1,13 @@
 //! `quotesign keys check`: has every key of the bundle sign on every device that should hold it, and compares it.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 
 use crate::{
     control,
     policy::{Bundle, timeline::TimedKey},
-    signer::provision::Provision,
+    signer::provision::{Provision, ProvisionError},
 };
 
 use super::{ConfigPath, Failure, block_on, device};
@@ -32,11 +34,21 @@ impl Check {
         }
         let wanted = |key: &TimedKey| self.kid.as_deref().is_none_or(|kid| key.kid.as_str() == kid);
         let (mut tried, mut unfit) = (0, 0);
+        // Signers whose PIN was refused: each key would be another try, and a few lock a token.
+        let mut given_up: BTreeSet<&str> = BTreeSet::new();
         for key in bundle.timeline.all().filter(|key| wanted(key)) {
             for (signer, locator) in &key.places {
                 tried += 1;
                 let device = device(&config, signer)?;
-                let verdict = block_on(async { Ok(try_one(&*device, key, locator).await) })?;
+                let verdict = if given_up.contains(signer.as_str()) {
+                    Err("its signer refuses the PIN; not tried".to_owned())
+                } else {
+                    let verdict = block_on(async { Ok(try_one(&*device, key, locator).await) })?;
+                    if let Err(ProvisionError::Pin(_)) = &verdict {
+                        given_up.insert(signer);
+                    }
+                    verdict.map_err(|fault| fault.to_string())
+                };
                 unfit += u32::from(verdict.is_err());
                 let said = verdict.map_or_else(|why| format!("does not sign: {why}"), |()| "signs".to_owned());
                 println!("{}\t{signer}\t{said}", key.kid);
@@ -50,12 +62,12 @@ impl Check {
     }
 }
 
-async fn try_one(device: &dyn Provision, key: &TimedKey, locator: &str) -> Result<(), String> {
+async fn try_one(device: &dyn Provision, key: &TimedKey, locator: &str) -> Result<(), ProvisionError> {
     let attributes = control::attributes_of(key);
-    let tried = device.try_out(&key.kid, locator, attributes).await.map_err(|fault| fault.to_string())?;
+    let tried = device.try_out(&key.kid, locator, attributes).await?;
     if tried.public.same_key(key.public.modulus(), key.public.exponent()) {
         Ok(())
     } else {
-        Err("it is not the key that policy pins".to_owned())
+        Err(ProvisionError::Unfit("it is not the key that policy pins".to_owned()))
     }
 }

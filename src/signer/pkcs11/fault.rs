@@ -72,7 +72,8 @@ impl From<Fault> for ProvisionError {
     fn from(fault: Fault) -> Self {
         let text = fault.to_string();
         match fault {
-            Fault::Device(_) | Fault::Stuck(_) | Fault::Pin(_) | Fault::Late => Self::Device(text),
+            Fault::Pin(_) => Self::Pin(text),
+            Fault::Device(_) | Fault::Stuck(_) | Fault::Late => Self::Device(text),
             Fault::Missing(locator) => Self::Missing(locator),
             Fault::Unfit(_) => Self::Unfit(text),
             Fault::Exists(name) => Self::Exists(name),

@@ -18,6 +18,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
+use rustix::event::{PollFd, PollFlags, poll};
 use secrecy::SecretString;
 
 use self::{
@@ -74,6 +75,7 @@ struct Host {
 /// Where this process was not started by a gateway.
 pub fn run() -> io::Result<()> {
     let (mut control, jobs) = sockets()?;
+    end_with_gateway(control.try_clone()?)?;
     let jobs = Arc::new(jobs);
     let mut host = None;
     while let Some(frame) = read_frame(&mut control)? {
@@ -87,6 +89,19 @@ pub fn run() -> io::Result<()> {
         write_frame(&mut control, &Answer { response: Some(response) }.encode_to_vec())?;
     }
     end(host, &jobs);
+    Ok(())
+}
+
+/// Ends this process some time after the gateway is no more, also where the module holds the thread that would read it.
+fn end_with_gateway(control: UnixStream) -> io::Result<()> {
+    let watch = move || {
+        let mut watched = [PollFd::new(&control, PollFlags::empty())];
+        // A signal may interrupt it.
+        while poll(&mut watched, None).is_err() {}
+        thread::sleep(END);
+        end_now();
+    };
+    thread::Builder::new().name("pkcs11-gateway".to_owned()).spawn(watch)?;
     Ok(())
 }
 

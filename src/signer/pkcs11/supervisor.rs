@@ -143,7 +143,14 @@ impl<'s> Generation<'s> {
         let taking = Arc::clone(&link);
         let answers = tokio::spawn(async move { taking.take_answers().await });
         let _answers = AbortOnDrop(answers.abort_handle());
-        let ended = match outage.during(shared, Self::open(shared, number, &link)).await {
+        let opened = tokio::select! {
+            opened = outage.during(shared, Self::open(shared, number, &link)) => opened,
+            () = shared.closing.cancelled() => {
+                link.kill().await;
+                return Ok(());
+            }
+        };
+        let ended = match opened {
             Ok(generation) => {
                 *outage = Outage::default();
                 generation.watch(reports).await
