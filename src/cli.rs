@@ -16,6 +16,7 @@ mod health;
 mod jwks;
 mod keys;
 mod ledger;
+mod out;
 mod pkcs11_host;
 mod policy;
 mod serve;
@@ -153,7 +154,7 @@ impl Cli {
                 Ok(())
             }
         };
-        match done {
+        match done.and_then(|()| out::finish()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 for line in failure.text.lines() {

@@ -112,11 +112,18 @@ impl ClientFile {
     /// # Errors
     /// Where it does not answer 200 with a body of bounded size.
     pub async fn jwks(&self, partner: &PartnerId) -> Result<Bytes, Unreachable> {
-        let url = format!("{}/partners/{partner}/.well-known/jwks.json", self.jwks.trim_end_matches('/'));
-        let got = tokio::time::timeout(FETCH_TIMEOUT, get(&url, &self.ca)).await;
-        let got = got.unwrap_or_else(|_| Err("no answer in time".into()));
-        got.map_err(|fault| Unreachable(format!("{url}: {fault}")))
+        fetch(&format!("{}/partners/{partner}/.well-known/jwks.json", self.jwks.trim_end_matches('/')), &self.ca).await
     }
+}
+
+/// What is at an https:// address, held against the CAs of the file `ca`. Follows no redirect.
+///
+/// # Errors
+/// Where it does not answer 200 in time with a body of bounded size.
+pub async fn fetch(url: &str, ca: &Path) -> Result<Bytes, Unreachable> {
+    let got = tokio::time::timeout(FETCH_TIMEOUT, get(url, ca)).await;
+    let got = got.unwrap_or_else(|_| Err("no answer in time".into()));
+    got.map_err(|fault| Unreachable(format!("{url}: {fault}")))
 }
 
 async fn channel(remote: &Remote, ca: &Path) -> Result<Channel, Unreachable> {

@@ -328,6 +328,12 @@ pub trait Engine: Send + 'static {
     /// Where the store cannot be read.
     fn quote(&mut self, identity: &Identity) -> Result<Option<step::Quote>, EngineError>;
 
+    /// The quote that holds this number of `scope`.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<step::Quote>, EngineError>;
+
     /// The last number taken in `scope`; absent where it was never seeded.
     ///
     /// # Errors

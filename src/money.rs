@@ -132,6 +132,12 @@ impl Rate {
         plain_decimal(text).filter(|rate| !rate.is_zero()).map(Self)
     }
 
+    /// Whether it is exactly one.
+    #[must_use]
+    pub fn is_one(self) -> bool {
+        self.0 == Decimal::ONE
+    }
+
     /// `send` in units of its currency, times the rate, in minor units of `to`. Absent where the exact product
     /// has too many digits to be held, or is beyond 2^53 - 1 minor units.
     #[must_use]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     clock::UtcTime,
-    domain::{InputDigest, Kid, Malformed, SequenceNumber},
+    domain::{InputDigest, Kid, Malformed, PartnerId, SequenceNumber},
     json::{self, Limits},
     jwk::PublicKey,
     jws::{self, CompactJws},
@@ -98,6 +98,8 @@ pub enum Finding {
 pub struct Evidence<'e> {
     /// The key of a kid, in the set at hand.
     pub key: &'e dyn Fn(&Kid) -> Option<&'e PublicKey>,
+    /// Whose keys these are, where that is known: a quote of another partner is not signed by them.
+    pub partner: Option<&'e PartnerId>,
     /// The contract that a payload says it keeps.
     pub contract: &'e dyn Fn(&Map<String, Value>) -> Option<&'e Contract>,
     /// The time.
@@ -241,7 +243,11 @@ impl Report {
         let required = match contract {
             None => Finding::Failed("the payload names no known contract by its version claim".to_owned()),
             Some(contract) => match contract.claims.all().find(|claim| payload.get(claim).is_none()) {
-                None => Finding::Passed,
+                None => {
+                    let claimed = text(&contract.claims.partner);
+                    let is_theirs = evidence.partner.is_none_or(|partner| claimed == Some(partner.as_str()));
+                    holds(is_theirs, "the quote is another partner's than the key")
+                }
                 Some(claim) => Finding::Failed(format!("`{claim}` is missing")),
             },
         };
@@ -318,6 +324,7 @@ mod tests {
         pair: RsaKeyPair,
         key: PublicKey,
         policy: Bundle,
+        partner: PartnerId,
         now: UtcTime,
     }
 
@@ -328,7 +335,13 @@ mod tests {
             let (n, e) = (public.modulus().big_endian_without_leading_zero(), public.exponent());
             let key = PublicKey::new("quote-signing-test".parse().unwrap(), n, e.big_endian_without_leading_zero());
             let now = UtcTime::parse("2026-06-15T10:00:00Z").unwrap();
-            Self { pair, key: key.unwrap(), policy: shipped::bundle().unwrap(), now }
+            Self {
+                pair,
+                key: key.unwrap(),
+                policy: shipped::bundle().unwrap(),
+                partner: "acme-remit".parse().unwrap(),
+                now,
+            }
         }
 
         fn quote(&self) -> Map<String, Value> {
@@ -357,6 +370,7 @@ mod tests {
         fn verify(&self, jws: &CompactJws) -> Report {
             let evidence = Evidence {
                 key: &|kid| (kid == self.key.kid()).then_some(&self.key),
+                partner: Some(&self.partner),
                 contract: &|quote| self.policy.contract_of(quote).map(AsRef::as_ref),
                 now: self.now,
             };
@@ -391,6 +405,13 @@ mod tests {
             let changed = CompactJws::from_text(String::from_utf8(bytes).unwrap());
             assert!(!fixture.verify(&changed).is_valid(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_quote_of_another_partner_is_not_this_keys() {
+        let fixture = Fixture { partner: "other-remit".parse().unwrap(), ..Fixture::new() };
+        let jws = fixture.forge(HEADER, &fixture.payload());
+        assert_eq!(fixture.fails_at(&jws), Some(Step::CheckRequiredClaims));
     }
 
     #[test]

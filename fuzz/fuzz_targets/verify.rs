@@ -40,6 +40,7 @@ fuzz_target!(|input: &[u8]| {
     let jws = CompactJws::from_text(text);
     let evidence = Evidence {
         key: &|kid| (kid == PAIR.1.kid()).then_some(&PAIR.1),
+        partner: None,
         contract: &|quote| quotesign_fuzz::POLICY.contract_of(quote).map(Arc::as_ref),
         now: quotesign_fuzz::now(),
     };

@@ -8,7 +8,7 @@ use crate::{
     proto::{GetStatusRequest, ReloadPolicyRequest, SeedSequenceRequest, admin_service_client::AdminServiceClient},
 };
 
-use super::{ClientPath, Failure, block_on, jwks::partner_of};
+use super::{ClientPath, Failure, block_on, jwks::partner_of, out::say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdminCommand {
@@ -73,13 +73,13 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
         gateway.get_status(GetStatusRequest {}).await.map_err(|status| Failure::refused(&status))?.into_inner();
     let environment =
         if status.environment == Environment::Production.as_str() { "PRODUCTION" } else { &status.environment };
-    println!("quotesign {} for {environment}", status.version);
-    println!("policy serial {}, digest {}", status.policy_serial, status.policy_digest);
+    say!("quotesign {} for {environment}", status.version);
+    say!("policy serial {}, digest {}", status.policy_serial, status.policy_digest);
     if !status.last_reload_error.is_empty() {
-        println!("the newest reload was refused: {}", status.last_reload_error);
+        say!("the newest reload was refused: {}", status.last_reload_error);
     }
     for part in status.components {
-        println!(
+        say!(
             "{:<11} {}{}",
             if part.serving { "serving" } else { "NOT SERVING" },
             part.name,
@@ -92,9 +92,9 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
 async fn reload(mut gateway: Gateway) -> Result<(), Failure> {
     let done =
         gateway.reload_policy(ReloadPolicyRequest {}).await.map_err(|status| Failure::refused(&status))?.into_inner();
-    println!("policy serial {}, digest {}", done.policy_serial, done.policy_digest);
-    println!("before {}", done.previous_digest);
-    println!("audit record {}", done.audit_record_id);
+    say!("policy serial {}, digest {}", done.policy_serial, done.policy_digest);
+    say!("before {}", done.previous_digest);
+    say!("audit record {}", done.audit_record_id);
     Ok(())
 }
 
@@ -102,9 +102,9 @@ async fn seeded(mut gateway: Gateway, request: SeedSequenceRequest) -> Result<()
     let floor = request.floor;
     let done = gateway.seed_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
     match done.previous {
-        None => println!("the sequence was created with the floor {floor}"),
-        Some(previous) => println!("the floor was raised from {previous} to {floor}"),
+        None => say!("the sequence was created with the floor {floor}"),
+        Some(previous) => say!("the floor was raised from {previous} to {floor}"),
     }
-    println!("audit record {}", done.audit_record_id);
+    say!("audit record {}", done.audit_record_id);
     Ok(())
 }

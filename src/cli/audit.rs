@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::ledger::{chain, sqlite::Reader};
 
-use super::{ConfigPath, Failure};
+use super::{ConfigPath, Failure, out::say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -53,12 +53,12 @@ impl AuditCommand {
                 let stored =
                     stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", show.id)))?;
                 let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
-                println!("{record:#}");
+                say!("{record:#}");
                 Ok(())
             }
             Self::Tail(tail) => {
                 for stored in reader(&tail.path)?.tail(tail.count).map_err(Failure::failed)? {
-                    println!("{}", String::from_utf8_lossy(&stored.bytes));
+                    say!("{}", String::from_utf8_lossy(&stored.bytes));
                 }
                 Ok(())
             }
@@ -98,7 +98,7 @@ fn verify_chain(reader: &Reader) -> Result<(), Failure> {
             summary.head.next_index, head.next_index
         )));
     }
-    println!("vouched for: records 0 to {} in {} links", summary.head.next_index.saturating_sub(1), summary.links);
-    println!("head {}", hex::encode(summary.head.link));
+    say!("vouched for: records 0 to {} in {} links", summary.head.next_index.saturating_sub(1), summary.links);
+    say!("head {}", hex::encode(summary.head.link));
     Ok(())
 }

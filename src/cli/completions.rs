@@ -1,11 +1,9 @@
 //! `quotesign completions`.
 
-use std::io;
-
 use clap::{Args, CommandFactory as _};
 use clap_complete::{Shell, generate};
 
-use super::Cli;
+use super::{Cli, out};
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
@@ -15,6 +13,8 @@ pub(super) struct Completions {
 
 impl Completions {
     pub(super) fn run(&self) {
-        generate(self.shell, &mut Cli::command(), "quotesign", &mut io::stdout());
+        let mut script = Vec::new();
+        generate(self.shell, &mut Cli::command(), "quotesign", &mut script);
+        out::write(format_args!("{}", String::from_utf8_lossy(&script)));
     }
 }

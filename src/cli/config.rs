@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use crate::{gateway, ledger::sqlite::Sqlite};
 
-use super::{ConfigPath, Failure};
+use super::{ConfigPath, Failure, out::say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -24,8 +24,8 @@ impl ConfigCommand {
         let config = check.path.load()?;
         let bundle = gateway::check(&config).map_err(Failure::unfit)?;
         Sqlite::check(&config.ledger.sqlite, config.environment).map_err(Failure::unfit)?;
-        println!("{}: good", check.path.config.display());
-        println!("environment {}, policy serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
+        say!("{}: good", check.path.config.display());
+        say!("environment {}, policy serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::{config::Config, gateway::Gateway, ledger::sqlite::Sqlite};
 
-use super::{Failure, serve::serve};
+use super::{Failure, out::say, serve::serve};
 
 mod certificates;
 mod files;
@@ -35,7 +35,7 @@ impl Dev {
             prepare(&dir)?;
         }
         if self.prepare {
-            println!("{} is ready; `quotesign dev --dir {}` serves it", self.dir.display(), self.dir.display());
+            say!("{} is ready; `quotesign dev --dir {}` serves it", self.dir.display(), self.dir.display());
             return Ok(());
         }
         files::write_addresses(&dir)?;
@@ -66,11 +66,11 @@ fn prepare(dir: &Path) -> Result<(), Failure> {
 
 fn tell(dir: &Path, gateway: &Gateway) {
     let dir = dir.display();
-    println!("A development gateway, for this machine alone. Its keys and PINs are in {dir} and protect nothing.\n");
+    say!("A development gateway, for this machine alone. Its keys and PINs are in {dir} and protect nothing.\n");
     for (front, address) in gateway.addresses().into_iter().flatten() {
-        println!("  {front:<11} {address}");
+        say!("  {front:<11} {address}");
     }
-    println!(
+    say!(
         "\nIn another terminal:\n\n  \
          quotesign sign examples/quote.json --fill --save quote.json --client {dir}/client.toml > signed.jws\n  \
          quotesign verify signed.jws --client {dir}/client.toml\n  \

@@ -5,7 +5,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::service::health::SIGNING;
 
-use super::{ClientPath, Failure, block_on};
+use super::{ClientPath, Failure, block_on, out::say};
 
 #[derive(Debug, Args)]
 pub(super) struct Health {
@@ -24,7 +24,7 @@ impl Health {
             let service = self.partner.map_or_else(|| SIGNING.to_owned(), |partner| format!("{SIGNING}/{partner}"));
             let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await;
             let status = answer.map_err(|status| Failure::refused(&status))?.into_inner().status();
-            println!("{}", status.as_str_name());
+            say!("{}", status.as_str_name());
             if status == ServingStatus::Serving {
                 Ok(())
             } else {

@@ -1,12 +1,10 @@
 //! `quotesign jwks`.
 
-use std::io::Write as _;
-
 use clap::Args;
 
 use crate::{client::ClientFile, domain::PartnerId};
 
-use super::{ClientPath, Failure, block_on};
+use super::{ClientPath, Failure, block_on, out::say};
 
 #[derive(Debug, Args)]
 pub(super) struct Jwks {
@@ -22,8 +20,8 @@ impl Jwks {
         let client = self.path.load()?;
         let partner = partner_of(&client, self.partner.as_deref())?;
         let set = block_on(async { client.jwks(&partner).await.map_err(Failure::failed) })?;
-        let mut out = std::io::stdout();
-        out.write_all(&set).and_then(|()| writeln!(out)).map_err(Failure::failed)
+        say!("{}", String::from_utf8_lossy(&set));
+        Ok(())
     }
 }
 

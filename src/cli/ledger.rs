@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use crate::ledger::sqlite::Sqlite;
 
-use super::{ConfigPath, Failure};
+use super::{ConfigPath, Failure, out::say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LedgerCommand {
@@ -23,7 +23,7 @@ impl LedgerCommand {
         let Self::Migrate(migrate) = self;
         let config = migrate.path.load()?;
         Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
-        println!("{}: ready for {}", config.ledger.sqlite.display(), config.environment);
+        say!("{}: ready for {}", config.ledger.sqlite.display(), config.environment);
         Ok(())
     }
 }

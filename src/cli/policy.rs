@@ -9,7 +9,7 @@ use crate::{
     policy::Bundle,
 };
 
-use super::Failure;
+use super::{Failure, out::say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -29,7 +29,7 @@ pub(super) struct Dir {
 impl PolicyCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Digest(dir) => println!("{}", dir.load()?.digest),
+            Self::Digest(dir) => say!("{}", dir.load()?.digest),
             Self::Check(dir) => dir.load().map(|bundle| show(&bundle))?,
         }
         Ok(())
@@ -47,12 +47,12 @@ impl Dir {
 
 fn show(bundle: &Bundle) {
     let now = SystemClock.now();
-    println!("good: {} serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
+    say!("good: {} serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
     for partner in bundle.partners() {
         let current = bundle.timeline.current(&partner.id, now).map(|key| &key.kid);
         for key in bundle.timeline.of(&partner.id) {
             let mark = if current == Some(&key.kid) { "signs now" } else { "" };
-            println!(
+            say!(
                 "{:<20} {:<28} {:<9?} signs {} to {}  {mark}",
                 partner.id,
                 key.kid,
@@ -62,7 +62,7 @@ fn show(bundle: &Bundle) {
             );
         }
         if current.is_none() {
-            println!("{:<20} no key may sign now", partner.id);
+            say!("{:<20} no key may sign now", partner.id);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-use super::{ClientPath, Failure, block_on, dev::write_private};
+use super::{ClientPath, Failure, block_on, dev::write_private, out::say};
 
 #[derive(Debug, Args)]
 pub(super) struct Sign {
@@ -98,7 +98,7 @@ impl Sign {
 
     fn print(&self, signed: &SignQuoteResponse) {
         match self.format {
-            Format::Jws => println!("{}", signed.jws),
+            Format::Jws => say!("{}", signed.jws),
             Format::Json => {
                 let all = json!({
                     "jws": signed.jws,
@@ -110,7 +110,7 @@ impl Sign {
                     "audit_record_id": signed.audit_record_id,
                     "expires_at": signed.expires_at.map(|at| UtcTime::from_millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000).to_string()),
                 });
-                println!("{all:#}");
+                say!("{all:#}");
             }
         }
     }

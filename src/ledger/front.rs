@@ -123,6 +123,14 @@ impl Ledger {
         self.read(move |engine| engine.quote(&identity)).await
     }
 
+    /// The quote that holds this number of `scope`.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn numbered(&self, scope: Scope, sequence: SequenceNumber) -> Result<Option<Quote>, LedgerError> {
+        self.read(move |engine| engine.numbered(&scope, sequence)).await
+    }
+
     /// The last number taken in `scope`; absent where it was never seeded.
     ///
     /// # Errors
@@ -314,6 +322,10 @@ mod tests {
 
         fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
             self.inner.quote(identity)
+        }
+
+        fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+            self.inner.numbered(scope, sequence)
         }
 
         fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {

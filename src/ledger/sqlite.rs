@@ -140,6 +140,10 @@ impl Engine for Sqlite {
         rows::quote(self.connection()?, identity)
     }
 
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        rows::numbered(self.connection()?, scope, sequence)
+    }
+
     fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
         rows::last_taken(self.connection()?, scope)
     }
@@ -448,7 +452,7 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         drop(held);
 
-        home.shell("UPDATE meta SET version = 2");
+        home.shell("UPDATE meta SET version = 3");
         assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         home.shell("UPDATE meta SET version = 0");
@@ -462,6 +466,31 @@ mod tests {
         assert!(home.refusal().ends_with("was never migrated: run `quotesign ledger migrate`"));
         fs::write(home.path(), "x".repeat(4096)).unwrap();
         assert!(home.refusal().starts_with("the ledger's file is damaged"));
+    }
+
+    #[test]
+    fn a_ledger_of_the_version_before_is_brought_up_with_all_it_holds() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
+        drop(ledger);
+        home.shell("DROP INDEX quote_number; UPDATE meta SET version = 1");
+        assert!(home.refusal().ends_with("has an older schema: run `quotesign ledger migrate`"));
+        Sqlite::migrate(&home.path(), HERE).unwrap();
+        let mut ledger = home.open();
+        assert_eq!(pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap()), held);
+        let numbered = ledger.numbered(&scope("GB-IN"), held.sequence()).unwrap();
+        assert_eq!(numbered.map(|quote| quote.input), Some(held.input()));
+        assert_eq!(ledger.numbered(&scope("GB-US"), held.sequence()).unwrap(), None);
+    }
+
+    #[test]
+    fn no_number_is_ever_two_quotes_whatever_writes() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        ledger.one(Op::Reserve(reserve("q1", 5))).unwrap();
+        home.shell("UPDATE scope SET last = 0");
+        assert!(matches!(ledger.apply(&[Op::Reserve(reserve("q2", 5))]), Err(EngineError::RolledBack(_))));
     }
 
     #[test]

@@ -424,6 +424,18 @@ pub(in crate::ledger) mod tests {
         assert_ne!(rekeyed.input(), first.input());
     }
 
+    #[test]
+    fn behind_the_last_number_there_is_none_to_give_and_nothing_is_taken() {
+        let mut book = Book::default();
+        let top = crate::domain::INTEGER_MAX;
+        book.apply(&Op::Seed(seed(top - 1))).unwrap();
+        assert_eq!(pending(book.reserve(draft("q1", "quote-signing-a")).unwrap()).sequence().get(), top);
+        let before = book.clone();
+        let last = number(top);
+        assert_eq!(book.reserve(draft("q2", "quote-signing-a")), Err(Refusal::NotMonotonic { given: last, last }));
+        assert_eq!(book, before);
+    }
+
     pub fn commit(reservation: &Reservation, jws: &str) -> Commit {
         Commit {
             reservation: reservation.clone(),

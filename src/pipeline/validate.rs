@@ -19,7 +19,7 @@ use super::parse::Parsed;
 
 mod claims;
 
-use claims::Claims;
+use claims::{Claimed, Claims};
 
 /// Why a quote is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,16 +54,14 @@ pub fn validate(parsed: Parsed, policy: &Bundle, now: UtcTime, trail: &mut audit
     let assigned = partner.is_some_and(Partner::is_assigned_numbers);
     let mut violations = against_schema(&quote, &contract, assigned);
     let mut claims = Claims { quote: &quote, currencies: &policy.currencies, violations: &mut violations };
-    let terms = claims.terms(&contract, &beside.quote_id, assigned);
-    if let Some(terms) = &terms {
-        enter(trail, terms, beside.values_fixed_at);
-        if partner.is_some_and(|partner| !partner.keeps(&contract.name)) {
-            violations.push(at(&contract.version.claim, "names a contract that is not this partner's"));
-        }
-        times(terms, &contract, &policy.validity, now, &mut violations);
+    let claimed = claims.read_all(&contract, &beside.quote_id, assigned);
+    enter(trail, &claimed, &contract, beside.values_fixed_at);
+    if partner.is_some_and(|partner| !partner.keeps(&contract.name)) {
+        violations.push(at(&contract.version.claim, "names a contract that is not this partner's"));
     }
+    times(&claimed, &contract, &policy.validity, now, &mut violations);
     values_fixed(beside.values_fixed_at, &policy.validity, now, &mut violations);
-    let Some(terms) = terms.filter(|_| violations.is_empty()) else {
+    let Some(terms) = claimed.terms(&contract).filter(|_| violations.is_empty()) else {
         if violations.is_empty() {
             violations.push(at("", "lets a claim pass its schema that plays a part and cannot be read"));
         }
@@ -97,23 +95,25 @@ fn against_schema(quote: &Map<String, Value>, contract: &Contract, assigned: boo
     violations
 }
 
-/// What the records of this call say of the quote from here on.
-fn enter(trail: &mut audit::Context, terms: &Terms, values_fixed_at: Option<UtcTime>) {
-    trail.partner = Some(terms.partner.clone());
-    trail.quote_id = Some(terms.quote_id.clone());
-    trail.corridor = Some(terms.corridor.clone());
-    trail.contract = Some(terms.contract.clone());
+/// What the records of this call say of the quote from here on: what could be read of it.
+fn enter(trail: &mut audit::Context, claimed: &Claimed, contract: &Contract, values_fixed_at: Option<UtcTime>) {
+    trail.partner.clone_from(&claimed.partner);
+    trail.quote_id.clone_from(&claimed.quote_id);
+    trail.corridor.clone_from(&claimed.corridor);
+    trail.contract = Some(contract.name.clone());
     trail.values_fixed_at = values_fixed_at;
 }
 
-fn times(terms: &Terms, contract: &Contract, validity: &Validity, now: UtcTime, violations: &mut Vec<Violation>) {
+fn times(claimed: &Claimed, contract: &Contract, validity: &Validity, now: UtcTime, violations: &mut Vec<Violation>) {
     let claims = &contract.claims;
-    if terms.issued_at > now.plus(validity.clock_skew()) {
+    let Some(issued_at) = claimed.issued_at else { return };
+    if issued_at > now.plus(validity.clock_skew()) {
         violations.push(at(&claims.issued_at, "lies in the future"));
     }
-    if terms.expires_at <= terms.issued_at {
+    let Some(expires_at) = claimed.expires_at else { return };
+    if expires_at <= issued_at {
         violations.push(at(&claims.expires_at, "is not after the time of issue"));
-    } else if terms.expires_at.since(terms.issued_at) > validity.longest() {
+    } else if expires_at.since(issued_at) > validity.longest() {
         let most = format!("is more than {} s after the time of issue", validity.longest_s);
         violations.push(at(&claims.expires_at, &most));
     }

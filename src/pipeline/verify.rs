@@ -70,6 +70,7 @@ fn check(jws: &CompactJws, kid: &Kid, policy: &Bundle, now: UtcTime, binding: &B
     let key = policy.key(kid).ok_or(VerifyError::KeyGone)?;
     let evidence = Evidence {
         key: &|named| (named == kid).then_some(&*key.public),
+        partner: Some(&key.partner),
         contract: &|quote| policy.contract_of(quote).map(Arc::as_ref),
         now,
     };

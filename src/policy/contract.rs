@@ -13,6 +13,8 @@ use crate::{
     money::{Currencies, Rate},
 };
 
+mod parts;
+
 use super::file::{Claims, ContractEntry, MoneyRules, VersionMark};
 
 /// A contract, compiled.
@@ -57,7 +59,13 @@ const NAME_SHOWN_MAX: usize = 40;
 const VIOLATIONS_MAX: usize = 50;
 
 impl Contract {
-    pub(super) fn compile(entry: &ContractEntry, schema: &[u8], currencies: &Arc<Currencies>) -> Result<Self, String> {
+    /// `assigned` says whether the gateway gives the numbers of any partner's quotes under it.
+    pub(super) fn compile(
+        entry: &ContractEntry,
+        schema: &[u8],
+        currencies: &Arc<Currencies>,
+        assigned: bool,
+    ) -> Result<Self, String> {
         // Read as strictly as a quote: a keyword that stands twice would be taken once, in silence.
         let schema =
             json::read_object(schema, &SCHEMA_LIMITS).map_err(|fault| format!("not strict I-JSON: {fault}"))?;
@@ -77,34 +85,14 @@ impl Contract {
             .with_format("x-currency", move |text: &str| currencies.get(text).is_some())
             .build(&schema)
             .map_err(|fault| format!("not a usable JSON Schema 2020-12: {fault}"))?;
-        let contract = Self {
+        parts::check(&schema, &entry.claims, &entry.version, assigned)?;
+        Ok(Self {
             name: entry.name.clone(),
             version: entry.version.clone(),
             claims: entry.claims.clone(),
             money: entry.money.clone(),
             schema: validator,
-        };
-        contract.claims_are_required(&schema)?;
-        Ok(contract)
-    }
-
-    /// Every claim that plays a part must be a required property of the schema: a part that may be absent would
-    /// be a check that may be skipped.
-    fn claims_are_required(&self, schema: &Value) -> Result<(), String> {
-        let named = |list: &str, claim: &str| match schema.get(list) {
-            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some(claim)),
-            Some(Value::Object(properties)) => properties.contains_key(claim),
-            _ => false,
-        };
-        for claim in self.claims.all().chain([self.version.claim.as_str()]) {
-            if !named("required", claim) || !named("properties", claim) {
-                return Err(format!("the claim `{claim}` plays a part in policy.toml but is not a required property"));
-            }
-        }
-        if schema.get("additionalProperties") != Some(&json!(false)) {
-            return Err("set `additionalProperties` to false: a quote has no claims beyond its contract".to_owned());
-        }
-        Ok(())
+        })
     }
 
     /// Whether `quote` says that it keeps this contract.
@@ -166,7 +154,7 @@ fn is_amount(text: &str) -> bool {
 /// Puts a schema fault into words that hold no value of the quote.
 fn violation(fault: &jsonschema::ValidationError<'_>) -> Violation {
     use ValidationErrorKind as Kind;
-    let mut pointer = fault.instance_path().to_string();
+    let mut pointer = shown_pointer(&fault.instance_path().to_string());
     let reason = match fault.kind() {
         Kind::Required { property } => {
             pointer.push_str(&self::pointer(property.as_str().unwrap_or_default()));
@@ -197,6 +185,11 @@ fn type_names(kind: &jsonschema::error::TypeKind) -> String {
             many.iter().map(|one| one.to_string()).collect::<Vec<_>>().join(" or ")
         }
     }
+}
+
+/// A pointer whose parts are the caller's own names only within the bound.
+fn shown_pointer(pointer: &str) -> String {
+    pointer.split('/').map(shortened).collect::<Vec<_>>().join("/")
 }
 
 fn shortened(name: &str) -> String {
@@ -251,5 +244,7 @@ mod tests {
     #[test]
     fn an_unexpected_name_is_told_only_within_a_bound() {
         assert_eq!(shortened(&"x".repeat(500)).chars().count(), NAME_SHOWN_MAX + 1);
+        let pointer = shown_pointer(&format!("/extra/{}/0", "x".repeat(500)));
+        assert_eq!(pointer, format!("/extra/{}…/0", "x".repeat(NAME_SHOWN_MAX)));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     Bundle, Files, Partner, Problem, ScopePart,
     authority::Authority,
     contract::Contract,
-    file::{AttributesRule, KeyEntry, PolicyFile},
+    file::{AttributesRule, KeyEntry, PolicyFile, SequenceMode},
     files,
     timeline::{TimedKey, Timeline},
 };
@@ -169,7 +169,12 @@ impl Check<'_> {
                     "policy.toml: contract `{name}`: `money.corridors` names `{code}`, which currencies.csv does not hold; add it or mend the code"
                 ));
             }
-            match Contract::compile(entry, schema, currencies) {
+            let assigned = self
+                .file
+                .partners
+                .iter()
+                .any(|partner| partner.contracts.contains(name) && partner.sequence.mode == SequenceMode::Assign);
+            match Contract::compile(entry, schema, currencies, assigned) {
                 Ok(contract) => contracts.push(Arc::new(contract)),
                 Err(fault) => self.problem(format!("{}: {fault}", entry.schema)),
             }

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
+    domain::{Corridor, Environment, Malformed, SequenceNumber},
     jws::CompactJws,
     ledger,
     pipeline::{Pipeline, parse::QuoteRequest},
@@ -68,6 +68,7 @@ impl QuoteSigningService for Quotes {
                     let mut published = policy.timeline.published(&partner.id, now);
                     published.find(|key| key.kid == *kid).map(|key| &*key.public)
                 },
+                partner: Some(&partner.id),
                 contract: &|quote| policy.contract_of(quote).map(Arc::as_ref),
                 now,
             };
@@ -106,16 +107,18 @@ impl QuoteSigningService for Quotes {
 }
 
 impl Quotes {
-    /// What the ledger binds the quote of a verified payload to.
+    /// What the ledger binds to the number of a verified payload. Asked by the number, which every contract has.
     async fn binding(&self, policy: &Bundle, report: &Report) -> Result<Option<Binding>, Status> {
         let Some(payload) = &report.payload else { return Ok(None) };
-        let named = policy.contract_of(payload).and_then(|contract| {
-            let partner = policy.partner_of(payload, &contract.claims.partner)?;
-            let quote_id = payload.get(contract.claims.quote_id.as_ref()?)?.as_str()?.parse().ok()?;
-            Some(Identity::new(policy.environment, &partner.id, &quote_id))
+        let numbered = policy.contract_of(payload).and_then(|contract| {
+            let claims = &contract.claims;
+            let partner = policy.partner_of(payload, &claims.partner)?;
+            let corridor = payload.get(&claims.corridor)?.as_str()?.parse().ok()?;
+            let sequence = payload.get(&claims.sequence)?.as_u64()?.try_into().ok()?;
+            Some((policy.scope(partner, Some(&corridor)), sequence))
         });
-        let Some(identity) = named else { return Ok(None) };
-        let quote = self.pipeline.ledger.quote(identity).await.map_err(status::of_ledger_error)?;
+        let Some((scope, sequence)) = numbered else { return Ok(None) };
+        let quote = self.pipeline.ledger.numbered(scope, sequence).await.map_err(status::of_ledger_error)?;
         Ok(quote.map(|quote| Binding { sequence: quote.sequence, input: quote.input }))
     }
 }

@@ -79,8 +79,10 @@ pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
 /// # Errors
 /// Names the file that cannot be used.
 pub fn client(ca: &Path, identity_files: Option<(&Path, &Path)>, alpn: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+    // Only gateways ask for a certificate; what is public may be served by older software.
+    let versions: &[_] = if identity_files.is_some() { &[&TLS13] } else { &[&TLS13, &TLS12] };
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
+        .with_protocol_versions(versions)
         .map_err(|fault| TlsError::new(ca, fault))?
         .with_root_certificates(roots(ca)?);
     let mut config = match identity_files {

@@ -1,6 +1,11 @@
 //! The commands, as people and scripts use them: what they print, what they refuse, and how they exit.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Output};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Output, Stdio},
+};
 
 use clap::CommandFactory as _;
 use quotesign::{cli::Cli, domain::sha256, ledger::sqlite::Reader};
@@ -296,4 +301,38 @@ fn every_command_explains_itself() {
     }
     assert!(done(quotesign().arg("--version").output().unwrap()).starts_with("quotesign "));
     assert_eq!(quotesign().arg("no-such-command").output().unwrap().status.code(), Some(2));
+}
+
+/// A reader such as `head` goes when it has seen enough.
+#[test]
+fn a_closed_pipe_is_no_fault_of_the_command() {
+    let site = Site::new();
+    let (policy, config) = (site.path("policy"), site.config());
+    let [policy, config] = [&policy, &config].map(|path| path.to_str().unwrap());
+    for args in [&["completions", "bash"][..], &["policy", "check", policy], &["config", "check", "--config", config]] {
+        let mut child = quotesign().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !stderr.contains("panicked"), "{args:?}: {:?} {stderr}", output.status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quote_is_verified_with_the_keys_at_an_address() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let (signed, ca) = (site.path("signed.jws"), site.path("tls/ca.pem"));
+    let (signed, ca) = (signed.to_str().unwrap(), ca.to_str().unwrap());
+    fs::write(signed, gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap().jws).unwrap();
+    let verify =
+        |url: &str, more: &[&str]| quotesign().args(["verify", signed, "--jwks", url]).args(more).output().unwrap();
+    let url = format!("https://{}/partners/{PARTNER}/.well-known/jwks.json", gateway.address("jwks"));
+    assert!(done(verify(&url, &["--ca", ca])).contains("not checked  check_quote_sequence"));
+    // Another partner's quote is not what was asked for; an address without TLS, or with another's CA, is not asked.
+    let other = failed(verify(&url, &["--ca", ca, "--partner", "other-remit"]), 1);
+    assert!(other.contains("not valid"), "{other}");
+    assert!(failed(verify(&url.replace("https", "http"), &[]), 2).contains("over https:// alone"));
+    assert!(failed(verify(&url, &[]), 1).contains(&url));
+    assert!(failed(verify(&format!("{url}x"), &["--ca", ca]), 1).contains("404"));
 }

@@ -142,6 +142,7 @@ fn findings_of_the_past_come_to_an_end() {
     let stages = Stages::shipped();
     let evidence = Evidence {
         key: &|kid| stages.policy.key(kid).map(|key| &*key.public),
+        partner: None,
         contract: &|quote| stages.policy.contract_of(quote).map(AsRef::as_ref),
         now: stages.now,
     };

@@ -261,3 +261,34 @@ async fn nothing_is_released_while_the_ledger_cannot_record() {
     let signed = signed.unwrap();
     assert!(!signed.replayed && signed.sequence == 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mistake_is_told_at_once_whatever_else_cannot_be_read() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let told = async |quote: Quote| {
+        let refused = pricing.sign(&quote).await.unwrap_err();
+        assert_eq!(reason(&refused), "SCHEMA_VIOLATION");
+        let mut pointers = pointers(&refused);
+        pointers.sort();
+        pointers
+    };
+    // The corridor cannot be read; the sum, the rate and the times are wrong all the same.
+    let many = Quote::number(1)
+        .valid(3_600, 3_000)
+        .with("corridor", json!("?"))
+        .with("total_customer_cost", json!("1.00"))
+        .with("receive_amount", json!("1.00"));
+    assert_eq!(told(many).await, ["/corridor", "/expires_at", "/issued_at", "/receive_amount", "/total_customer_cost"]);
+    // One fee cannot be read: the total cannot be checked, the rate and the amounts can.
+    let fee = Quote::number(1).with("partner_fee", json!("1.999")).with("fx_rate", json!("3.5"));
+    assert_eq!(told(fee).await, ["/partner_fee", "/receive_amount"]);
+    // In one currency the rate is one, also where rounding hides that it is not.
+    let same = Quote::number(1).with("receive_currency", json!("GBP")).with("fx_rate", json!("1.0000001"));
+    let same = {
+        let sent = same.0["send_amount"].clone();
+        same.with("receive_amount", sent)
+    };
+    assert_eq!(told(same).await, ["/fx_rate"]);
+}

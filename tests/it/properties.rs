@@ -303,6 +303,7 @@ proptest! {
         let (steps, valid) = STAGES.with(|stages| {
             let evidence = Evidence {
                 key: &|kid| stages.policy.key(kid).map(|key| &*key.public),
+                partner: None,
                 contract: &|quote| stages.policy.contract_of(quote).map(AsRef::as_ref),
                 now: stages.now,
             };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::harness::{Quote, Site, pointers, reason};
-use quotesign::proto::ReloadPolicyRequest;
+use quotesign::proto::{ReloadPolicyRequest, SignQuoteRequest, VerificationOutcome, VerifyQuoteRequest};
 
 /// Part, claim of the first version, claim of the second.
 const CLAIMS: [(&str, &str, &str); 15] = [
@@ -160,4 +160,27 @@ async fn a_contract_can_name_the_currencies_of_its_corridors() {
     });
     gateway.admin("operator").await.reload_policy(ReloadPolicyRequest {}).await.unwrap();
     assert_eq!(pricing.sign(&Quote::number(1)).await.unwrap().sequence, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contract_without_a_claim_for_the_id_takes_it_from_the_request_and_verifies() {
+    let site = site();
+    site.edit_policy(|policy| {
+        let contract = policy["contracts"].as_array_of_tables_mut().unwrap().get_mut(1).unwrap();
+        contract["claims"].as_table_mut().unwrap().remove("quote_id");
+    });
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let request = SignQuoteRequest {
+        environment: "development".to_owned(),
+        payload: offer(Quote::number(1)).bytes(),
+        quote_id: "offer-1".to_owned(),
+        ..Default::default()
+    };
+    let signed = pricing.0.clone().sign_quote(request).await.unwrap().into_inner();
+    let ask = |partner: &str, jws: &str| VerifyQuoteRequest { partner: partner.to_owned(), jws: jws.to_owned() };
+    let verified = pricing.0.clone().verify_quote(ask("acme-remit", &signed.jws)).await.unwrap().into_inner();
+    assert!(verified.valid, "{verified:?}");
+    let sequence = verified.steps.iter().find(|step| step.name == "check_quote_sequence").unwrap();
+    assert_eq!(sequence.outcome(), VerificationOutcome::Passed);
 }

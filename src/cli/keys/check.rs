@@ -10,6 +10,8 @@ use crate::{
     signer::provision::{Provision, ProvisionError},
 };
 
+use crate::cli::out::say;
+
 use super::{ConfigPath, Failure, block_on, device};
 
 #[derive(Debug, Args)]
@@ -51,7 +53,7 @@ impl Check {
                 };
                 unfit += u32::from(verdict.is_err());
                 let said = verdict.map_or_else(|why| format!("does not sign: {why}"), |()| "signs".to_owned());
-                println!("{}\t{signer}\t{said}", key.kid);
+                say!("{}\t{signer}\t{said}", key.kid);
             }
         }
         match (tried, unfit) {

@@ -8,6 +8,8 @@ use crate::signer::{
     provision::{NewKey, Provisioned},
 };
 
+use crate::cli::out::{self, say};
+
 use super::{Failure, KeyArgs, block_on, device, parse_kid, write_jwk};
 
 #[derive(Debug, Args)]
@@ -66,9 +68,9 @@ impl KeyArgs {
         let folder = self.out.clone().unwrap_or_else(|| config.policy.join("keys"));
         let file = write_jwk(&folder, &key.public)?;
         let signer = &self.signer;
-        println!("# the public half is in {file}; the private half is in `{signer}` and stays there");
-        println!("# add this to policy.toml, with the times of your plan, and raise its serial");
-        print!("{}", entry(key, &self.partner, signer));
+        say!("# the public half is in {file}; the private half is in `{signer}` and stays there");
+        say!("# add this to policy.toml, with the times of your plan, and raise its serial");
+        out::write(format_args!("{}", entry(key, &self.partner, signer)));
         Ok(())
     }
 }

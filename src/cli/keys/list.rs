@@ -4,6 +4,8 @@ use clap::Args;
 
 use crate::{policy::Bundle, signer::provision::Listed};
 
+use crate::cli::out::say;
+
 use super::{ConfigPath, Failure, block_on, device};
 
 #[derive(Debug, Args)]
@@ -28,7 +30,7 @@ impl List {
         for signer in &signers {
             let device = device(&config, signer)?;
             match block_on(async { device.list().await.map_err(Failure::failed) }) {
-                Ok(keys) => keys.iter().for_each(|key| println!("{}", line(signer, key, bundle.as_ref()))),
+                Ok(keys) => keys.iter().for_each(|key| say!("{}", line(signer, key, bundle.as_ref()))),
                 Err(failure) => failed.push(format!("{signer}: {}", failure.text)),
             }
         }

@@ -69,28 +69,34 @@ pub(super) fn put(db: &Connection, step: &Step, index: u64) -> Result<(), Engine
 }
 
 pub(super) fn quote(db: &Connection, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-    let sql = "SELECT scope, sequence, payload, kid, generation, input, expires_at, state, jws, record_id
-               FROM quote LEFT JOIN release ON release.idx = quote.release_idx WHERE identity = ?1";
-    let read = |row: &Row<'_>| {
-        Ok(Quote {
-            scope: checked(row, 0, |text: String| scope_of(&text))?,
-            sequence: checked(row, 1, sequence_of)?,
-            payload: PayloadDigest(row.get(2)?),
-            kid: checked(row, 3, |text: String| text.try_into().ok())?,
-            generation: row.get(4)?,
-            input: InputDigest(row.get(5)?),
-            expires_at: UtcTime::from_millis(row.get(6)?),
-            stage: match row.get(7)? {
-                RESERVED => Stage::Reserved,
-                SIGNED => {
-                    Stage::Signed { jws: CompactJws::from_text(row.get(8)?), record: Uuid::from_bytes(row.get(9)?) }
-                }
-                VOIDED => Stage::Voided,
-                _ => return Err(misfit(7)),
-            },
-        })
-    };
-    Ok(db.prepare_cached(sql)?.query_row([identity.as_str()], read).optional()?)
+    let mut select = db.prepare_cached(&format!("{STORED_QUOTE} WHERE identity = ?1"))?;
+    Ok(select.query_row([identity.as_str()], stored_quote).optional()?)
+}
+
+pub(super) fn numbered(db: &Connection, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+    let mut select = db.prepare_cached(&format!("{STORED_QUOTE} WHERE scope = ?1 AND sequence = ?2"))?;
+    Ok(select.query_row(params![scope.as_str(), stored(sequence.get())?], stored_quote).optional()?)
+}
+
+const STORED_QUOTE: &str = "SELECT scope, sequence, payload, kid, generation, input, expires_at, state, jws, record_id
+    FROM quote LEFT JOIN release ON release.idx = quote.release_idx";
+
+fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
+    Ok(Quote {
+        scope: checked(row, 0, |text: String| scope_of(&text))?,
+        sequence: checked(row, 1, sequence_of)?,
+        payload: PayloadDigest(row.get(2)?),
+        kid: checked(row, 3, |text: String| text.try_into().ok())?,
+        generation: row.get(4)?,
+        input: InputDigest(row.get(5)?),
+        expires_at: UtcTime::from_millis(row.get(6)?),
+        stage: match row.get(7)? {
+            RESERVED => Stage::Reserved,
+            SIGNED => Stage::Signed { jws: CompactJws::from_text(row.get(8)?), record: Uuid::from_bytes(row.get(9)?) },
+            VOIDED => Stage::Voided,
+            _ => return Err(misfit(7)),
+        },
+    })
 }
 
 /// Stores `quote`; one that is signed with its JWS, at the index of the record of its commit. What the identity

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavio
 use crate::{domain::Environment, ledger::EngineError};
 
 /// What brings a file of version n to version n + 1.
-const MIGRATIONS: [&str; 1] = [include_str!("v1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("v1.sql"), include_str!("v2.sql")];
 
 /// Longer than a checkpoint by another process, shorter than an operator's patience.
 const BUSY_MAX: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     clock::UtcTime,
-    domain::{Malformed, QuoteId, SequenceNumber},
+    domain::{Corridor, Malformed, PartnerId, QuoteId, SequenceNumber},
     money::{Currencies, Currency, Minor, Rate},
     policy::contract::{Contract, Violation},
     terms::Terms,
@@ -19,89 +19,137 @@ pub(super) struct Claims<'a> {
     pub violations: &'a mut Vec<Violation>,
 }
 
+/// What could be read. Every rule looks at the claims that it needs, whatever became of the others.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub partner: Option<PartnerId>,
+    pub quote_id: Option<QuoteId>,
+    pub corridor: Option<Corridor>,
+    pub issued_at: Option<UtcTime>,
+    pub expires_at: Option<UtcTime>,
+    sequence: Option<SequenceNumber>,
+    /// Whether the gateway gives the number.
+    assigned: bool,
+    send: Option<Minor>,
+    send_currency: Option<Currency>,
+    receive: Option<Minor>,
+    receive_currency: Option<Currency>,
+    rate: Option<Rate>,
+    partner_fee: Option<Minor>,
+    principal_fee: Option<Minor>,
+    total: Option<Minor>,
+}
+
+impl Claimed {
+    /// The terms, where every claim that plays a part could be read.
+    pub(super) fn terms(self, contract: &Contract) -> Option<Terms> {
+        Some(Terms {
+            contract: contract.name.clone(),
+            partner: self.partner?,
+            quote_id: self.quote_id?,
+            sequence: if self.assigned { None } else { Some(self.sequence?) },
+            corridor: self.corridor?,
+            send: self.send?,
+            send_currency: self.send_currency?,
+            receive: self.receive?,
+            receive_currency: self.receive_currency?,
+            partner_fee: self.partner_fee?,
+            principal_fee: self.principal_fee?,
+            total: self.total?,
+            issued_at: self.issued_at?,
+            expires_at: self.expires_at?,
+        })
+    }
+}
+
 impl<'a> Claims<'a> {
-    /// What the quote says; absent where a claim that plays a part cannot be read.
-    pub(super) fn terms(&mut self, contract: &Contract, beside: &str, assigned: bool) -> Option<Terms> {
+    /// Reads every claim that plays a part, and holds the rules across the money claims.
+    pub(super) fn read_all(&mut self, contract: &Contract, beside: &str, assigned: bool) -> Claimed {
         let claims = &contract.claims;
-        let partner = self.word(&claims.partner);
-        let quote_id = self.quote_id(claims.quote_id.as_deref(), beside);
-        let sequence = if assigned { Some(None) } else { self.sequence(&claims.sequence).map(Some) };
-        let corridor = self.word(&claims.corridor);
         let send_currency = self.currency(&claims.send_currency);
         let receive_currency = self.currency(&claims.receive_currency);
-        let send = self.amount(&claims.send_amount, send_currency);
-        let receive = self.amount(&claims.receive_amount, receive_currency);
-        let partner_fee = self.amount(&claims.partner_fee, send_currency);
-        let principal_fee = self.amount(&claims.principal_fee, send_currency);
-        let total = self.amount(&claims.total, send_currency);
-        let issued_at = self.time(&claims.issued_at);
-        let expires_at = self.time(&claims.expires_at);
-        if self.text(&claims.subscription).is_some_and(str::is_empty) {
-            self.violations.push(at(&claims.subscription, "is empty"));
-        }
-        let terms = Terms {
-            contract: contract.name.clone(),
-            partner: partner?,
-            quote_id: quote_id?,
-            sequence: sequence?,
-            corridor: corridor?,
-            send: send?,
-            send_currency: send_currency?,
-            receive: receive?,
-            receive_currency: receive_currency?,
-            partner_fee: partner_fee?,
-            principal_fee: principal_fee?,
-            total: total?,
-            issued_at: issued_at?,
-            expires_at: expires_at?,
+        let claimed = Claimed {
+            partner: self.word(&claims.partner),
+            quote_id: self.quote_id(claims.quote_id.as_deref(), beside),
+            sequence: if assigned { None } else { self.sequence(&claims.sequence) },
+            assigned,
+            corridor: self.word(&claims.corridor),
+            send: self.amount(&claims.send_amount, send_currency),
+            receive: self.amount(&claims.receive_amount, receive_currency),
+            rate: self.rate(&claims.rate),
+            partner_fee: self.amount(&claims.partner_fee, send_currency),
+            principal_fee: self.amount(&claims.principal_fee, send_currency),
+            total: self.amount(&claims.total, send_currency),
+            issued_at: self.time(&claims.issued_at),
+            expires_at: self.time(&claims.expires_at),
+            send_currency,
+            receive_currency,
         };
-        self.sums(contract, &terms);
-        Some(terms)
+        if self.text(&claims.subscription).is_some_and(str::is_empty) {
+            self.note(&claims.subscription, "is empty");
+        }
+        self.positive(contract, &claimed);
+        self.total(contract, &claimed);
+        self.conversion(contract, &claimed);
+        self.corridor(contract, &claimed);
+        claimed
     }
 
-    /// The rules across the money claims.
-    fn sums(&mut self, contract: &Contract, terms: &Terms) {
+    fn positive(&mut self, contract: &Contract, claimed: &Claimed) {
         let claims = &contract.claims;
-        for (claim, amount) in [(&claims.send_amount, terms.send), (&claims.receive_amount, terms.receive)] {
-            if amount.get() == 0 {
+        for (claim, amount) in [(&claims.send_amount, claimed.send), (&claims.receive_amount, claimed.receive)] {
+            if amount.is_some_and(|amount| amount.get() == 0) {
                 self.violations.push(at(claim, "must be above zero"));
             }
         }
-        let total = terms.send.plus(terms.partner_fee).and_then(|sum| sum.plus(terms.principal_fee));
-        if total != Some(terms.total) {
-            self.violations.push(at(&claims.total, "is not the send amount and both fees together"));
-        }
-        self.corridor(contract, terms);
-        let Some(rate) = self.text(&claims.rate).and_then(Rate::read) else {
-            self.note(&claims.rate, "is not a rate above zero, as in `1.2345`");
+    }
+
+    fn total(&mut self, contract: &Contract, claimed: &Claimed) {
+        let (Some(send), Some(partner_fee), Some(principal_fee), Some(total)) =
+            (claimed.send, claimed.partner_fee, claimed.principal_fee, claimed.total)
+        else {
             return;
         };
-        let rounding = contract.money.receive_rounding;
-        if rate.convert(terms.send, terms.send_currency, terms.receive_currency, rounding) != Some(terms.receive) {
+        let sum = send.plus(partner_fee).and_then(|sum| sum.plus(principal_fee));
+        if sum != Some(total) {
+            self.violations.push(at(&contract.claims.total, "is not the send amount and both fees together"));
+        }
+    }
+
+    /// The receive amount is the send amount times the rate; in one currency the rate is one, so that no rate is
+    /// signed that only rounding hides.
+    fn conversion(&mut self, contract: &Contract, claimed: &Claimed) {
+        let (claims, rounding) = (&contract.claims, contract.money.receive_rounding);
+        let (Some(from), Some(to), Some(rate)) = (claimed.send_currency, claimed.receive_currency, claimed.rate) else {
+            return;
+        };
+        if from == to && !rate.is_one() {
+            self.violations.push(at(&claims.rate, "is not one, although both currencies are the same"));
+        }
+        let (Some(send), Some(receive)) = (claimed.send, claimed.receive) else { return };
+        if rate.convert(send, from, to, rounding) != Some(receive) {
             self.violations.push(at(
                 &claims.receive_amount,
                 "is not the send amount times the rate, rounded as the contract says",
             ));
         }
-        if terms.send_currency == terms.receive_currency && terms.send != terms.receive {
-            self.violations.push(at(&claims.receive_amount, "differs from the send amount in the same currency"));
-        }
     }
 
     /// The corridor's own currencies, where the contract names them.
-    fn corridor(&mut self, contract: &Contract, terms: &Terms) {
+    fn corridor(&mut self, contract: &Contract, claimed: &Claimed) {
         let (claims, corridors) = (&contract.claims, &contract.money.corridors);
-        let Some([send, receive]) = corridors.get(&terms.corridor) else {
+        let Some(corridor) = &claimed.corridor else { return };
+        let Some([send, receive]) = corridors.get(corridor) else {
             if !corridors.is_empty() {
                 self.violations.push(at(&claims.corridor, "is no corridor of this contract"));
             }
             return;
         };
         for (claim, is, must) in [
-            (&claims.send_currency, terms.send_currency, send),
-            (&claims.receive_currency, terms.receive_currency, receive),
+            (&claims.send_currency, claimed.send_currency, send),
+            (&claims.receive_currency, claimed.receive_currency, receive),
         ] {
-            if is.code() != must {
+            if is.is_some_and(|is| is.code() != must) {
                 self.violations.push(at(claim, "is not the currency of this corridor"));
             }
         }
@@ -151,6 +199,10 @@ impl<'a> Claims<'a> {
                 .minor_units(text)
                 .ok_or_else(|| "is not a plain amount with its currency's fraction digits".to_owned())
         })
+    }
+
+    fn rate(&mut self, claim: &str) -> Option<Rate> {
+        self.read(claim, |text| Rate::read(text).ok_or_else(|| "is not a rate above zero, as in `1.2345`".to_owned()))
     }
 
     fn sequence(&mut self, claim: &str) -> Option<SequenceNumber> {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use quotesign::proto::SignQuoteRequest;
+use quotesign::{ledger::step::Stage, proto::SignQuoteRequest};
 use tonic::Code;
 
-use crate::harness::{Quote, Site, refused, until, wait};
+use crate::harness::{Quote, Site, reason, refused, until, wait};
 
 /// A site whose first signature takes this long, with threads enough that nothing else waits for it.
 fn slow(point: &str, sleep_ms: u32) -> Site {
@@ -71,4 +71,17 @@ async fn a_call_that_ran_out_of_time_is_made_again_and_gets_the_jws() {
         let gateway = site.serve().await;
         assert_eq!(gateway.quotes("pricing").await.sign(&quote).await.unwrap().jws, retried.jws);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_that_came_after_the_quotes_expiry_is_not_released() {
+    let site = slow("pipeline::before-sign", 4_500);
+    site.edit_policy(|policy| policy["validity"]["useful_s"] = toml_edit::value(1));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1).valid(0, 4);
+    let refused = pricing.sign(&quote).await.unwrap_err();
+    assert_eq!(reason(&refused), "QUOTE_EXPIRED");
+    assert_eq!(site.stage(&quote), Some(Stage::Reserved), "signed or not, it was never stored");
+    assert_eq!(reason(&pricing.sign(&quote).await.unwrap_err()), "QUOTE_EXPIRED");
 }

@@ -1,0 +1,33 @@
+//! Standard output of the commands. A reader that has seen enough, such as `head`, closes it: the rest is then
+//! written for nobody, and the command goes on to the exit code that it owes.
+
+use std::{fmt, io, io::Write as _, sync::OnceLock};
+
+use super::Failure;
+
+/// The first fault that was none of a closed reader.
+static FAULT: OnceLock<String> = OnceLock::new();
+
+/// Writes to standard output.
+pub(super) fn write(text: fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    match out.write_fmt(text).and_then(|()| out.flush()) {
+        Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => {
+            FAULT.get_or_init(|| fault.to_string());
+        }
+        _ => {}
+    }
+}
+
+/// Whether all that was written was written, or nobody wanted it.
+pub(super) fn finish() -> Result<(), Failure> {
+    let fault = FAULT.get().map(|fault| Failure::failed(format!("standard output cannot be written: {fault}")));
+    fault.map_or(Ok(()), Err)
+}
+
+/// As `println!`, but for a closed reader.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::out::write(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+pub(super) use say;
