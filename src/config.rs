@@ -94,7 +94,7 @@ impl Config {
     #[must_use]
     pub fn accepts(&self, signer: &str, locator: &str) -> Option<Result<(), String>> {
         if self.token_of(signer).is_some() {
-            return Some(Locator::parse(locator).map(drop).map_err(|fault| format!("`{locator}`: {fault}")));
+            return Some(Locator::parse(locator).map(drop).map_err(|fault| format!("the locator: {fault}")));
         }
         let kms = self.aws_kms.iter().find(|entry| entry.name == signer)?;
         Some(KeyArn::parse(locator, &kms.region).map(drop).map_err(|fault| fault.to_string()))

@@ -120,7 +120,7 @@ impl Token {
 #[async_trait]
 impl Device for Token {
     fn accepts(&self, locator: &str) -> Result<(), String> {
-        Locator::parse(locator).map(drop).map_err(|fault| format!("`{locator}`: {fault}"))
+        Locator::parse(locator).map(drop).map_err(|fault| format!("the locator: {fault}"))
     }
 
     fn key(&self, pinned: Pinned) -> Result<Arc<dyn Signer>, String> {
@@ -258,7 +258,7 @@ impl Shared {
                     true
                 }
                 // A key that did not sign before may itself be at fault; the supervisor sees the others.
-                Fault::Device(_) | Fault::Missing(_) | Fault::Unfit(_) => {
+                Fault::Device(_) | Fault::Login(_) | Fault::Missing(_) | Fault::Unfit(_) => {
                     key.was_refused(generation, &fault);
                     false
                 }

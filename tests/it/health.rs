@@ -18,7 +18,10 @@ use tonic_prost::ProstCodec;
 use tonic_reflection::pb::{v1, v1alpha};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Gateway, PARTNER, Quote, Site, client_certificate, reason, until};
+use crate::{
+    faults::shim::Shim,
+    harness::{Gateway, PARTNER, Quote, Site, client_certificate, reason, until},
+};
 
 const SERVING: Result<i32, Code> = Ok(ServingStatus::Serving as i32);
 const NOT_SERVING: Result<i32, Code> = Ok(ServingStatus::NotServing as i32);
@@ -283,4 +286,46 @@ async fn reflection_answers_where_the_config_says_so_and_nowhere_else() {
     let admin = client.admin().await.unwrap();
     assert_eq!(reflected!(v1, admin.clone()), Err(Code::Unimplemented));
     assert_eq!(reflected!(v1alpha, admin), Err(Code::Unimplemented));
+}
+
+/// A login that is lost with its process may have been counted by the token, as far as anybody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_that_come_to_no_known_end_are_tried_twice_and_no_more() {
+    for fault in ["C_Login abort", "C_Login err CKR_GENERAL_ERROR", "C_Login hang-forever"] {
+        let site = site();
+        let shim = Shim::before(&site);
+        site.edit_signer("call_timeout_ms", 200.into());
+        shim.rules(fault);
+        let gateway = site.start();
+        gateway.logged("the token is given up; see to it and its PIN, and restart").await;
+        until("nobody is left who could log in", async || !has_host(&gateway)).await;
+        assert_eq!(shim.faults("C_Login"), 2, "{fault}");
+        let refused = gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap_err();
+        assert_eq!(reason(&refused), "SIGNER_UNAVAILABLE");
+    }
+    // A device that says that it is away is asked for as long as it takes.
+    let site = site();
+    let shim = Shim::before(&site);
+    shim.rules("C_Login err CKR_DEVICE_ERROR");
+    let gateway = site.start();
+    until("more than two logins", async || shim.faults("C_Login") > 4).await;
+    shim.rules("");
+    gateway.signing().await;
+}
+
+/// A token may give fewer sessions than it says it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_short_of_sessions_signs_with_those_it_gives() {
+    let site = site();
+    let shim = Shim::before(&site);
+    site.edit_signer("sessions", 6.into());
+    shim.rules("C_OpenSession err CKR_SESSION_COUNT after 3");
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    for number in 1..40 {
+        pricing.sign(&Quote::number(number)).await.unwrap();
+    }
+    let log = gateway.log.lock().unwrap();
+    let ups: Vec<_> = log.iter().filter(|line| line.contains("the token is up")).collect();
+    assert!(ups.len() == 1 && ups[0].contains("\"sessions\":2"), "{ups:?}");
 }

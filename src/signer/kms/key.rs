@@ -116,7 +116,8 @@ impl Key {
     }
 
     async fn ask(&self, digest: InputDigest, deadline: Instant, turn: Turn) -> Result<Signature, SignError> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let began = Instant::now();
+        let left = deadline.saturating_duration_since(began);
         let Ok(answer) = timeout_at(deadline.into(), self.shared.client.sign(&self.arn, digest)).await else {
             // An order that leaves KMS less time than a request may take says nothing of it.
             if left >= self.shared.config.attempt_timeout {
@@ -124,6 +125,7 @@ impl Key {
             }
             return Err(SignError::TimedOut);
         };
+        self.shared.took(began.elapsed());
         let signed = answer.inspect_err(|fault| self.failed(fault)).map_err(|fault| fault.to_order())?;
         self.shared.pulse.heard();
         let signature = self.accept(signed).map_err(|fault| {

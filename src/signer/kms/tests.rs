@@ -188,3 +188,20 @@ async fn a_key_that_is_let_go_is_looked_after_no_more_and_a_closed_kms_asks_noth
     assert_eq!(refused, Err(SignError::Unavailable(CLOSED.to_owned())));
     assert_eq!(fake.signs(), before);
 }
+
+/// What waits for the share stands there in line by time. So only few may: the others wait for their turn, by caller.
+#[tokio::test]
+async fn a_flood_does_not_take_the_share_ahead_of_another_caller() {
+    let site = site(|config, _| (config.concurrency, config.requests_per_second, config.queue_max) = (32, 100, 64));
+    let site = site.serving().await;
+    let flood: Vec<_> = (0..60).map(|_| site.order(SOON).0).collect();
+    site.until(|site| site.fake.signs() > 10).await;
+    let before = site.fake.signs();
+    let order = Order::new(Flow(2), Instant::now() + SOON);
+    site.signer.sign(&SigningInput::fresh_probe(), &order).await.unwrap();
+    let ahead = site.fake.signs() - before;
+    assert!(ahead <= 8, "{ahead} of the flood went first");
+    for order in flood {
+        order.await.unwrap().unwrap();
+    }
+}

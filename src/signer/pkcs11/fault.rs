@@ -18,6 +18,9 @@ pub(super) enum Fault {
     /// The token refuses the PIN. Another try could lock it.
     #[error("the token refuses the PIN ({0}); it is not tried again")]
     Pin(String),
+    /// A login came to an end that does not say whether the PIN was taken. The token may have counted it.
+    #[error("a login came to no known end ({0})")]
+    Login(String),
     /// The token is there and has no such key.
     #[error("the token holds no private RSA key that `{0}` names")]
     Missing(String),
@@ -40,14 +43,31 @@ pub(super) enum Fault {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        use RvError::{ArgumentsBad, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
+        use RvError::{
+            ArgumentsBad, CryptokiNotInitialized, DeviceError, DeviceMemory, DeviceRemoved, FunctionCanceled,
+            HostMemory, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked, SessionClosed,
+            SessionHandleInvalid, SlotIdInvalid, TokenNotPresent, TokenNotRecognized,
+        };
         match error {
             Error::Pkcs11(code, function) => {
                 let text = format!("C_{function:?}: {code:?}");
                 match code {
                     // YubiHSM says so of a PIN that is too short to be one.
                     ArgumentsBad if matches!(function, Function::Login) => Self::Pin(text),
+                    // What is wrong is not the PIN, as far as any code can be trusted.
+                    CryptokiNotInitialized
+                    | DeviceError
+                    | DeviceMemory
+                    | DeviceRemoved
+                    | FunctionCanceled
+                    | HostMemory
+                    | SessionClosed
+                    | SessionHandleInvalid
+                    | SlotIdInvalid
+                    | TokenNotPresent
+                    | TokenNotRecognized => Self::Device(text),
                     PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked => Self::Pin(text),
+                    _ if matches!(function, Function::Login) => Self::Login(text),
                     _ => Self::Device(text),
                 }
             }
@@ -60,7 +80,7 @@ impl From<Fault> for SignError {
     fn from(fault: Fault) -> Self {
         let text = fault.to_string();
         match fault {
-            Fault::Device(_) | Fault::Stuck(_) => Self::Lost(text),
+            Fault::Device(_) | Fault::Stuck(_) | Fault::Login(_) => Self::Lost(text),
             Fault::Late => Self::TimedOut,
             Fault::Pin(_) | Fault::Missing(_) | Fault::Exists(_) | Fault::Invalid(_) => Self::Unavailable(text),
             Fault::Unfit(_) => Self::Unfit(text),
@@ -73,7 +93,7 @@ impl From<Fault> for ProvisionError {
         let text = fault.to_string();
         match fault {
             Fault::Pin(_) => Self::Pin(text),
-            Fault::Device(_) | Fault::Stuck(_) | Fault::Late => Self::Device(text),
+            Fault::Device(_) | Fault::Stuck(_) | Fault::Late | Fault::Login(_) => Self::Device(text),
             Fault::Missing(locator) => Self::Missing(locator),
             Fault::Unfit(_) => Self::Unfit(text),
             Fault::Exists(name) => Self::Exists(name),

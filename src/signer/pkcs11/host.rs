@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cryptoki::session::Session;
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -46,7 +47,15 @@ const END: Duration = Duration::from_millis(1500);
 struct Shared {
     device: Device,
     keys: RwLock<BTreeMap<u32, Arc<Key>>>,
-    replaced: Mutex<HashSet<u64>>,
+    work: Mutex<Work>,
+}
+
+/// Which jobs sessions are at.
+#[derive(Default)]
+struct Work {
+    jobs: HashSet<u64>,
+    /// Those of them whose worker ends with its job, since another stands in for it.
+    replaced: HashSet<u64>,
 }
 
 impl Shared {
@@ -54,10 +63,21 @@ impl Shared {
         self.keys.read().get(&number).cloned()
     }
 
-    /// Whether another worker stands in for the one that had this job.
-    fn is_replaced(&self, job: u64) -> bool {
-        let mut replaced = self.replaced.lock();
-        !replaced.is_empty() && replaced.remove(&job)
+    fn begin(&self, job: u64) {
+        self.work.lock().jobs.insert(job);
+    }
+
+    /// A worker is out of the module with this job: whether another stands in for it.
+    fn end(&self, job: u64) -> bool {
+        let mut work = self.work.lock();
+        work.jobs.remove(&job);
+        work.replaced.remove(&job)
+    }
+
+    /// Marks a job for a stand-in, if a session is at it.
+    fn replace(&self, job: u64) -> bool {
+        let mut work = self.work.lock();
+        work.jobs.contains(&job) && work.replaced.insert(job)
     }
 }
 
@@ -65,7 +85,7 @@ impl Shared {
 struct Host {
     shared: Arc<Shared>,
     /// Held to the end, since a token logs out when its last session closes; finds and tries keys.
-    keeper: cryptoki::session::Session,
+    keeper: Session,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -77,15 +97,15 @@ pub fn run() -> io::Result<()> {
     let (mut control, jobs) = sockets()?;
     end_with_gateway(control.try_clone()?)?;
     let jobs = Arc::new(jobs);
-    let mut host = None;
+    let (mut reached, mut host) = (None, None);
     while let Some(frame) = read_frame(&mut control)? {
         let ask = Ask::decode(frame.as_slice()).map_err(io::Error::other)?;
         let Some(request) = ask.request else { break };
         if let Request::Close(_) = request {
             break;
         }
-        let response =
-            answer(&mut host, request, &mut control, &jobs).unwrap_or_else(|fault| Response::Failed(fault.into()));
+        let response = answer(&mut reached, &mut host, request, &mut control, &jobs)
+            .unwrap_or_else(|fault| Response::Failed(fault.into()));
         write_frame(&mut control, &Answer { response: Some(response) }.encode_to_vec())?;
     }
     end(host, &jobs);
@@ -116,15 +136,23 @@ fn sockets() -> io::Result<(UnixStream, UnixDatagram)> {
 }
 
 fn answer(
+    reached: &mut Option<(Device, u32)>,
     host: &mut Option<Host>,
     request: Request,
     control: &mut UnixStream,
     jobs: &Arc<UnixDatagram>,
 ) -> Result<Response, Fault> {
     match (request, host) {
-        (Request::Open(open), host @ None) => {
+        (Request::Open(open), None) => {
+            let pkcs11 = module::enter(Path::new(&open.module))?;
+            *reached = Some((Device::reach(pkcs11, &open)?, open.sessions));
+            Ok(Response::Done(Nothing {}))
+        }
+        (Request::Login(_), host @ None) => {
             let pin = secret(control)?;
-            let (opened, answer) = Host::open(&open, pin, jobs)?;
+            let out_of_turn = || Fault::Device("the host process was asked out of turn".to_owned());
+            let (device, sessions) = reached.take().ok_or_else(out_of_turn)?;
+            let (opened, answer) = Host::open(device.with_pin(pin), sessions, jobs)?;
             *host = Some(opened);
             Ok(Response::Opened(answer))
         }
@@ -140,9 +168,11 @@ fn answer(
             Ok(Response::Done(Nothing {}))
         }
         (Request::Replace(job), Some(host)) => {
-            host.shared.replaced.lock().insert(job);
-            host.start_worker(jobs)?;
-            Ok(Response::Done(Nothing {}))
+            let is_inside = host.shared.replace(job);
+            if is_inside {
+                host.start_worker(None, jobs)?;
+            }
+            Ok(Response::Replaced(is_inside))
         }
         (Request::Generate(ask), Some(host)) => keygen::generate(&host.shared.device, &ask).map(Response::Key),
         (Request::List(_), Some(host)) => keygen::list(&host.shared.device).map(Response::Keys),
@@ -152,25 +182,32 @@ fn answer(
 }
 
 impl Host {
-    fn open(open: &wire::Open, pin: SecretString, jobs: &Arc<UnixDatagram>) -> Result<(Self, wire::Opened), Fault> {
-        let pkcs11 = module::enter(Path::new(&open.module))?;
-        let device = Device::reach(pkcs11, open, pin)?;
+    /// Logs in, and opens as many sessions as the token gives: that may be fewer than it says it has.
+    fn open(device: Device, wanted: u32, jobs: &Arc<UnixDatagram>) -> Result<(Self, wire::Opened), Fault> {
         let keeper = device.session(Access::Read)?;
         let room = device.sessions_max().max(1);
-        let sessions = open.sessions.min(room);
-        let spare = (room - sessions).min(open.sessions);
+        let mut sessions = Vec::new();
+        for _ in 0..wanted.min(room) {
+            match device.session(Access::Read) {
+                Ok(session) => sessions.push(session),
+                Err(Fault::Device(_)) if !sessions.is_empty() => break,
+                Err(fault) => return Err(fault),
+            }
+        }
+        let had = u32::try_from(sessions.len()).unwrap_or(u32::MAX);
+        let spare = if had < wanted { 0 } else { (room - had).min(wanted) };
         let facts = device.facts();
         let token = format!("{} {} {}", facts.manufacturer, facts.model, facts.serial);
-        let shared = Arc::new(Shared { device, keys: RwLock::default(), replaced: Mutex::default() });
+        let shared = Arc::new(Shared { device, keys: RwLock::default(), work: Mutex::default() });
         let mut host = Self { shared, keeper, workers: Vec::new() };
-        for _ in 0..sessions {
-            host.start_worker(jobs)?;
+        for session in sessions {
+            host.start_worker(Some(session), jobs)?;
         }
-        Ok((host, wire::Opened { sessions, spare, token }))
+        Ok((host, wire::Opened { sessions: had, spare, token }))
     }
 
-    fn start_worker(&mut self, jobs: &Arc<UnixDatagram>) -> Result<(), Fault> {
-        let (worker, jobs) = (Worker::new(Arc::clone(&self.shared)), Arc::clone(jobs));
+    fn start_worker(&mut self, session: Option<Session>, jobs: &Arc<UnixDatagram>) -> Result<(), Fault> {
+        let (worker, jobs) = (Worker::new(Arc::clone(&self.shared), session), Arc::clone(jobs));
         let thread = thread::Builder::new().name("pkcs11-session".to_owned()).spawn(move || worker.run(&jobs));
         self.workers.push(thread.map_err(|error| Fault::Device(format!("cannot start a session's thread: {error}")))?);
         Ok(())

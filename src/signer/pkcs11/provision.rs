@@ -54,7 +54,8 @@ impl Provisioner {
             sessions: 0,
         };
         let pin = self.config.pin.read()?;
-        link.ask(Request::Open(open), &[&pin], PATIENCE).await??;
+        link.ask(Request::Open(open), &[], PATIENCE).await??;
+        link.ask(Request::Login(Nothing {}), &[&pin], PATIENCE).await??;
         link.ask(request, &[], PATIENCE).await?
     }
 

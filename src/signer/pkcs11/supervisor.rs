@@ -43,19 +43,27 @@ const AHEAD_MAX: usize = 4;
 const OPEN_FACTOR: u32 = 5;
 /// How long a token whose keys are all missing or unfit is left alone before it is brought up anew.
 const UNFIT_AGAIN: Duration = Duration::from_secs(5);
+/// So many logins in a row may come to no known end. Each may have been counted by the token as a wrong PIN, and tokens
+/// lock after as few as three.
+const LOGINS_LOST_MAX: u32 = 2;
 
 /// Keeps the token at work until it is closed or its PIN is refused.
 pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, Fault)>) {
     let name = &shared.config.name;
     let mut pause = Duration::ZERO;
-    let mut outage = Outage::default();
+    let (mut outage, mut logins_lost) = (Outage::default(), 0);
     for number in 1.. {
         let began = Instant::now();
-        let ended = Generation::run(&shared, number, &mut reports, &mut outage).await;
+        let ended = Generation::run(&shared, number, &mut reports, &mut outage, &mut logins_lost).await;
         let Err(fault) = ended else { break };
         if let Fault::Pin(_) = fault {
             shared.down(&fault.to_string());
             tracing::error!(signer = %name, why = %fault, "the token is given up; correct its PIN and restart");
+            return;
+        }
+        if logins_lost >= LOGINS_LOST_MAX {
+            shared.down(&format!("{logins_lost} logins came to no known end, the last: {fault}; none is tried again"));
+            tracing::error!(signer = %name, why = %fault, logins_lost, "the token is given up; see to it and its PIN, and restart");
             return;
         }
         outage.tell(&shared, &fault.to_string());
@@ -137,6 +145,7 @@ impl<'s> Generation<'s> {
         number: u64,
         reports: &mut mpsc::Receiver<(u64, Fault)>,
         outage: &mut Outage,
+        logins_lost: &mut u32,
     ) -> Result<(), Fault> {
         shared.generations.store(number, Ordering::Relaxed);
         let link = Arc::new(Link::start(&shared.config)?);
@@ -144,7 +153,7 @@ impl<'s> Generation<'s> {
         let answers = tokio::spawn(async move { taking.take_answers().await });
         let _answers = AbortOnDrop(answers.abort_handle());
         let opened = tokio::select! {
-            opened = outage.during(shared, Self::open(shared, number, &link)) => opened,
+            opened = outage.during(shared, Self::open(shared, number, &link, logins_lost)) => opened,
             () = shared.closing.cancelled() => {
                 link.kill().await;
                 return Ok(());
@@ -171,7 +180,12 @@ impl<'s> Generation<'s> {
     }
 
     /// Brings the token up, with every key bound that can be.
-    async fn open(shared: &'s Arc<Shared>, number: u64, link: &Arc<Link>) -> Result<Self, Fault> {
+    async fn open(
+        shared: &'s Arc<Shared>,
+        number: u64,
+        link: &Arc<Link>,
+        logins_lost: &mut u32,
+    ) -> Result<Self, Fault> {
         let config = &shared.config;
         let open = Open {
             module: config.module.display().to_string(),
@@ -180,12 +194,12 @@ impl<'s> Generation<'s> {
             sessions: u32::try_from(config.sessions).unwrap_or(u32::MAX),
         };
         let pin = config.pin.read()?;
-        let secrets = [&pin];
-        let answer = tokio::select! {
-            answer = link.ask(Request::Open(open), &secrets, config.call_timeout * OPEN_FACTOR) => answer??,
+        let patience = config.call_timeout * OPEN_FACTOR;
+        tokio::select! {
+            answer = link.ask(Request::Open(open), &[], patience) => answer??,
             fault = link.ended() => return Err(fault),
         };
-        let Response::Opened(opened) = answer else { return Err(out_of_turn()) };
+        let opened = Self::log_in(link, &pin, patience, logins_lost).await?;
         let (bound, began) = (BTreeMap::new(), Instant::now());
         let mut generation = Self { shared, number, link: Arc::clone(link), opened, bound, replaced: 0, began };
         generation.look_after_keys().await?;
@@ -195,6 +209,34 @@ impl<'s> Generation<'s> {
         tracing::info!(signer = %config.name, generation = number, sessions, token, "the token is up");
         generation.show_bound();
         Ok(generation)
+    }
+
+    /// Logs in. One that comes to no known end counts as lost, until one succeeds.
+    async fn log_in(
+        link: &Arc<Link>,
+        pin: &SecretString,
+        patience: Duration,
+        logins_lost: &mut u32,
+    ) -> Result<Opened, Fault> {
+        *logins_lost += 1;
+        let secrets = [pin];
+        let answer = tokio::select! {
+            answer = link.ask(Request::Login(wire::Nothing {}), &secrets, patience) => answer?,
+            fault = link.ended() => return Err(fault),
+        };
+        match answer {
+            Ok(Response::Opened(opened)) => {
+                *logins_lost = 0;
+                Ok(opened)
+            }
+            Ok(_) => Err(out_of_turn()),
+            Err(fault) => {
+                if !matches!(fault, Fault::Login(_)) {
+                    *logins_lost = logins_lost.saturating_sub(1);
+                }
+                Err(fault)
+            }
+        }
     }
 
     /// Has the keys probed, until the generation is broken (why) or the token is to be closed (Ok).
@@ -242,8 +284,10 @@ impl<'s> Generation<'s> {
                     "{stuck} calls have been inside the module for more than {limit} ms"
                 )));
             }
-            tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
-            self.link.ask(Request::Replace(job), &[], limit).await??;
+            // A job that no session has begun holds none up.
+            if let Response::Replaced(true) = self.link.ask(Request::Replace(job), &[], limit).await?? {
+                tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
+            }
         }
         Ok(())
     }
@@ -317,7 +361,7 @@ impl<'s> Generation<'s> {
         let mut cause = None;
         for key in keys {
             match key.refusal(self.number)? {
-                fault @ Fault::Device(_) => cause = Some(fault),
+                fault @ (Fault::Device(_) | Fault::Login(_)) => cause = Some(fault),
                 fault if self.began.elapsed() > UNFIT_AGAIN => cause = cause.or(Some(fault)),
                 _ => {}
             }

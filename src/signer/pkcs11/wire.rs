@@ -18,13 +18,13 @@ pub(super) const JOB_BYTES_MAX: usize = 128 * 1024;
 /// What the gateway asks.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Ask {
-    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub request: Option<Request>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum Request {
-    /// Load the module, find the token and log in; comes first. The PIN follows in a frame of its own.
+    /// Load the module and find the token; comes first.
     #[prost(message, tag = "1")]
     Open(Open),
     /// Find a key, compare it with its pin, and try it out.
@@ -51,6 +51,10 @@ pub(super) enum Request {
     /// Try a key out whose public half is not known yet.
     #[prost(message, tag = "9")]
     TryOut(TryOut),
+    /// Log in and open the sessions; comes second, so that the gateway knows when the PIN is out of its hands. The PIN
+    /// follows in a frame of its own.
+    #[prost(message, tag = "10")]
+    Login(Nothing),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -131,7 +135,7 @@ pub(super) struct TryOut {
 /// What the host answers.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Answer {
-    #[prost(oneof = "Response", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Response", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub response: Option<Response>,
 }
 
@@ -149,6 +153,9 @@ pub(super) enum Response {
     Key(TriedKey),
     #[prost(message, tag = "6")]
     Keys(Keys),
+    /// Whether another session stands in: not for a job that no session is at.
+    #[prost(bool, tag = "7")]
+    Replaced(bool),
 }
 
 /// A fault, told across the process boundary.
@@ -170,6 +177,7 @@ pub(super) enum FaultKind {
     Late = 4,
     Exists = 5,
     Invalid = 6,
+    Login = 7,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -263,6 +271,7 @@ impl From<Fault> for Failed {
             Fault::Late => (FaultKind::Late, String::new()),
             Fault::Exists(text) => (FaultKind::Exists, text),
             Fault::Invalid(text) => (FaultKind::Invalid, text),
+            Fault::Login(text) => (FaultKind::Login, text),
         };
         Self { kind: kind.into(), text }
     }
@@ -279,6 +288,7 @@ impl From<Failed> for Fault {
             FaultKind::Late => Self::Late,
             FaultKind::Exists => Self::Exists(text),
             FaultKind::Invalid => Self::Invalid(text),
+            FaultKind::Login => Self::Login(text),
         }
     }
 }

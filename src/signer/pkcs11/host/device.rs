@@ -77,8 +77,8 @@ impl Rs256 {
 }
 
 impl Device {
-    /// Finds the token.
-    pub(super) fn reach(pkcs11: Pkcs11, open: &Open, pin: SecretString) -> Result<Self, Fault> {
+    /// Finds the token. Its PIN comes with [`Device::with_pin`].
+    pub(super) fn reach(pkcs11: Pkcs11, open: &Open) -> Result<Self, Fault> {
         let module = PathBuf::from(&open.module);
         let (slot, facts) = find_token(&pkcs11, &module, &open.token_label, open.token_serial.as_deref())?;
         let mut mechanisms = Vec::new();
@@ -90,7 +90,12 @@ impl Device {
         if mechanisms.is_empty() {
             return Err(Fault::Device("the token offers neither CKM_SHA256_RSA_PKCS nor CKM_RSA_PKCS".to_owned()));
         }
-        Ok(Self { pkcs11, module, slot, facts, mechanisms, pin, refusal: Mutex::new(None) })
+        Ok(Self { pkcs11, module, slot, facts, mechanisms, pin: SecretString::default(), refusal: Mutex::new(None) })
+    }
+
+    /// The same, with the PIN that its sessions log in with.
+    pub(super) fn with_pin(self, pin: SecretString) -> Self {
+        Self { pin, ..self }
     }
 
     /// A new session, logged in. Logins go one at a time, so that a PIN that went wrong is tried once,
@@ -111,7 +116,7 @@ impl Device {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
             Err(error) => {
                 let fault = Fault::from(error);
-                if let Fault::Pin(_) = fault {
+                if let Fault::Pin(_) | Fault::Login(_) = fault {
                     *refusal = Some(fault.clone());
                 }
                 Err(fault)

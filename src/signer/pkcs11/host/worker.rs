@@ -26,8 +26,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, session: None, handles: HashMap::new() }
+    /// Begins with `session`, or with one that its first job opens.
+    pub(super) fn new(shared: Arc<Shared>, session: Option<Session>) -> Self {
+        Self { shared, session, handles: HashMap::new() }
     }
 
     /// Works until the socket is shut down, or another worker stands in for this one.
@@ -43,13 +44,15 @@ impl Worker {
             // Nobody but the gateway writes here, and it writes whole jobs.
             let Some(job) = job else { continue };
             let (id, began) = (job.id, Instant::now());
+            self.shared.begin(id);
             let (signature, failed) = match self.work(job) {
                 Ok(signature) => (signature, None),
                 Err(fault) => (Vec::new(), Some(fault.into())),
             };
             let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             let done = Done { id, signature, failed, took_us };
-            if jobs.send(&done.encode_to_vec()).is_err() || self.shared.is_replaced(id) {
+            let is_replaced = self.shared.end(id);
+            if jobs.send(&done.encode_to_vec()).is_err() || is_replaced {
                 return;
             }
         }
