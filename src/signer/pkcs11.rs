@@ -40,6 +40,7 @@ use crate::{jwk::PublicKey, jws::SigningInput};
 mod fault;
 pub mod host;
 mod link;
+mod outage;
 mod provision;
 mod supervisor;
 mod wire;

@@ -336,3 +336,23 @@ async fn a_quote_is_verified_with_the_keys_at_an_address() {
     assert!(failed(verify(&url, &[]), 1).contains(&url));
     assert!(failed(verify(&format!("{url}x"), &["--ca", ca]), 1).contains("404"));
 }
+
+/// Somebody may have put a PIN into a locator: it is refused, and not told back.
+#[test]
+fn a_pin_in_a_locator_is_refused_and_not_told_back() {
+    let site = Site::new();
+    let locator = "pkcs11:token=quotes;object=quote-signing-2026-06;type=private?pin-value=not-a-real-pin";
+    site.edit_policy(|policy| policy["keys"][0]["locator"] = toml_edit::value(locator));
+    let (policy, config) = (site.path("policy"), site.config());
+    for args in
+        [&["policy", "check", policy.to_str().unwrap()][..], &["config", "check", "--config", config.to_str().unwrap()]]
+    {
+        let output = quotesign().args(args).output().unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(!output.status.success() && told.contains("pin-value") && !told.contains("not-a-real-pin"), "{told}");
+    }
+    let config = quotesign::config::Config::load(&config).unwrap();
+    let refused = config.accepts(&config.signers[0].name, locator).unwrap().unwrap_err();
+    assert!(!refused.contains("not-a-real-pin"), "{refused}");
+}

@@ -17,6 +17,7 @@ use super::{
     Key, Pin, Shared, State,
     fault::Fault,
     link::Link,
+    outage::Outage,
     wire::{self, Open, Opened, Request, Response},
 };
 use crate::{
@@ -27,8 +28,6 @@ use crate::{
 /// The pauses between two attempts to bring a token up: the first at once, then doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long a token that was lost counts as being brought back, and orders wait for it.
-const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);
 /// How long jobs may take to come back when their generation has ended.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -78,51 +77,6 @@ pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, F
         pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
     }
     shared.down("the token is closed");
-}
-
-/// The time since the token was lost.
-#[derive(Default)]
-struct Outage {
-    since: Option<Instant>,
-    why: String,
-}
-
-impl Outage {
-    /// The token is lost, or could not be brought back.
-    fn tell(&mut self, shared: &Shared, why: &str) {
-        let is_new = std::mem::replace(&mut self.why, why.to_owned()) != why;
-        if is_new {
-            tracing::warn!(signer = %shared.config.name, why, "the token is down; trying until it is back");
-        }
-        self.show(shared);
-    }
-
-    /// Callers wait for a token that was lost a moment ago; for one that stays away they do not.
-    fn show(&self, shared: &Shared) {
-        match self.since {
-            Some(since) if since.elapsed() < PATIENCE => shared.recovering(&self.why),
-            _ => shared.down(&self.why),
-        }
-    }
-
-    async fn wait(&self, shared: &Shared, pause: Duration) {
-        time::sleep(pause).await;
-        self.show(shared);
-    }
-
-    /// Does `attempt`, and meanwhile ceases to have callers wait when it has lasted too long.
-    async fn during<T>(&self, shared: &Shared, attempt: impl Future<Output = T>) -> T {
-        let left = self.since.map_or(Duration::ZERO, |since| PATIENCE.saturating_sub(since.elapsed()));
-        tokio::pin!(attempt);
-        tokio::select! {
-            done = &mut attempt => return done,
-            () = time::sleep(left) => {}
-        }
-        if !self.why.is_empty() {
-            self.show(shared);
-        }
-        attempt.await
-    }
 }
 
 /// One host process and what has come of it.
@@ -453,11 +407,11 @@ impl Key {
 }
 
 impl Shared {
-    fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         matches!(&**self.state.load(), State::Up { .. })
     }
 
-    fn recovering(&self, why: &str) {
+    pub(super) fn recovering(&self, why: &str) {
         self.state.store(Arc::new(State::Recovering(why.to_owned())));
         for key in self.live_keys() {
             if key.standing.health() == Health::Serving {
@@ -466,7 +420,7 @@ impl Shared {
         }
     }
 
-    fn down(&self, why: &str) {
+    pub(super) fn down(&self, why: &str) {
         self.state.store(Arc::new(State::Down(why.to_owned())));
         for key in self.live_keys() {
             // A key that was refused keeps saying why.
