@@ -372,3 +372,35 @@ async fn a_module_that_hangs_holds_nobody_when_the_gateway_ends() {
         until("its process has ended", async || hosts.iter().all(is_gone)).await;
     }
 }
+
+/// A module is left by nobody while a call is inside: it waits for the call, or ends with its process unfinalised.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_module_is_left_while_a_call_is_inside() {
+    let site = Site::new();
+    site.edit_signer("call_timeout_ms", 400.into());
+    site.edit_signer("probe_interval_ms", 100.into());
+    let shim = Shim::before(&site);
+    for (rule, leaves) in [("", true), ("C_Sign delay 250", true), ("C_Sign hang-forever", false)] {
+        shim.rules("");
+        let gateway = site.serve().await;
+        let pricing = gateway.quotes("pricing").await;
+        shim.rules(rule);
+        let calls: Vec<_> = (0..4)
+            .map(|_| {
+                let (pricing, last) = (pricing.clone(), Quote::number(1));
+                tokio::spawn(async move { drop(pricing.sign(&last).await) })
+            })
+            .collect();
+        let (acted, left) = (shim.faults("C_Sign"), shim.faults("C_Finalize with nobody inside"));
+        if !rule.is_empty() {
+            until("a call is inside", async || shim.faults("C_Sign") > acted).await;
+        }
+        assert!(gateway.stop().success());
+        for call in calls {
+            call.await.unwrap();
+        }
+        let left = shim.faults("C_Finalize with nobody inside") > left;
+        assert!(left || !leaves, "`{rule}`: the module was not left");
+    }
+    assert_eq!(shim.faults("C_Finalize while"), 0);
+}

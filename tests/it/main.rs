@@ -17,6 +17,10 @@ mod contract_document;
 mod corpus;
 mod docs;
 mod drain;
+#[cfg(feature = "kms")]
+#[allow(dead_code, reason = "the suite of KMS uses the rest of it")]
+#[path = "../kms/emulator.rs"]
+mod emulator;
 mod external;
 mod fairness;
 mod faults;
@@ -26,6 +30,8 @@ mod health;
 mod history;
 mod jwks;
 mod kills;
+#[cfg(feature = "kms")]
+mod kms;
 mod oracles;
 mod path;
 mod properties;

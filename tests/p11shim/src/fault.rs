@@ -1,7 +1,16 @@
 //! Carries out what the rules have in store for a call, before the call itself.
 
 use std::{
-    env, ffi::c_int, fs::OpenOptions, io::Write, path::PathBuf, process, ptr, sync::OnceLock, thread, time::Duration,
+    env,
+    ffi::c_int,
+    fs::OpenOptions,
+    io::Write,
+    path::PathBuf,
+    process, ptr,
+    sync::OnceLock,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
 };
 
 use cryptoki_sys::{CK_RV, CK_SESSION_HANDLE};
@@ -75,6 +84,29 @@ pub fn befall(function: &str, session: Option<CK_SESSION_HANDLE>) -> Verdict {
         }
         Action::Exit(status) => _exit(status),
         _ => Verdict::Forward,
+    }
+}
+
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// A call is inside this module for as long as this lives.
+pub struct Inside(());
+
+impl Inside {
+    pub fn enter() -> Self {
+        INSIDE.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+
+    /// Whether any call is inside that must be out before the module is left.
+    pub fn is_any() -> bool {
+        INSIDE.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -7,13 +7,14 @@ use cryptoki_sys::{
 };
 
 use crate::{
-    fault::{Verdict, befall},
+    fault::{Inside, Verdict, befall},
     real,
 };
 
 macro_rules! forward {
     ($(fn $name:ident($($argument:ident: $type:ty),*) in $session:expr;)*) => {$(
         pub unsafe extern "C" fn $name($($argument: $type),*) -> CK_RV {
+            let _inside = Inside::enter();
             match befall(stringify!($name), $session) {
                 Verdict::Answer(code) => code,
                 Verdict::Forward | Verdict::Reshape(_) => real::call!($name($($argument),*)),

@@ -8,7 +8,7 @@ use cryptoki_sys::{
 
 use crate::{
     control::{Standing, control, max_sessions},
-    fault::{Verdict, befall, log, note},
+    fault::{Inside, Verdict, befall, log, note},
     memory::memory,
     real,
 };
@@ -52,6 +52,7 @@ pub unsafe extern "C" fn C_Finalize(reserved: CK_VOID_PTR) -> CK_RV {
     if let Verdict::Answer(code) = befall("C_Finalize", None) {
         return code;
     }
+    note(if Inside::is_any() { "C_Finalize while a call is inside" } else { "C_Finalize with nobody inside" });
     let code = real::call!(C_Finalize(reserved));
     if code == CKR_OK {
         memory().clear();

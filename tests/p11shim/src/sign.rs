@@ -15,7 +15,7 @@ use cryptoki_sys::{
 
 use crate::{
     control::{Standing, control, remembers_signatures},
-    fault::{Verdict, befall, log},
+    fault::{Inside, Verdict, befall, log},
     memory::{Mechanism, Operation, Stage, memory},
     real,
     rule::Action,
@@ -138,6 +138,7 @@ pub unsafe extern "C" fn C_Sign(
     signature: CK_BYTE_PTR,
     room: CK_ULONG_PTR,
 ) -> CK_RV {
+    let _inside = Inside::enter();
     let call = Call { session, data, length, signature, room };
     if signature.is_null() || room.is_null() {
         return call.length();
