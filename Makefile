@@ -42,6 +42,8 @@ fmt-check:
 
 lint: fmt-check ## Check the format, and run clippy with every warning an error
 	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+	@# The fuzz targets have a lock file of their own, which goes stale in silence.
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 deny: ## Check the dependencies' licences, names and sources against deny.toml
 	scripts/cargo-deny --locked check licenses bans sources
