@@ -40,6 +40,8 @@ impl Dev {
         }
         files::write_addresses(&dir)?;
         let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
+        // An older version may have made it.
+        Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
         serve(config, |gateway| tell(&self.dir, gateway))
     }
 }
