@@ -37,6 +37,18 @@ pub enum Event {
     /// A sequence's scope was created, or its floor raised.
     #[serde(rename = "sequence.seeded")]
     Seeded,
+    /// A kid was made known, before it was published for the first time.
+    #[serde(rename = "key.published")]
+    Published,
+    /// A kid was revoked; nothing of it is released from here on.
+    #[serde(rename = "key.revoked")]
+    Revoked,
+    /// Signing was halted.
+    #[serde(rename = "signing.halted")]
+    Halted,
+    /// Signing was resumed.
+    #[serde(rename = "signing.resumed")]
+    Resumed,
     /// A policy bundle came into force.
     #[serde(rename = "policy.loaded")]
     PolicyLoaded,
@@ -157,6 +169,9 @@ pub struct Facts {
     /// The quote's expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UtcTime>,
+    /// What was stopped or resumed, as `revoked/<kid>` or `halted/<reach>`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stop: Option<String>,
     /// The stable reason of a refusal or a void.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -14,12 +14,17 @@ use crate::{
     jws::{CompactJws, Draft},
 };
 
+pub mod batch;
 pub mod chain;
 mod front;
+mod kept;
 pub mod sqlite;
 pub mod step;
+pub mod stops;
 
 pub use front::{Ledger, LedgerConfig};
+pub use kept::Kept;
+pub use stops::{Reach, Stop};
 
 /// Binds a number and a key to a payload, before anything is signed.
 #[derive(Debug, Clone)]
@@ -114,6 +119,34 @@ pub struct Void {
     pub now: UtcTime,
 }
 
+/// Stops signing, or resumes it.
+#[derive(Debug, Clone)]
+pub struct StopAct {
+    /// What.
+    pub stop: Stop,
+    /// Whether it stands from now on. A revocation stands for good.
+    pub stands: bool,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// Makes a kid known, before it is published for the first time.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// Which.
+    pub kid: Kid,
+    /// What is to be remembered of it.
+    pub kept: Kept,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
 /// One operation of the ledger.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -125,6 +158,10 @@ pub enum Op {
     Void(Void),
     /// See [`Seed`].
     Seed(Seed),
+    /// See [`StopAct`].
+    Stop(StopAct),
+    /// See [`Publish`].
+    Publish(Publish),
     /// Journals a refusal or an administrative act.
     Record(audit::Record),
 }
@@ -242,6 +279,24 @@ pub enum Refusal {
     /// No reservation of that generation waits: it was never made, was voided, or was bound to another key since.
     #[error("no such reservation waits for a signature")]
     NotReserved,
+    /// The key that signs, or that signed, was revoked.
+    #[error("the key `{kid}` was revoked")]
+    KidRevoked {
+        /// Which.
+        kid: Kid,
+    },
+    /// An operator halted signing.
+    #[error("signing is halted ({reach})")]
+    Halted {
+        /// How far.
+        reach: Reach,
+    },
+    /// The kid is another key's, or another partner's.
+    #[error("the kid `{kid}` was another key before; a kid is one key of one partner for ever: take a new kid")]
+    KidReused {
+        /// Which.
+        kid: Kid,
+    },
     /// The floor is not above the present one.
     #[error("the floor {given} is not above {present}")]
     FloorNotRaised {
@@ -268,6 +323,10 @@ pub enum Done {
     Voided,
     /// Of [`Op::Seed`]: the floor before, and the record of the act.
     Seeded(Option<SequenceNumber>, uuid::Uuid),
+    /// Of [`Op::Stop`]: the record of the act.
+    Stopped(uuid::Uuid),
+    /// Of [`Op::Publish`].
+    Published,
     /// Of [`Op::Record`].
     Recorded,
 }
@@ -302,19 +361,19 @@ pub enum EngineError {
 
 /// One durable transaction per call. Queueing, batching and retrying live above it, once.
 pub trait Engine: Send + 'static {
-    /// Applies each operation by [`step::step`], appends the records with one link, and commits once. A refused
-    /// operation is refused alone.
+    /// Carries a batch out by [`batch::run`], appends the records with one link, and commits once. A refused operation
+    /// is refused alone.
     ///
     /// # Errors
     /// Where the transaction did not commit, or may not have.
-    fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError>;
+    fn apply(&mut self, batch: &[Op]) -> Result<batch::Replies, EngineError>;
 
     /// Opens the store again after [`EngineError::Unknown`] and says what became of that batch: its replies where
     /// it had been committed after all, nothing where none of it was applied.
     ///
     /// # Errors
     /// Where it cannot be opened.
-    fn reopen(&mut self) -> Result<Option<Vec<Result<Done, Refusal>>>, EngineError>;
+    fn reopen(&mut self) -> Result<Option<batch::Replies>, EngineError>;
 
     /// Reservations that expired unsigned before `now`, at most `count`.
     ///
@@ -333,6 +392,12 @@ pub trait Engine: Send + 'static {
     /// # Errors
     /// Where the store cannot be read.
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<step::Quote>, EngineError>;
+
+    /// What may not be signed now.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn stops(&mut self) -> Result<stops::Stops, EngineError>;
 
     /// The last number taken in `scope`; absent where it was never seeded.
     ///

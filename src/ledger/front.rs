@@ -13,7 +13,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Commit, Done, Engine, EngineError, LedgerError, Op, Released, Reserve, Reserved, Seed, Void, step::Quote};
+use super::{
+    Commit, Done, Engine, EngineError, LedgerError, Op, Publish, Released, Reserve, Reserved, Seed, StopAct, Void,
+    step::Quote, stops::Stops,
+};
 use crate::{
     audit::{Context, Record},
     clock::UtcTime,
@@ -98,6 +101,29 @@ impl Ledger {
         }
     }
 
+    /// Stops signing or resumes it; returns the record of the act once it is durable: from then on nothing is
+    /// reserved or committed that it forbids.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn stop(&self, op: StopAct) -> Result<Uuid, LedgerError> {
+        match self.ask(Op::Stop(op)).await? {
+            Done::Stopped(record) => Ok(record),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Makes a kid known; returns once that is durable. The same key again changes nothing.
+    ///
+    /// # Errors
+    /// Where the kid was another key, or it cannot be made durable.
+    pub async fn publish(&self, op: Publish) -> Result<(), LedgerError> {
+        match self.ask(Op::Publish(op)).await? {
+            Done::Published => Ok(()),
+            _ => Err(misplaced()),
+        }
+    }
+
     /// Journals a record; returns once it is durable. The same record again is journalled once.
     ///
     /// # Errors
@@ -121,6 +147,27 @@ impl Ledger {
     /// Where the store cannot be read.
     pub async fn quote(&self, identity: Identity) -> Result<Option<Quote>, LedgerError> {
         self.read(move |engine| engine.quote(&identity)).await
+    }
+
+    /// What an earlier call had signed for this identity, where it may be given again.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn released(&self, identity: Identity) -> Result<Option<(Quote, Released)>, LedgerError> {
+        self.read(move |engine| {
+            let Some(quote) = engine.quote(&identity)? else { return Ok(None) };
+            let stopped = engine.stops()?.on(&identity, &quote.kid).is_some();
+            Ok(quote.released().filter(|_| !stopped).map(|released| (quote, released)))
+        })
+        .await
+    }
+
+    /// What may not be signed now.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn stops(&self) -> Result<Stops, LedgerError> {
+        self.read(Engine::stops).await
     }
 
     /// The quote that holds this number of `scope`.
@@ -322,6 +369,10 @@ mod tests {
 
         fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
             self.inner.quote(identity)
+        }
+
+        fn stops(&mut self) -> Result<Stops, EngineError> {
+            self.inner.stops()
         }
 
         fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {

@@ -14,16 +14,18 @@ use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    Done, Engine, EngineError, Op, Refusal,
+    Engine, EngineError, Op,
+    batch::{self, Needs, Replies},
     chain::{Position, StoredRecord},
-    step::{Quote, in_order, step},
+    step::Quote,
+    stops::Stops,
 };
 use crate::{
     audit::Record,
     clock::UtcTime,
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
-use rows::{Chain, Entry};
+use rows::Chain;
 use schema::After;
 
 mod rows;
@@ -42,8 +44,6 @@ pub struct Sqlite {
     undecided: Option<(Chain, Replies)>,
     _lock: File,
 }
-
-type Replies = Vec<Result<Done, Refusal>>;
 
 impl Sqlite {
     /// Creates the file at `path` for `environment`, or brings an older one to this version.
@@ -140,6 +140,10 @@ impl Engine for Sqlite {
         rows::quote(self.connection()?, identity)
     }
 
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        rows::stops(self.connection()?)
+    }
+
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
         rows::numbered(self.connection()?, scope, sequence)
     }
@@ -176,29 +180,14 @@ fn write(transaction: &Connection, held: Chain, batch: &[Op]) -> Result<(Chain, 
     if rows::chain(transaction)? != held {
         return Err(moved());
     }
-    let mut index = held.position.next_index;
-    let mut entries: Vec<Entry<'_>> = Vec::with_capacity(batch.len());
-    let mut replies = Vec::with_capacity(batch.len());
-    for (place, op) in in_order(batch) {
-        let reply = match step(&rows::state(transaction, op)?, op) {
-            Ok(step) => {
-                rows::put(transaction, &step, index)?;
-                if let Some(record) = step.record {
-                    entries.push(Entry::new(op.identity(), record)?);
-                    index = index.saturating_add(1);
-                }
-                Ok(step.done)
-            }
-            Err(refusal) => Err(refusal),
-        };
-        replies.push((place, reply));
-    }
-    let chain = Chain { position: rows::append(transaction, held.position, &entries)?, ..held };
+    let changes = batch::run(rows::load(transaction, &Needs::of(batch))?, held.position, batch)?;
+    rows::put(transaction, &changes)?;
+    rows::append(transaction, held.position, &changes)?;
+    let chain = Chain { position: changes.position, ..held };
     if chain != held {
         rows::put_chain(transaction, chain, held.position.next_index)?;
     }
-    replies.sort_unstable_by_key(|(place, _)| *place);
-    Ok((chain, replies.into_iter().map(|(_, reply)| reply).collect()))
+    Ok((chain, changes.replies))
 }
 
 fn unknown(why: impl std::fmt::Display) -> EngineError {
@@ -279,13 +268,16 @@ mod tests {
 
     use super::{
         super::{
-            Charge, Reserve, Reserved, Seed,
+            Charge, Done, Refusal, Reserve, Reserved, Seed,
             chain::{self, Break, Summary},
-            step::tests::{at, commit, context, identity, pending, reserve, scope, seed, void},
+            step::tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
         },
         *,
     };
-    use crate::audit::{Event, Facts, Record};
+    use crate::{
+        audit::{Event, Facts, Record},
+        domain::Kid,
+    };
 
     const HERE: Environment = Environment::Sandbox;
 
@@ -452,7 +444,7 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         drop(held);
 
-        home.shell("UPDATE meta SET version = 3");
+        home.shell("UPDATE meta SET version = 4");
         assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         home.shell("UPDATE meta SET version = 0");
@@ -474,7 +466,11 @@ mod tests {
         let mut ledger = home.seeded();
         let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
         drop(ledger);
-        home.shell("DROP INDEX quote_number; UPDATE meta SET version = 1");
+        home.shell(
+            "DROP INDEX quote_number; DROP TABLE stop; DROP TABLE kid; DROP TABLE hold;
+             ALTER TABLE meta DROP COLUMN pruned; ALTER TABLE chain DROP COLUMN first_idx;
+             ALTER TABLE chain DROP COLUMN first_link; UPDATE meta SET version = 1",
+        );
         assert!(home.refusal().ends_with("has an older schema: run `quotesign ledger migrate`"));
         Sqlite::migrate(&home.path(), HERE).unwrap();
         let mut ledger = home.open();
@@ -482,6 +478,29 @@ mod tests {
         let numbered = ledger.numbered(&scope("GB-IN"), held.sequence()).unwrap();
         assert_eq!(numbered.map(|quote| quote.input), Some(held.input()));
         assert_eq!(ledger.numbered(&scope("GB-US"), held.sequence()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_stopped_and_which_key_a_kid_was_survives_reopening() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        ledger.one(Op::Publish(publish("quote-signing-a", "{}"))).unwrap();
+        let held = pending(ledger.one(Op::Reserve(reserve("q1", 1))).unwrap());
+        ledger.one(Op::Commit(commit(&held, "e30.e30.x"))).unwrap();
+        for (what, stands) in [("halted/all", true), ("halted/all", false), ("revoked/quote-signing-a", true)] {
+            ledger.one(Op::Stop(stop(what, stands))).unwrap();
+        }
+        drop(ledger);
+        let mut ledger = home.open();
+        assert_eq!(ledger.stops().unwrap(), ["revoked/quote-signing-a".parse().unwrap()].into_iter().collect());
+        let kid: Kid = "quote-signing-a".parse().unwrap();
+        assert_eq!(ledger.one(Op::Reserve(reserve("q1", 1))), Err(Refusal::KidRevoked { kid: kid.clone() }));
+        let reused = ledger.one(Op::Publish(publish("quote-signing-a", "{2}")));
+        assert_eq!(reused, Err(Refusal::KidReused { kid: kid.clone() }));
+        let batch = [Op::Publish(publish("quote-signing-a", "{}"))];
+        let loaded = rows::load(ledger.connection().unwrap(), &Needs::of(&batch)).unwrap();
+        let last = loaded.kids[&kid].last_expiry.unwrap();
+        assert!(last >= at(60_000) && last < at(120_000));
     }
 
     #[test]
@@ -556,13 +575,17 @@ mod tests {
         let home = Home::new();
         let mut ledger = home.seeded();
         let record = Record::new(Event::Refused, at(0), context(), Facts::default());
-        let batch = [Op::Reserve(reserve("q1", 1)), Op::Record(record.clone()), Op::Record(record.clone())];
+        ledger.one(Op::Reserve(reserve("q1", 1))).unwrap();
+        home.shell("UPDATE scope SET last = 0");
+        let batch = [Op::Record(record.clone()), Op::Reserve(reserve("q2", 1)), Op::Reserve(reserve("q3", 2))];
         assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
         assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap(), Some(SequenceNumber::ZERO));
         for _ in 0..2 {
             assert_eq!(ledger.one(Op::Record(record.clone())), Ok(Done::Recorded));
         }
-        assert_eq!(home.verified().unwrap().records, 2);
+        let twice = [Op::Record(record.clone()), Op::Record(record)];
+        assert_eq!(ledger.apply(&twice).unwrap(), [Ok(Done::Recorded), Ok(Done::Recorded)]);
+        assert_eq!(home.verified().unwrap().records, 3);
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! Pure but for the ids of the records it makes. Loading the state, writing the step and making it durable are
 //! the engines'; queueing is the front's. A refused operation has no step, so it cannot change anything.
+//! `docs/ledger.md` has every transition.
 
 use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
-use super::{Charge, Commit, Done, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Seed, Void};
+use super::{
+    Charge, Commit, Done, Kept, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void,
+    stops::Stops,
+};
 use crate::{
     audit::{Event, Facts, Record},
     clock::UtcTime,
@@ -15,17 +19,25 @@ use crate::{
     jws::CompactJws,
 };
 
+mod acts;
+
 /// What the store holds that bears on one operation.
-#[derive(Debug, Clone, Default)]
-pub struct State {
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
     /// The operation's quote.
-    pub quote: Option<Quote>,
+    pub quote: Option<&'a Quote>,
     /// The last number taken in the operation's scope.
     pub last: Option<SequenceNumber>,
     /// The quotas that the operation is charged to.
-    pub quotas: Quotas,
+    pub quotas: &'a Quotas,
     /// Whether the journal holds the operation's record already.
     pub recorded: bool,
+    /// What may not be signed.
+    pub stops: &'a Stops,
+    /// What is remembered of the operation's kid.
+    pub kept: Option<&'a Kept>,
+    /// Quotes that expired before this may have been pruned.
+    pub pruned: Option<UtcTime>,
 }
 
 /// GCRA's theoretical arrival time of each quota, in nanoseconds since 1970: milliseconds would bend a rate such
@@ -126,6 +138,10 @@ pub struct Step {
     pub taken: Option<(Scope, SequenceNumber)>,
     /// The quotas that were charged.
     pub quotas: Quotas,
+    /// What is stopped from now on, or no longer.
+    pub stop: Option<(Stop, bool)>,
+    /// What is to be remembered of a kid.
+    pub kept: Option<(Kid, Kept)>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
     /// The answer.
@@ -134,7 +150,7 @@ pub struct Step {
 
 impl Step {
     fn unchanged(done: Done) -> Self {
-        Self { quote: None, taken: None, quotas: Quotas::new(), record: None, done }
+        Self { quote: None, taken: None, quotas: Quotas::new(), stop: None, kept: None, record: None, done }
     }
 }
 
@@ -146,7 +162,27 @@ impl Op {
             Self::Reserve(op) => Some(&op.identity),
             Self::Commit(op) => Some(op.reservation.identity()),
             Self::Void(op) => Some(&op.identity),
-            Self::Seed(_) | Self::Record(_) => None,
+            Self::Seed(_) | Self::Stop(_) | Self::Publish(_) | Self::Record(_) => None,
+        }
+    }
+
+    /// The kid whose memory bears on it.
+    #[must_use]
+    pub fn kid(&self) -> Option<&Kid> {
+        match self {
+            Self::Commit(op) => Some(op.reservation.kid()),
+            Self::Publish(op) => Some(&op.kid),
+            Self::Reserve(_) | Self::Void(_) | Self::Seed(_) | Self::Stop(_) | Self::Record(_) => None,
+        }
+    }
+
+    /// The scope whose last number bears on it.
+    #[must_use]
+    pub fn scope(&self) -> Option<&Scope> {
+        match self {
+            Self::Reserve(op) => Some(&op.scope),
+            Self::Seed(op) => Some(&op.scope),
+            Self::Commit(_) | Self::Void(_) | Self::Stop(_) | Self::Publish(_) | Self::Record(_) => None,
         }
     }
 }
@@ -174,14 +210,16 @@ impl Numbering {
 ///
 /// # Errors
 /// Where it is refused.
-pub fn step(state: &State, op: &Op) -> Result<Step, Refusal> {
-    match (op, &state.quote) {
+pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
+    match (op, state.quote) {
         (Op::Reserve(op), None) => reserve(state, op),
-        (Op::Reserve(op), Some(quote)) => reserve_again(quote, op),
-        (Op::Commit(op), Some(quote)) => commit(quote, op),
+        (Op::Reserve(op), Some(quote)) => reserve_again(state, quote, op),
+        (Op::Commit(op), Some(quote)) => commit(state, quote, op),
         (Op::Void(op), Some(quote)) => void(quote, op),
         (Op::Commit(_) | Op::Void(_), None) => Err(Refusal::NotReserved),
-        (Op::Seed(op), _) => seed(state.last, op),
+        (Op::Seed(op), _) => acts::seed(state.last, op),
+        (Op::Stop(op), _) => acts::stop(op),
+        (Op::Publish(op), _) => acts::publish(state.kept, op),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
         (Op::Record(record), _) => Ok(Step { record: Some(record.clone()), ..Step::unchanged(Done::Recorded) }),
     }
@@ -205,10 +243,21 @@ pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
     })
 }
 
-fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
-    if op.expires_at <= op.now.plus(op.useful) {
+/// Refuses what is stopped.
+fn may_sign(stops: &Stops, identity: &Identity, kid: &Kid) -> Result<(), Refusal> {
+    match stops.on(identity, kid) {
+        None => Ok(()),
+        Some(Stop::Revoked(kid)) => Err(Refusal::KidRevoked { kid: kid.clone() }),
+        Some(Stop::Halted(reach)) => Err(Refusal::Halted { reach: reach.clone() }),
+    }
+}
+
+fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
+    // What was pruned had expired by then: under a clock that fell behind, its identity must not look new.
+    if op.expires_at <= op.now.plus(op.useful) || state.pruned.is_some_and(|pruned| op.expires_at < pruned) {
         return Err(Refusal::Expired);
     }
+    may_sign(state.stops, &op.identity, &op.kid)?;
     let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
     let last = state.last.or(unknown).ok_or(Refusal::UnknownScope)?;
     let (given, input) = op.numbering.at(last.ahead(1))?;
@@ -219,7 +268,7 @@ fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
     if given > highest {
         return Err(Refusal::TooFarAhead { given, last, highest });
     }
-    let quotas = charge(&state.quotas, &op.charges, op.now)?;
+    let quotas = charge(state.quotas, &op.charges, op.now)?;
     let quote = Quote {
         scope: op.scope.clone(),
         sequence: given,
@@ -237,10 +286,12 @@ fn reserve(state: &State, op: &Reserve) -> Result<Step, Refusal> {
         quote: Some((op.identity.clone(), quote)),
         taken: Some((op.scope.clone(), given)),
         quotas,
+        stop: None,
+        kept: None,
     })
 }
 
-fn reserve_again(quote: &Quote, op: &Reserve) -> Result<Step, Refusal> {
+fn reserve_again(state: &State<'_>, quote: &Quote, op: &Reserve) -> Result<Step, Refusal> {
     if quote.payload != op.payload {
         return Err(Refusal::Conflict { bound: (quote.payload, quote.sequence) });
     }
@@ -248,6 +299,9 @@ fn reserve_again(quote: &Quote, op: &Reserve) -> Result<Step, Refusal> {
         return Err(Refusal::Expired);
     }
     let (sequence, input) = op.numbering.at(quote.sequence)?;
+    // Who signed it; or who would.
+    let kid = if quote.stage == Stage::Reserved { &op.kid } else { &quote.kid };
+    may_sign(state.stops, &op.identity, kid)?;
     match &quote.stage {
         Stage::Voided => Err(Refusal::Expired),
         Stage::Signed { jws, record } => Ok(replay(quote, quote.release(jws, *record), op)),
@@ -272,7 +326,8 @@ fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
     Step { quote: Some((op.identity.clone(), quote)), record: Some(record), ..Step::unchanged(pending) }
 }
 
-fn commit(quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
+fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
+    may_sign(state.stops, op.reservation.identity(), &quote.kid)?;
     if let Some(first) = quote.released() {
         let facts = Facts { jws_sha256: Some(first.jws.digest().to_string()), ..quote.facts() };
         let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
@@ -293,6 +348,7 @@ fn commit(quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
     let stage = Stage::Signed { jws: op.jws.clone(), record: record.id };
     Ok(Step {
         quote: Some((held.identity.clone(), Quote { stage, ..quote.clone() })),
+        kept: state.kept.and_then(|kept| Some((quote.kid.clone(), kept.signed(quote.expires_at)?))),
         record: Some(record),
         ..Step::unchanged(Done::Committed { released, first: true })
     })
@@ -308,22 +364,6 @@ fn void(quote: &Quote, op: &Void) -> Result<Step, Refusal> {
         record: Some(Record::new(Event::Voided, op.now, op.context.clone(), facts)),
         ..Step::unchanged(Done::Voided)
     })
-}
-
-fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refusal> {
-    if let Some(present) = last.filter(|last| op.floor <= *last) {
-        return Err(Refusal::FloorNotRaised { given: op.floor, present });
-    }
-    let facts = Facts {
-        scope: Some(op.scope.to_string()),
-        sequence: Some(op.floor),
-        previous_sequence: last,
-        detail: Some(op.reason.clone()),
-        ..Facts::default()
-    };
-    let record = Record::new(Event::Seeded, op.now, op.context.clone(), facts);
-    let done = Done::Seeded(last, record.id);
-    Ok(Step { taken: Some((op.scope.clone(), op.floor)), record: Some(record), ..Step::unchanged(done) })
 }
 
 /// Takes one unit from every quota by GCRA, or none from any. Wide integers, so that nothing overflows or is
@@ -357,7 +397,12 @@ pub(in crate::ledger) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{audit::Context, domain::Environment, jws::Draft};
+    use crate::{
+        audit::Context,
+        domain::Environment,
+        jws::Draft,
+        ledger::{Publish, Reach, Seed, StopAct},
+    };
 
     pub fn at(millis: i64) -> UtcTime {
         UtcTime::from_millis(1_780_000_000_000 + millis)
@@ -455,6 +500,22 @@ pub(in crate::ledger) mod tests {
         }
     }
 
+    pub fn stop(what: &str, stands: bool) -> StopAct {
+        let (stop, reason) = (what.parse().unwrap(), "OPS-2".to_owned());
+        StopAct { stop, stands, reason, context: context(), now: at(0) }
+    }
+
+    pub fn publish(kid: &str, jwk: &str) -> Publish {
+        let kept = Kept {
+            jwk: jwk.to_owned(),
+            partner: "acme-remit".parse().unwrap(),
+            purpose: "quote".to_owned(),
+            published_since: at(-1),
+            last_expiry: None,
+        };
+        Publish { kid: kid.parse().unwrap(), kept, context: context(), now: at(0) }
+    }
+
     pub fn void(quote: &str, millis: i64) -> Void {
         Void { identity: identity(quote), context: context(), now: at(millis) }
     }
@@ -472,6 +533,9 @@ pub(in crate::ledger) mod tests {
         quotes: HashMap<Identity, Quote>,
         scopes: HashMap<Scope, SequenceNumber>,
         quotas: Quotas,
+        stops: Stops,
+        kept: HashMap<Kid, Kept>,
+        pruned: Option<UtcTime>,
         records: Vec<Record>,
     }
 
@@ -483,20 +547,23 @@ pub(in crate::ledger) mod tests {
         }
 
         fn apply(&mut self, op: &Op) -> Result<Done, Refusal> {
-            let scope = match op {
-                Op::Reserve(op) => Some(&op.scope),
-                Op::Seed(op) => Some(&op.scope),
-                _ => None,
-            };
             let state = State {
-                quote: op.identity().and_then(|identity| self.quotes.get(identity)).cloned(),
-                last: scope.and_then(|scope| self.scopes.get(scope)).copied(),
-                quotas: self.quotas.clone(),
+                quote: op.identity().and_then(|identity| self.quotes.get(identity)),
+                last: op.scope().and_then(|scope| self.scopes.get(scope)).copied(),
+                quotas: &self.quotas,
                 recorded: matches!(op, Op::Record(record) if self.records.contains(record)),
+                stops: &self.stops,
+                kept: op.kid().and_then(|kid| self.kept.get(kid)),
+                pruned: self.pruned,
             };
             let step = step(&state, op)?;
             let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();
+            let changes = changes || step.stop.is_some() || step.kept.is_some();
             assert!(step.record.is_some() || !changes, "every change is journalled");
+            if let Some((stop, stands)) = &step.stop {
+                self.stops.put(stop, *stands);
+            }
+            self.kept.extend(step.kept);
             self.quotes.extend(step.quote);
             self.scopes.extend(step.taken);
             self.quotas.extend(step.quotas);
@@ -609,6 +676,94 @@ pub(in crate::ledger) mod tests {
     }
 
     #[test]
+    fn what_a_revoked_key_signed_or_would_sign_is_not_given() {
+        let mut book = Book::seeded();
+        let signed = pending(book.reserve(reserve("q1", 1)).unwrap());
+        book.apply(&Op::Commit(commit(&signed, "first"))).unwrap();
+        let waiting = pending(book.reserve(reserve("q2", 2)).unwrap());
+        let act = Op::Stop(stop("revoked/quote-signing-a", true));
+        assert!(matches!(book.apply(&act), Ok(Done::Stopped(_))));
+        assert!(matches!(book.apply(&act), Ok(Done::Stopped(_))), "a second time is as good");
+        let kid: Kid = "quote-signing-a".parse().unwrap();
+        let revoked = Err(Refusal::KidRevoked { kid: kid.clone() });
+        assert_eq!(book.reserve(reserve("q1", 1)), revoked, "no replay");
+        assert_eq!(book.apply(&Op::Commit(commit(&signed, "again"))), revoked, "nor to the loser of a race");
+        assert_eq!(book.apply(&Op::Commit(commit(&waiting, "late"))), revoked);
+        assert_eq!(book.reserve(reserve("q2", 2)), revoked);
+        assert_eq!(book.reserve(reserve("q3", 3)), revoked);
+        let other_payload = Reserve { payload: PayloadDigest([0; 32]), ..reserve("q1", 1) };
+        assert!(matches!(book.reserve(other_payload), Err(Refusal::Conflict { .. })), "the binding stays");
+        let current: Kid = "quote-signing-b".parse().unwrap();
+        let rekey = Reserve { kid: current.clone(), numbering: numbered(2, [1; 32]), ..reserve("q2", 2) };
+        let rekeyed = pending(book.reserve(rekey).unwrap());
+        assert_eq!((rekeyed.generation(), rekeyed.kid()), (2, &current), "what waits goes to the current key");
+        assert!(book.apply(&Op::Commit(commit(&rekeyed, "second"))).is_ok());
+        assert_eq!(book.apply(&Op::Stop(stop("revoked/quote-signing-a", false))), revoked, "it is for good");
+        let [.., record] = book.records.iter().filter(|record| record.event == Event::Revoked).collect::<Vec<_>>()[..]
+        else {
+            panic!()
+        };
+        assert_eq!((record.facts.kid.as_ref(), record.facts.detail.as_deref()), (Some(&kid), Some("OPS-2")));
+    }
+
+    #[test]
+    fn what_is_halted_waits_until_it_is_resumed() {
+        for reach in ["all", "partner/acme-remit", "kid/quote-signing-a"] {
+            let mut book = Book::seeded();
+            let signed = pending(book.reserve(reserve("q1", 1)).unwrap());
+            book.apply(&Op::Commit(commit(&signed, "first"))).unwrap();
+            let waiting = pending(book.reserve(reserve("q2", 2)).unwrap());
+            let what = format!("halted/{reach}");
+            book.apply(&Op::Stop(stop(&what, true))).unwrap();
+            let halted = Err(Refusal::Halted { reach: reach.parse::<Reach>().unwrap() });
+            assert_eq!(book.reserve(reserve("q1", 1)), halted);
+            assert_eq!(book.reserve(reserve("q3", 3)), halted);
+            assert_eq!(book.apply(&Op::Commit(commit(&waiting, "late"))), halted);
+            assert!(book.apply(&Op::Void(void("q2", 60_000))).is_ok(), "what expires is still ended");
+            book.apply(&Op::Stop(stop(&what, false))).unwrap();
+            assert!(matches!(book.reserve(reserve("q1", 1)), Ok(Done::Reserved(Reserved::Replay(_)))));
+            assert!(book.reserve(reserve("q3", 3)).is_ok());
+        }
+        let mut book = Book::seeded();
+        book.apply(&Op::Stop(stop("halted/partner/other", true))).unwrap();
+        assert!(book.reserve(reserve("q1", 1)).is_ok());
+    }
+
+    #[test]
+    fn a_kid_is_one_key_for_ever_and_its_last_expiry_is_remembered() {
+        let mut book = Book::seeded();
+        for _ in 0..2 {
+            assert_eq!(book.apply(&Op::Publish(publish("quote-signing-a", "{1}"))), Ok(Done::Published));
+        }
+        assert_eq!(book.events(), [Event::Seeded, Event::Published], "the second time changed nothing");
+        let kid: Kid = "quote-signing-a".parse().unwrap();
+        let reused = Err(Refusal::KidReused { kid: kid.clone() });
+        assert_eq!(book.apply(&Op::Publish(publish("quote-signing-a", "{2}"))), reused);
+        let mut other = publish("quote-signing-a", "{1}");
+        other.kept.partner = "other".parse().unwrap();
+        assert_eq!(book.apply(&Op::Publish(other)), reused);
+        let mut last = |quote, number, expires_at| {
+            let held = pending(book.reserve(Reserve { expires_at, ..reserve(quote, number) }).unwrap());
+            book.apply(&Op::Commit(commit(&held, quote))).unwrap();
+            book.kept[&kid].last_expiry.unwrap()
+        };
+        let first = last("q1", 1, at(60_000));
+        assert!(first >= at(60_000) && first < at(120_000));
+        assert_eq!(last("q2", 2, first), first, "within the same minute");
+        let later = UtcTime::from_millis(first.millis() + 1);
+        assert_eq!(last("q3", 3, later), UtcTime::from_millis(first.millis() + 60_000));
+        assert_eq!(last("q4", 4, at(30_000)).millis(), first.millis() + 60_000, "it never falls");
+    }
+
+    #[test]
+    fn an_identity_that_may_have_been_pruned_is_not_taken_for_new() {
+        let mut book = Book { pruned: Some(at(60_001)), ..Book::seeded() };
+        // The clock fell behind: the quote has not expired by it, and may have been pruned.
+        assert_eq!(book.reserve(reserve("q1", 1)), Err(Refusal::Expired));
+        assert!(book.reserve(Reserve { expires_at: at(60_001), ..reserve("q2", 2) }).is_ok());
+    }
+
+    #[test]
     fn a_record_is_journalled_once() {
         let mut book = Book::default();
         let record = Record::new(Event::Refused, at(0), context(), Facts::default());
@@ -676,7 +831,11 @@ pub(in crate::ledger) mod tests {
         Commit { held: usize },
         Void { quote: u8 },
         Seed { corridor: u8, floor: u64 },
+        Revoke { kid: u8 },
+        Halt { stands: bool },
     }
+
+    const KIDS: [&str; 2] = ["quote-signing-a", "quote-signing-b"];
 
     fn acts() -> impl Strategy<Value = Vec<(i64, Act)>> {
         let act = prop_oneof![
@@ -688,6 +847,8 @@ pub(in crate::ledger) mod tests {
             4 => (0..8_usize).prop_map(|held| Act::Commit { held }),
             1 => (0..4_u8).prop_map(|quote| Act::Void { quote }),
             1 => (0..2_u8, 0..4_u64).prop_map(|(corridor, floor)| Act::Seed { corridor, floor }),
+            1 => (0..2_u8).prop_map(|kid| Act::Revoke { kid }),
+            1 => (0..8_u8).prop_map(|one| Act::Halt { stands: one == 0 }),
         ];
         prop::collection::vec((-2..8_i64, act), 1..60)
     }
@@ -699,6 +860,8 @@ pub(in crate::ledger) mod tests {
         bound: HashMap<(Scope, SequenceNumber), PayloadDigest>,
         highest: HashMap<Scope, SequenceNumber>,
         released: HashMap<Identity, CompactJws>,
+        revoked: Vec<Kid>,
+        halted: bool,
     }
 
     impl Told {
@@ -706,13 +869,14 @@ pub(in crate::ledger) mod tests {
             let first = self.released.entry(identity.clone()).or_insert_with(|| released.jws.clone());
             assert_eq!(*first, released.jws, "one JWS for each identity, ever");
             assert!(first.as_str().starts_with(released.kid.as_str()), "no JWS of an older generation");
+            assert!(!self.halted && !self.revoked.contains(&released.kid), "nothing that was stopped");
         }
     }
 
     fn reserve_of(act: &Act, now: UtcTime) -> Option<Reserve> {
         let Act::Reserve { quote, corridor, number, kid, lifetime } = act else { return None };
         let corridor = ["GB-IN", "GB-US"][usize::from(*corridor)];
-        let kid = ["quote-signing-a", "quote-signing-b"][usize::from(*kid)];
+        let kid = KIDS[usize::from(*kid)];
         let payload = format!("{quote} {corridor} {number} {lifetime}");
         Some(Reserve {
             scope: scope(corridor),
@@ -747,6 +911,10 @@ pub(in crate::ledger) mod tests {
                         let scope = scope(["GB-IN", "GB-US"][usize::from(*corridor)]);
                         Op::Seed(Seed { scope, ..seed(*floor) })
                     }
+                    (Act::Revoke { kid }, _) => {
+                        Op::Stop(stop(&format!("revoked/{}", KIDS[usize::from(*kid)]), true))
+                    }
+                    (Act::Halt { stands }, _) => Op::Stop(stop("halted/partner/acme-remit", *stands)),
                     _ => continue,
                 };
                 let before = book.clone();
@@ -755,6 +923,7 @@ pub(in crate::ledger) mod tests {
                     (Ok(Done::Reserved(Reserved::Pending(held))), Some(op)) => {
                         let (sequence, input) = op.numbering.at(SequenceNumber::ZERO).unwrap();
                         prop_assert!(op.expires_at > now);
+                        prop_assert!(!told.halted && !told.revoked.contains(held.kid()));
                         if !before.quotes.contains_key(&op.identity) {
                             let highest = told.highest.insert(op.scope.clone(), sequence);
                             prop_assert!(highest < Some(sequence), "numbers rise");
@@ -775,6 +944,11 @@ pub(in crate::ledger) mod tests {
                         let highest = told.highest.insert(op.scope, op.floor);
                         prop_assert!(highest < Some(op.floor), "floors rise");
                     }
+                    (Ok(Done::Stopped(_)), _) => match act {
+                        Act::Revoke { kid } => told.revoked.push(KIDS[usize::from(kid)].parse().unwrap()),
+                        Act::Halt { stands } => told.halted = stands,
+                        _ => panic!(),
+                    },
                     (Ok(_), _) => {}
                 }
             }

@@ -131,6 +131,7 @@ impl Refusal {
                 | Reason::SignerUnavailable
                 | Reason::LedgerUnavailable
                 | Reason::ClockUntrusted
+                | Reason::SigningHalted
                 | Reason::Internal
         )
     }
@@ -149,6 +150,9 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,
         ledger::Refusal::FloorNotRaised { .. } => Reason::FloorNotRaised,
+        ledger::Refusal::KidRevoked { .. } => Reason::KeyRevoked,
+        ledger::Refusal::Halted { .. } => Reason::SigningHalted,
+        ledger::Refusal::KidReused { .. } => Reason::BundleRefused,
         ledger::Refusal::NotReserved | ledger::Refusal::InputMismatch => Reason::Internal,
     }
 }

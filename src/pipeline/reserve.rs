@@ -97,10 +97,10 @@ pub async fn recall(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Option<Stored>, LedgerError> {
-    let quote = ledger.quote(mark.identity.clone()).await?;
-    let quote = quote.filter(|quote| quote.payload == mark.payload && now < quote.expires_at);
-    Ok(quote.and_then(|quote| Some((quote.released()?, quote.facts()))).map(|(released, facts)| {
-        let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..facts };
+    let signed = ledger.released(mark.identity.clone()).await?;
+    let signed = signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at);
+    Ok(signed.map(|(quote, released)| {
+        let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..quote.facts() };
         ledger.journal(Record::new(Event::Replayed, now, trail.clone(), facts));
         Stored { released }
     }))

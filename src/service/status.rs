@@ -28,9 +28,12 @@ pub fn code(reason: Reason) -> Code {
         | Reason::SequenceScopeUnknown
         | Reason::EnvironmentMismatch
         | Reason::BundleRefused
-        | Reason::FloorNotRaised => Code::FailedPrecondition,
+        | Reason::FloorNotRaised
+        | Reason::KeyRevoked => Code::FailedPrecondition,
         Reason::QuoteConflict => Code::AlreadyExists,
-        Reason::SignerUnavailable | Reason::LedgerUnavailable | Reason::ClockUntrusted => Code::Unavailable,
+        Reason::SignerUnavailable | Reason::LedgerUnavailable | Reason::ClockUntrusted | Reason::SigningHalted => {
+            Code::Unavailable
+        }
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::NotFound => Code::NotFound,
         Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Code::Internal,
@@ -110,6 +113,9 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::Expired
         | ledger::Refusal::InputMismatch
         | ledger::Refusal::NotReserved
+        | ledger::Refusal::KidRevoked { .. }
+        | ledger::Refusal::Halted { .. }
+        | ledger::Refusal::KidReused { .. }
         | ledger::Refusal::FloorNotRaised { .. } => {}
     }
 }
@@ -122,6 +128,12 @@ fn message(refusal: &Refusal) -> String {
         }
         Refusal::Ledger(LedgerError::Refused(ledger::Refusal::UnknownScope)) => {
             "this sequence was never seeded; an operator does that once with `quotesign admin seed-sequence`".to_owned()
+        }
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::KidRevoked { .. })) => {
+            "the key of this quote was revoked; issue the quote anew under a new id and number".to_owned()
+        }
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::Halted { .. })) => {
+            "signing is halted by the operators; send the same quote again when they have resumed it".to_owned()
         }
         Refusal::Ledger(LedgerError::Unavailable(_)) => {
             "the ledger cannot record at the moment; send the same quote again".to_owned()

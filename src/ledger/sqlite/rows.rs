@@ -5,14 +5,18 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
 
 use crate::{
-    audit::{self, Event, Record},
+    audit::Event,
     clock::UtcTime,
-    domain::{Corridor, Environment, Identity, InputDigest, PartnerId, PayloadDigest, QuoteId, Scope, SequenceNumber},
+    domain::{
+        Corridor, Environment, Identity, InputDigest, Kid, PartnerId, PayloadDigest, QuoteId, Scope, SequenceNumber,
+    },
     jws::CompactJws,
     ledger::{
-        EngineError, Op,
+        EngineError, Kept, Stop,
+        batch::{Changes, Needs, Snapshot},
         chain::{Position, StoredRecord},
-        step::{Quotas, Quote, Stage, State, Step},
+        step::{Quotas, Quote, Stage},
+        stops::Stops,
     },
 };
 
@@ -27,45 +31,85 @@ pub(super) struct Chain {
     pub position: Position,
 }
 
-/// A record on its way into the journal.
-pub(super) struct Entry<'a> {
-    identity: Option<&'a Identity>,
-    record: Record,
-    bytes: Vec<u8>,
-    leaf: [u8; 32],
+/// Loads what a batch needs.
+pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, EngineError> {
+    let mut snapshot = Snapshot { stops: stops(db)?, pruned: pruned(db)?, ..Snapshot::default() };
+    for identity in &needs.quotes {
+        snapshot.quotes.extend(quote(db, identity)?.map(|quote| ((*identity).clone(), quote)));
+    }
+    for scope in &needs.scopes {
+        snapshot.lasts.extend(last_taken(db, scope)?.map(|last| ((*scope).clone(), last)));
+    }
+    for kid in &needs.kids {
+        snapshot.kids.extend(kept(db, kid)?.map(|kept| ((*kid).clone(), kept)));
+    }
+    for id in &needs.records {
+        snapshot.records.extend(is_recorded(db, *id)?.then_some(*id));
+    }
+    snapshot.quotas = quotas(db, needs.quotas.iter().copied())?;
+    Ok(snapshot)
 }
 
-impl<'a> Entry<'a> {
-    pub(super) fn new(identity: Option<&'a Identity>, record: Record) -> Result<Self, EngineError> {
-        let bytes = record.to_bytes().map_err(|error| EngineError::RolledBack(error.to_string()))?;
-        Ok(Self { identity, leaf: audit::leaf(&bytes), record, bytes })
+/// Writes what a batch changed but its records.
+pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
+    let Changes { after, quotes, scopes, quotas, kids, stops, .. } = changes;
+    for (identity, (_, index)) in quotes {
+        after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
     }
+    for scope in scopes.keys() {
+        after.lasts.get(scope).map_or(Ok(()), |last| put_last_taken(db, scope, *last))?;
+    }
+    for kid in kids.keys() {
+        after.kids.get(kid).map_or(Ok(()), |kept| put_kept(db, kid, kept))?;
+    }
+    for (stop, stands) in stops {
+        put_stop(db, stop, *stands)?;
+    }
+    put_quotas(db, quotas.keys().filter_map(|quota| Some((quota, after.quotas.get(quota)?))))
 }
 
-/// Loads what bears on `op`.
-pub(super) fn state(db: &Connection, op: &Op) -> Result<State, EngineError> {
-    let quote = op.identity().map_or(Ok(None), |identity| quote(db, identity))?;
-    Ok(match op {
-        Op::Reserve(op) if quote.is_none() => State {
-            last: last_taken(db, &op.scope)?,
-            quotas: quotas(db, op.charges.iter().map(|charge| charge.quota.as_str()))?,
-            ..State::default()
-        },
-        Op::Reserve(_) | Op::Commit(_) | Op::Void(_) => State { quote, ..State::default() },
-        Op::Seed(op) => State { last: last_taken(db, &op.scope)?, ..State::default() },
-        Op::Record(record) => State { recorded: is_recorded(db, record.id)?, ..State::default() },
-    })
+pub(super) fn stops(db: &Connection) -> Result<Stops, EngineError> {
+    let mut select = db.prepare_cached("SELECT what FROM stop")?;
+    let rows = select.query_map((), |row| checked(row, 0, |text: String| text.parse().ok()))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Writes what `step` changed but its record, which will stand at `index` of the journal.
-pub(super) fn put(db: &Connection, step: &Step, index: u64) -> Result<(), EngineError> {
-    if let Some((identity, quote)) = &step.quote {
-        put_quote(db, identity, quote, index)?;
-    }
-    if let Some((scope, last)) = &step.taken {
-        put_last_taken(db, scope, *last)?;
-    }
-    put_quotas(db, &step.quotas)
+fn put_stop(db: &Connection, stop: &Stop, stands: bool) -> Result<(), EngineError> {
+    let sql = if stands { "INSERT OR IGNORE INTO stop VALUES (?1)" } else { "DELETE FROM stop WHERE what = ?1" };
+    db.prepare_cached(sql)?.execute([stop.to_string()])?;
+    Ok(())
+}
+
+fn pruned(db: &Connection) -> Result<Option<UtcTime>, EngineError> {
+    let mut select = db.prepare_cached("SELECT pruned FROM meta WHERE one = 1 AND pruned > 0")?;
+    Ok(select.query_row((), |row| row.get(0).map(UtcTime::from_millis)).optional()?)
+}
+
+fn kept(db: &Connection, kid: &Kid) -> Result<Option<Kept>, EngineError> {
+    let sql = "SELECT jwk, partner, purpose, published_since, last_expiry FROM kid WHERE kid = ?1";
+    let read = |row: &Row<'_>| {
+        Ok(Kept {
+            jwk: row.get(0)?,
+            partner: checked(row, 1, |text: String| text.try_into().ok())?,
+            purpose: row.get(2)?,
+            published_since: UtcTime::from_millis(row.get(3)?),
+            last_expiry: row.get::<_, Option<i64>>(4)?.map(UtcTime::from_millis),
+        })
+    };
+    Ok(db.prepare_cached(sql)?.query_row([kid.as_str()], read).optional()?)
+}
+
+fn put_kept(db: &Connection, kid: &Kid, kept: &Kept) -> Result<(), EngineError> {
+    let sql = "INSERT INTO kid VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (kid) DO UPDATE SET last_expiry = ?6";
+    db.prepare_cached(sql)?.execute(params![
+        kid.as_str(),
+        kept.jwk,
+        kept.partner.as_str(),
+        kept.purpose,
+        kept.published_since.millis(),
+        kept.last_expiry.map(UtcTime::millis),
+    ])?;
+    Ok(())
 }
 
 pub(super) fn quote(db: &Connection, identity: &Identity) -> Result<Option<Quote>, EngineError> {
@@ -101,12 +145,12 @@ fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
 
 /// Stores `quote`; one that is signed with its JWS, at the index of the record of its commit. What the identity
 /// is bound to never changes.
-fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: u64) -> Result<(), EngineError> {
+fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: Option<u64>) -> Result<(), EngineError> {
     let (state, release, record) = match &quote.stage {
         Stage::Reserved => (RESERVED, None, None),
         Stage::Voided => (VOIDED, None, None),
         Stage::Signed { jws, record } => {
-            let index = stored(index)?;
+            let index = stored(index.unwrap_or(u64::MAX))?;
             db.prepare_cached("INSERT INTO release VALUES (?1, ?2)")?.execute(params![index, jws.as_str()])?;
             (SIGNED, Some(index), Some(record.as_bytes()))
         }
@@ -152,7 +196,7 @@ fn quotas<'a>(db: &Connection, keys: impl Iterator<Item = &'a str>) -> Result<Qu
     Ok(quotas)
 }
 
-fn put_quotas(db: &Connection, quotas: &Quotas) -> Result<(), EngineError> {
+fn put_quotas<'a>(db: &Connection, quotas: impl Iterator<Item = (&'a String, &'a i64)>) -> Result<(), EngineError> {
     let sql = "INSERT INTO quota VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET tat_ns = ?2";
     let mut upsert = db.prepare_cached(sql)?;
     for (key, tat_ns) in quotas {
@@ -184,10 +228,9 @@ pub(super) fn put_chain(db: &Connection, chain: Chain, first: u64) -> Result<(),
     Ok(())
 }
 
-/// Appends a batch's records at `position`, the last one with their link, and says where the journal stands then.
-pub(super) fn append(db: &Connection, position: Position, entries: &[Entry<'_>]) -> Result<Position, EngineError> {
-    let leaves: Vec<_> = entries.iter().map(|entry| entry.leaf).collect();
-    let after = position.after(&leaves);
+/// Appends a batch's records at `position`, the last one with their link.
+pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>) -> Result<(), EngineError> {
+    let Changes { entries, position: after, .. } = changes;
     let mut insert = db.prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
     for (index, entry) in (position.next_index..).zip(entries) {
         let is_last = index.saturating_add(1) == after.next_index;
@@ -202,7 +245,7 @@ pub(super) fn append(db: &Connection, position: Position, entries: &[Entry<'_>])
             is_last.then_some(after.link),
         ])?;
     }
-    Ok(after)
+    Ok(())
 }
 
 const STORED_RECORD: &str = "SELECT idx, record, leaf, link FROM audit";

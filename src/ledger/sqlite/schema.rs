@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavio
 use crate::{domain::Environment, ledger::EngineError};
 
 /// What brings a file of version n to version n + 1.
-const MIGRATIONS: [&str; 2] = [include_str!("v1.sql"), include_str!("v2.sql")];
+const MIGRATIONS: [&str; 3] = [include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql")];
 
 /// Longer than a checkpoint by another process, shorter than an operator's patience.
 const BUSY_MAX: Duration = Duration::from_secs(5);
@@ -55,7 +55,8 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
     for migration in missing {
         transaction.execute_batch(migration)?;
     }
-    let sql = "INSERT INTO meta VALUES (1, ?1, ?2) ON CONFLICT (one) DO UPDATE SET version = ?1";
+    let sql =
+        "INSERT INTO meta (one, version, environment) VALUES (1, ?1, ?2) ON CONFLICT (one) DO UPDATE SET version = ?1";
     transaction.execute(sql, (current(), environment.as_str()))?;
     transaction.commit()?;
     drop(connection);

@@ -1,0 +1,221 @@
+//! A batch of operations, carried out on what a store holds that bears on it: the part of an engine that is the
+//! same for all of them. Reading the snapshot and making the changes durable is the engine's.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{
+    Done, EngineError, Kept, Op, Refusal, Stop,
+    chain::Position,
+    step::{Quotas, Quote, Stage, State, Step, in_order, step},
+    stops::Stops,
+};
+use crate::{
+    audit::{self, Record},
+    clock::UtcTime,
+    domain::{Identity, Kid, Scope, SequenceNumber},
+};
+
+/// What a batch came to, in the order of its operations.
+pub type Replies = Vec<Result<Done, Refusal>>;
+
+/// What must be read before a batch can be carried out, each once and in order.
+#[derive(Debug, Default)]
+pub struct Needs<'a> {
+    /// Quotes.
+    pub quotes: BTreeSet<&'a Identity>,
+    /// Last numbers.
+    pub scopes: BTreeSet<&'a Scope>,
+    /// Quotas.
+    pub quotas: BTreeSet<&'a str>,
+    /// Kids.
+    pub kids: BTreeSet<&'a Kid>,
+    /// Records that may be in the journal already.
+    pub records: BTreeSet<Uuid>,
+}
+
+impl<'a> Needs<'a> {
+    /// What `batch` needs.
+    #[must_use]
+    pub fn of(batch: &'a [Op]) -> Self {
+        let mut needs = Self::default();
+        for op in batch {
+            needs.quotes.extend(op.identity());
+            needs.scopes.extend(op.scope());
+            needs.kids.extend(op.kid());
+            match op {
+                Op::Reserve(op) => needs.quotas.extend(op.charges.iter().map(|charge| charge.quota.as_str())),
+                Op::Record(record) => drop(needs.records.insert(record.id)),
+                Op::Commit(_) | Op::Void(_) | Op::Seed(_) | Op::Stop(_) | Op::Publish(_) => {}
+            }
+        }
+        needs
+    }
+}
+
+/// What a store holds of a batch's [`Needs`], and what bears on every batch.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Quotes.
+    pub quotes: HashMap<Identity, Quote>,
+    /// Last numbers taken.
+    pub lasts: HashMap<Scope, SequenceNumber>,
+    /// Quotas.
+    pub quotas: Quotas,
+    /// Kids.
+    pub kids: HashMap<Kid, Kept>,
+    /// Those records that the journal holds.
+    pub records: HashSet<Uuid>,
+    /// What may not be signed.
+    pub stops: Stops,
+    /// Quotes that expired before this may have been pruned.
+    pub pruned: Option<UtcTime>,
+}
+
+/// A record on its way into the journal.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The quote it is about.
+    pub identity: Option<&'a Identity>,
+    /// The record.
+    pub record: Record,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Their leaf.
+    pub leaf: [u8; 32],
+}
+
+/// A quote's stage and generation: who sees it unchanged sees the quote unchanged.
+pub type Version = (i16, i32);
+
+/// A quote's [`Version`].
+#[must_use]
+pub fn version(quote: &Quote) -> Version {
+    let stage = match quote.stage {
+        Stage::Reserved => 1,
+        Stage::Signed { .. } => 2,
+        Stage::Voided => 3,
+    };
+    (stage, i32::try_from(quote.generation).unwrap_or(i32::MAX))
+}
+
+/// What is to be written, all of it or nothing: `after` at the keys of the maps, which hold what stood there before.
+#[derive(Debug)]
+pub struct Changes<'a> {
+    /// What the store holds then.
+    pub after: Snapshot,
+    /// The quotes: each with the version before, and the index of the record of its commit.
+    pub quotes: BTreeMap<Identity, (Option<Version>, Option<u64>)>,
+    /// The last numbers taken.
+    pub scopes: BTreeMap<Scope, Option<SequenceNumber>>,
+    /// The quotas.
+    pub quotas: BTreeMap<String, Option<i64>>,
+    /// The kids.
+    pub kids: BTreeMap<Kid, bool>,
+    /// What is stopped from now on, or no longer.
+    pub stops: Vec<(Stop, bool)>,
+    /// The records to append.
+    pub entries: Vec<Entry<'a>>,
+    /// Where the journal stands then.
+    pub position: Position,
+    /// The answers.
+    pub replies: Replies,
+}
+
+impl Changes<'_> {
+    /// Whether any of it depends on what is stopped.
+    #[must_use]
+    pub fn heed_stops(batch: &[Op]) -> bool {
+        batch.iter().any(|op| matches!(op, Op::Reserve(_) | Op::Commit(_)))
+    }
+}
+
+/// Carries `batch` out on `snapshot`, where the journal stands at `position`. A refused operation is refused alone.
+///
+/// # Errors
+/// Where a record cannot be written.
+pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Changes<'_>, EngineError> {
+    let mut changes = Changes {
+        after: snapshot,
+        quotes: BTreeMap::new(),
+        scopes: BTreeMap::new(),
+        quotas: BTreeMap::new(),
+        kids: BTreeMap::new(),
+        stops: Vec::new(),
+        entries: Vec::with_capacity(batch.len()),
+        position,
+        replies: Vec::new(),
+    };
+    let mut replies = Vec::with_capacity(batch.len());
+    let mut index = position.next_index;
+    for (place, op) in in_order(batch) {
+        let reply = match step(&changes.after.state(op), op) {
+            Ok(step) => {
+                let (done, record) = changes.take(step, index);
+                if let Some(record) = record {
+                    changes.entries.push(entry(op.identity(), record)?);
+                    index = index.saturating_add(1);
+                }
+                Ok(done)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        replies.push((place, reply));
+    }
+    replies.sort_unstable_by_key(|(place, _)| *place);
+    changes.replies = replies.into_iter().map(|(_, reply)| reply).collect();
+    let leaves: Vec<_> = changes.entries.iter().map(|entry| entry.leaf).collect();
+    changes.position = position.after(&leaves);
+    Ok(changes)
+}
+
+fn entry(identity: Option<&Identity>, record: Record) -> Result<Entry<'_>, EngineError> {
+    let bytes = record.to_bytes().map_err(|error| EngineError::RolledBack(error.to_string()))?;
+    Ok(Entry { identity, leaf: audit::leaf(&bytes), record, bytes })
+}
+
+impl Snapshot {
+    fn state<'a>(&'a self, op: &Op) -> State<'a> {
+        State {
+            quote: op.identity().and_then(|identity| self.quotes.get(identity)),
+            last: op.scope().and_then(|scope| self.lasts.get(scope)).copied(),
+            quotas: &self.quotas,
+            recorded: matches!(op, Op::Record(record) if self.records.contains(&record.id)),
+            stops: &self.stops,
+            kept: op.kid().and_then(|kid| self.kids.get(kid)),
+            pruned: self.pruned,
+        }
+    }
+}
+
+impl Changes<'_> {
+    /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
+    fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
+        let Self { after, quotes, scopes, quotas, kids, stops, .. } = self;
+        if let Some((identity, quote)) = step.quote {
+            let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
+            let before = after.quotes.get(&identity).map(version);
+            quotes.entry(identity.clone()).or_insert((before, None)).1 = signed;
+            after.quotes.insert(identity, quote);
+        }
+        if let Some((scope, last)) = step.taken {
+            scopes.entry(scope.clone()).or_insert_with(|| after.lasts.get(&scope).copied());
+            after.lasts.insert(scope, last);
+        }
+        for (quota, arrival) in step.quotas {
+            quotas.entry(quota.clone()).or_insert_with(|| after.quotas.get(&quota).copied());
+            after.quotas.insert(quota, arrival);
+        }
+        if let Some((kid, kept)) = step.kept {
+            kids.entry(kid.clone()).or_insert_with(|| after.kids.contains_key(&kid));
+            after.kids.insert(kid, kept);
+        }
+        if let Some((stop, stands)) = step.stop {
+            after.stops.put(&stop, stands);
+            stops.push((stop, stands));
+        }
+        after.records.extend(step.record.as_ref().map(|record| record.id));
+        (step.done, step.record)
+    }
+}

@@ -1,0 +1,162 @@
+//! What may not be signed: kids that were revoked, for good, and what is halted until somebody resumes it. Rows of
+//! the ledger, which every reservation and commit reads in its own transaction.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use crate::domain::{Environment, Identity, Kid, PartnerId, QuoteId};
+
+/// One reason not to sign.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stop {
+    /// The kid never signs again.
+    Revoked(Kid),
+    /// Nothing is signed within this reach until it is resumed.
+    Halted(Reach),
+}
+
+/// How far a halt reaches.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reach {
+    /// All that this ledger serves.
+    All,
+    /// The quotes of one partner.
+    Partner(PartnerId),
+    /// What one key would sign.
+    Kid(Kid),
+}
+
+/// A text that names no stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("give `all`, `partner/<id>` or `kid/<kid>`")]
+pub struct NoReach;
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Partner(partner) => write!(f, "partner/{partner}"),
+            Self::Kid(kid) => write!(f, "kid/{kid}"),
+        }
+    }
+}
+
+impl FromStr for Reach {
+    type Err = NoReach;
+
+    fn from_str(text: &str) -> Result<Self, NoReach> {
+        match text.split_once('/') {
+            None if text == "all" => Ok(Self::All),
+            Some(("partner", partner)) => partner.parse().map(Self::Partner).map_err(|_| NoReach),
+            Some(("kid", kid)) => kid.parse().map(Self::Kid).map_err(|_| NoReach),
+            _ => Err(NoReach),
+        }
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Revoked(kid) => write!(f, "revoked/{kid}"),
+            Self::Halted(reach) => write!(f, "halted/{reach}"),
+        }
+    }
+}
+
+impl FromStr for Stop {
+    type Err = NoReach;
+
+    fn from_str(text: &str) -> Result<Self, NoReach> {
+        match text.split_once('/') {
+            Some(("revoked", kid)) => kid.parse().map(Self::Revoked).map_err(|_| NoReach),
+            Some(("halted", reach)) => reach.parse().map(Self::Halted),
+            _ => Err(NoReach),
+        }
+    }
+}
+
+/// All that is stopped at one instant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stops(BTreeSet<Stop>);
+
+impl Stops {
+    /// Each of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Stop> {
+        self.0.iter()
+    }
+
+    /// Whether it is among them.
+    #[must_use]
+    pub fn contains(&self, stop: &Stop) -> bool {
+        self.0.contains(stop)
+    }
+
+    /// Whether `kid` was revoked.
+    #[must_use]
+    pub fn is_revoked(&self, kid: &Kid) -> bool {
+        !self.0.is_empty() && self.0.contains(&Stop::Revoked(kid.clone()))
+    }
+
+    /// The first stop that keeps `kid` from signing the quote of `identity`.
+    #[must_use]
+    pub fn on(&self, identity: &Identity, kid: &Kid) -> Option<&Stop> {
+        // Nearly always there is none; only then is nothing read.
+        self.0.iter().find(|stop| match stop {
+            Stop::Revoked(stopped) | Stop::Halted(Reach::Kid(stopped)) => stopped == kid,
+            Stop::Halted(Reach::All) => true,
+            Stop::Halted(Reach::Partner(partner)) => is_of(identity, partner),
+        })
+    }
+
+    pub(super) fn put(&mut self, stop: &Stop, stands: bool) {
+        if stands {
+            self.0.insert(stop.clone());
+        } else {
+            self.0.remove(stop);
+        }
+    }
+}
+
+impl FromIterator<Stop> for Stops {
+    fn from_iter<I: IntoIterator<Item = Stop>>(stops: I) -> Self {
+        Self(stops.into_iter().collect())
+    }
+}
+
+/// An identity that cannot be read counts as the partner's: better one signature too few.
+fn is_of(identity: &Identity, partner: &PartnerId) -> bool {
+    serde_json::from_str::<(Environment, PartnerId, QuoteId)>(identity.as_str())
+        .map_or(true, |(_, theirs, _)| theirs == *partner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::step::tests::identity;
+
+    #[test]
+    fn each_is_read_as_it_is_written() {
+        for text in ["revoked/quote-a", "halted/all", "halted/partner/acme-remit", "halted/kid/quote-a"] {
+            assert_eq!(text.parse::<Stop>().unwrap().to_string(), text);
+        }
+        for text in ["", "all", "revoked", "revoked/", "halted/", "halted/every", "halted/partner/", "halted/kid/a b"] {
+            assert_eq!(text.parse::<Stop>(), Err(NoReach), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_reaches_as_far_as_it_says() {
+        let (mine, other) = ("quote-a".parse::<Kid>().unwrap(), "quote-b".parse::<Kid>().unwrap());
+        let quote = identity("q1");
+        for (text, reaches_mine, reaches_other) in [
+            ("revoked/quote-a", true, false),
+            ("halted/kid/quote-a", true, false),
+            ("halted/all", true, true),
+            ("halted/partner/acme-remit", true, true),
+            ("halted/partner/acme-remi", false, false),
+        ] {
+            let stops: Stops = [text.parse().unwrap()].into_iter().collect();
+            let found = [stops.on(&quote, &mine).is_some(), stops.on(&quote, &other).is_some()];
+            assert_eq!(found, [reaches_mine, reaches_other], "{text}");
+        }
+    }
+}
