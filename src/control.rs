@@ -11,7 +11,7 @@ use crate::{
     audit::{self, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::Environment,
-    ledger::{Ledger, LedgerError},
+    ledger::{Kept, Ledger, LedgerError, Publish},
     policy::{AttributesRule, Bundle, Problem, timeline::TimedKey},
     signer::{
         Attributes,
@@ -112,6 +112,7 @@ impl Control {
             Facts { detail: Some(detail), ..Facts::default() },
         );
         let id = record.id;
+        publish(&self.ledger, &bundle, &record.context).await?;
         self.ledger.record(record).await?;
         let bundle = Arc::new(bundle);
         bind(&self.keyring, &bundle).map_err(|fault| ReloadError::Refused(vec![fault.to_string()]))?;
@@ -121,6 +122,28 @@ impl Control {
         Ok(Reloaded { bundle, record: id })
     }
 }
+
+/// Has the ledger remember the kids of `bundle`. What it knows already costs no write.
+///
+/// # Errors
+/// Where a kid was another key before, or that cannot be made durable.
+pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context) -> Result<(), LedgerError> {
+    for key in bundle.timeline.all() {
+        let kept = Kept {
+            jwk: key.public.to_jwk().to_string(),
+            partner: key.partner.clone(),
+            purpose: PURPOSE.to_owned(),
+            published_since: key.publish_at,
+            last_expiry: None,
+        };
+        let (kid, context, now) = (key.kid.clone(), context.clone(), SystemClock.now());
+        ledger.publish(Publish { kid, kept, context, now }).await?;
+    }
+    Ok(())
+}
+
+/// What a bundle's keys sign.
+const PURPOSE: &str = "quote";
 
 /// What must hold between a bundle and this gateway.
 #[must_use]

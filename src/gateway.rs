@@ -150,6 +150,7 @@ impl Gateway {
         });
         let context = access::own_trail(config.environment, &bundle);
         let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
+        control::publish(&ledger, &bundle, &started.context).await.map_err(StartError::unfit)?;
         ledger.record(started).await.map_err(StartError::unfit)?;
         let pipeline = Arc::new(Pipeline {
             environment: config.environment,

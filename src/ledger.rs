@@ -16,8 +16,10 @@ use crate::{
 
 pub mod batch;
 pub mod chain;
+mod encoding;
 mod front;
 mod kept;
+pub mod postgres;
 pub mod sqlite;
 pub mod step;
 pub mod stops;

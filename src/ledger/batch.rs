@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Done, EngineError, Kept, Op, Refusal, Stop,
     chain::Position,
+    encoding::state_of,
     step::{Quotas, Quote, Stage, State, Step, in_order, step},
     stops::Stops,
 };
@@ -92,12 +93,7 @@ pub type Version = (i16, i32);
 /// A quote's [`Version`].
 #[must_use]
 pub fn version(quote: &Quote) -> Version {
-    let stage = match quote.stage {
-        Stage::Reserved => 1,
-        Stage::Signed { .. } => 2,
-        Stage::Voided => 3,
-    };
-    (stage, i32::try_from(quote.generation).unwrap_or(i32::MAX))
+    (state_of(&quote.stage), i32::try_from(quote.generation).unwrap_or(i32::MAX))
 }
 
 /// What is to be written, all of it or nothing: `after` at the keys of the maps, which hold what stood there before.

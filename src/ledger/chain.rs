@@ -29,6 +29,15 @@ impl Position {
     }
 }
 
+/// Where a lane of the journal stands, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lane {
+    /// How often it was taken over; whoever took it over before can write no more.
+    pub epoch: i64,
+    /// Where it stands.
+    pub position: Position,
+}
+
 /// A record as the journal holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRecord {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op,
     batch::{self, Needs, Replies},
-    chain::{Position, StoredRecord},
+    chain::{Lane, Position, StoredRecord},
     step::Quote,
     stops::Stops,
 };
@@ -25,7 +25,6 @@ use crate::{
     clock::UtcTime,
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
-use rows::Chain;
 use schema::After;
 
 mod rows;
@@ -39,9 +38,9 @@ pub struct Sqlite {
     /// Absent after an error that leaves the connection's state in doubt.
     connection: Option<Connection>,
     /// Where this gateway left the journal. The file must agree before anything is written.
-    chain: Chain,
+    chain: Lane,
     /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
-    undecided: Option<(Chain, Replies)>,
+    undecided: Option<(Lane, Replies)>,
     _lock: File,
 }
 
@@ -159,9 +158,9 @@ impl Engine for Sqlite {
 
 /// Raises the epoch, so that whoever held the file before can write no more. Its commit also makes durable
 /// whatever a process that was killed had written and not yet synchronised.
-fn take_over(connection: &mut Connection) -> Result<Chain, EngineError> {
+fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let Chain { epoch, position } = rows::chain(&transaction)?;
+    let Lane { epoch, position } = rows::chain(&transaction)?;
     let end = rows::tail(&transaction, 1)?.pop().map_or(Position::GENESIS, |newest| Position {
         next_index: newest.index.saturating_add(1),
         link: newest.link.unwrap_or_default(),
@@ -169,21 +168,21 @@ fn take_over(connection: &mut Connection) -> Result<Chain, EngineError> {
     if end != position {
         return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
     }
-    let chain = Chain { epoch: epoch.saturating_add(1), position };
+    let chain = Lane { epoch: epoch.saturating_add(1), position };
     rows::put_chain(&transaction, chain, position.next_index)?;
     transaction.commit()?;
     Ok(chain)
 }
 
 /// Writes all of a batch but the COMMIT, and says where the journal stands then.
-fn write(transaction: &Connection, held: Chain, batch: &[Op]) -> Result<(Chain, Replies), EngineError> {
+fn write(transaction: &Connection, held: Lane, batch: &[Op]) -> Result<(Lane, Replies), EngineError> {
     if rows::chain(transaction)? != held {
         return Err(moved());
     }
     let changes = batch::run(rows::load(transaction, &Needs::of(batch))?, held.position, batch)?;
     rows::put(transaction, &changes)?;
     rows::append(transaction, held.position, &changes)?;
-    let chain = Chain { position: changes.position, ..held };
+    let chain = Lane { position: changes.position, ..held };
     if chain != held {
         rows::put_chain(transaction, chain, held.position.next_index)?;
     }
@@ -616,7 +615,7 @@ mod tests {
         assert_eq!(ledger.reopen().unwrap(), Some(replies.clone()));
         assert!(ledger.chain.epoch > after.epoch && ledger.chain.position == after.position);
 
-        let never = Chain { position: Position { next_index: 9, ..after.position }, ..after };
+        let never = Lane { position: Position { next_index: 9, ..after.position }, ..after };
         ledger.undecided = Some((never, replies));
         assert_eq!(ledger.reopen().unwrap(), None);
         assert!(ledger.one(Op::Reserve(reserve("q1", 6))).is_ok());

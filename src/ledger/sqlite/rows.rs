@@ -5,31 +5,20 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
 
 use crate::{
-    audit::Event,
     clock::UtcTime,
     domain::{
-        Corridor, Environment, Identity, InputDigest, Kid, PartnerId, PayloadDigest, QuoteId, Scope, SequenceNumber,
+        Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber,
     },
     jws::CompactJws,
     ledger::{
         EngineError, Kept, Stop,
         batch::{Changes, Needs, Snapshot},
-        chain::{Position, StoredRecord},
+        chain::{Lane, Position, StoredRecord},
+        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, name_of, scope_of, sequence_of, stored},
         step::{Quotas, Quote, Stage},
         stops::Stops,
     },
 };
-
-const RESERVED: i64 = 1;
-const SIGNED: i64 = 2;
-const VOIDED: i64 = 3;
-
-/// Where the journal stands, and for whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chain {
-    pub epoch: i64,
-    pub position: Position,
-}
 
 /// Loads what a batch needs.
 pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, EngineError> {
@@ -209,16 +198,16 @@ fn is_recorded(db: &Connection, id: Uuid) -> Result<bool, EngineError> {
     Ok(db.prepare_cached("SELECT 1 FROM audit WHERE record_id = ?1")?.exists([id.as_bytes()])?)
 }
 
-pub(super) fn chain(db: &Connection) -> Result<Chain, EngineError> {
+pub(super) fn chain(db: &Connection) -> Result<Lane, EngineError> {
     let read = |row: &Row<'_>| {
         let position = Position { next_index: checked(row, 1, index_of)?, link: row.get(2)? };
-        Ok(Chain { epoch: row.get(0)?, position })
+        Ok(Lane { epoch: row.get(0)?, position })
     };
     Ok(db.prepare_cached("SELECT epoch, next_idx, link FROM chain WHERE one = 1")?.query_row((), read)?)
 }
 
 /// Stores where the journal stands after the records from `first` on.
-pub(super) fn put_chain(db: &Connection, chain: Chain, first: u64) -> Result<(), EngineError> {
+pub(super) fn put_chain(db: &Connection, chain: Lane, first: u64) -> Result<(), EngineError> {
     let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3,
                newest_at = max(newest_at, coalesce((SELECT max(at) FROM audit WHERE idx >= ?4 AND event IN
                  ('quote.reserved', 'quote.rekeyed', 'quote.committed', 'quote.voided')), newest_at))
@@ -315,38 +304,4 @@ fn checked<S: rusqlite::types::FromSql, T>(
 
 fn misfit(column: usize) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Null, "it is not well formed".into())
-}
-
-fn stored(number: u64) -> Result<i64, EngineError> {
-    i64::try_from(number).map_err(|_| EngineError::Unfit("a number is larger than the ledger can hold".to_owned()))
-}
-
-fn index_of(index: i64) -> Option<u64> {
-    index.try_into().ok()
-}
-
-fn sequence_of(number: i64) -> Option<SequenceNumber> {
-    u64::try_from(number).ok()?.try_into().ok()
-}
-
-/// Takes only the one encoding that an identity has.
-fn identity_of(text: &str) -> Option<Identity> {
-    let (environment, partner, quote): (Environment, PartnerId, QuoteId) = serde_json::from_str(text).ok()?;
-    Some(Identity::new(environment, &partner, &quote)).filter(|identity| identity.as_str() == text)
-}
-
-/// Takes only the one encoding that a scope has.
-fn scope_of(text: &str) -> Option<Scope> {
-    let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
-        .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
-        .ok()?;
-    Some(Scope::new(environment, &partner, corridor.as_ref())).filter(|scope| scope.as_str() == text)
-}
-
-/// The event as its records name it.
-fn name_of(event: Event) -> Result<String, EngineError> {
-    match serde_json::to_value(event) {
-        Ok(serde_json::Value::String(name)) => Ok(name),
-        _ => Err(EngineError::RolledBack("an event has no name".to_owned())),
-    }
 }

@@ -1,0 +1,58 @@
+//! How values stand in a store's rows, the same in every engine.
+
+use super::{EngineError, step::Stage};
+use crate::{
+    audit::Event,
+    domain::{Corridor, Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
+};
+
+pub(super) const RESERVED: i16 = 1;
+pub(super) const SIGNED: i16 = 2;
+pub(super) const VOIDED: i16 = 3;
+
+pub(super) fn state_of(stage: &Stage) -> i16 {
+    match stage {
+        Stage::Reserved => RESERVED,
+        Stage::Signed { .. } => SIGNED,
+        Stage::Voided => VOIDED,
+    }
+}
+
+pub(super) fn stored(number: u64) -> Result<i64, EngineError> {
+    i64::try_from(number).map_err(|_| EngineError::Unfit("a number is larger than the ledger can hold".to_owned()))
+}
+
+pub(super) fn index_of(index: i64) -> Option<u64> {
+    index.try_into().ok()
+}
+
+pub(super) fn sequence_of(number: i64) -> Option<SequenceNumber> {
+    u64::try_from(number).ok()?.try_into().ok()
+}
+
+/// Takes only the one encoding that an identity has.
+pub(super) fn identity_of(text: &str) -> Option<Identity> {
+    let (environment, partner, quote): (Environment, PartnerId, QuoteId) = serde_json::from_str(text).ok()?;
+    Some(Identity::new(environment, &partner, &quote)).filter(|identity| identity.as_str() == text)
+}
+
+/// Takes only the one encoding that a scope has.
+pub(super) fn scope_of(text: &str) -> Option<Scope> {
+    let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
+        .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
+        .ok()?;
+    Some(Scope::new(environment, &partner, corridor.as_ref())).filter(|scope| scope.as_str() == text)
+}
+
+/// The event as its records name it.
+pub(super) fn name_of(event: Event) -> Result<String, EngineError> {
+    match serde_json::to_value(event) {
+        Ok(serde_json::Value::String(name)) => Ok(name),
+        _ => Err(EngineError::RolledBack("an event has no name".to_owned())),
+    }
+}
+
+/// Whether records of this event are made only while the clock is trusted.
+pub(super) fn is_timed(event: Event) -> bool {
+    matches!(event, Event::Reserved | Event::Rekeyed | Event::Committed | Event::Voided)
+}

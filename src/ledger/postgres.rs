@@ -1,0 +1,330 @@
+//! The ledger in a PostgreSQL database, for gateways that run side by side.
+//!
+//! What a batch comes to is decided here, by the same [`run`](super::batch::run) as in every engine, on what was read
+//! at one instant. One statement then writes all of it, unless anything that it was decided on has changed: then it
+//! is read and decided again. No lock is held while a gateway thinks. Each gateway has a lane of the journal to
+//! itself; its epoch fences out whoever wrote there before, and its position tells what became of a commit whose
+//! answer was lost.
+
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio_postgres::{Statement, types::ToSql};
+use uuid::Uuid;
+
+use super::{
+    Engine, EngineError, Op,
+    batch::{self, Changes, Needs, Replies},
+    chain::{Lane, Position},
+    encoding::stored,
+    step::Quote,
+    stops::Stops,
+};
+use crate::{
+    audit::Record,
+    clock::{Clock as _, SystemClock, UtcTime},
+    domain::{Environment, Identity, Scope, SequenceNumber},
+};
+use read::{Reads, Seen};
+use session::{Session, definite, fenced, has_moved};
+
+mod read;
+mod schema;
+mod session;
+mod write;
+
+pub use session::Server;
+
+/// What a gateway needs to know to write to a database.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The server.
+    pub server: Server,
+    /// The gateway's own name among those that share the database: its lane.
+    pub replica: String,
+    /// How far the server's clock may be from this machine's.
+    pub clock_offset_max: Duration,
+}
+
+/// The one writer of a lane.
+pub struct Postgres {
+    /// Of this engine alone; it runs while a call is under way.
+    runtime: Runtime,
+    inner: Inner,
+}
+
+struct Inner {
+    settings: Settings,
+    environment: Environment,
+    /// Who holds the lane, so that a lane that was taken away is not taken back.
+    owner: Uuid,
+    /// Where this gateway left its lane.
+    lane: Lane,
+    /// Absent after an error that leaves its state in doubt.
+    open: Option<Open>,
+    /// A batch that was sent: where the lane stands if it was applied, and its replies.
+    undecided: Option<(Position, Replies)>,
+}
+
+/// A session with its statements.
+struct Open {
+    session: Session,
+    reads: Reads,
+    apply: Statement,
+}
+
+impl Postgres {
+    /// Makes the tables, or brings older ones to this version.
+    ///
+    /// # Errors
+    /// Where the server cannot be used, or the database is newer or another environment's.
+    pub fn migrate(server: &Server, environment: Environment) -> Result<(), EngineError> {
+        runtime()?.block_on(async {
+            let mut session = Session::open(server).await?;
+            schema::migrate(&mut session.client, environment).await
+        })
+    }
+
+    /// Whether [`Postgres::open`] would use the database.
+    ///
+    /// # Errors
+    /// Where the server cannot be used, or the database is of another environment or version.
+    pub fn check(server: &Server, environment: Environment) -> Result<(), EngineError> {
+        runtime()?.block_on(async { schema::check(&Session::open(server).await?.client, environment).await })
+    }
+
+    /// Connects, and takes the lane over. Not to be called where tasks run: it waits.
+    ///
+    /// # Errors
+    /// Where the server cannot be used, or the database is of another environment or version.
+    pub fn open(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
+        let runtime = runtime()?;
+        let lane = Lane { epoch: 0, position: Position::GENESIS };
+        let mut inner = Inner { settings, environment, owner: Uuid::now_v7(), lane, open: None, undecided: None };
+        runtime.block_on(async {
+            let open = inner.connect().await?;
+            inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
+            inner.open = Some(open);
+            Ok::<_, EngineError>(())
+        })?;
+        Ok(Self { runtime, inner })
+    }
+
+    /// Reads on the writer's own connection.
+    fn read<T>(&mut self, read: impl AsyncFnOnce(&Open) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let Self { runtime, inner } = self;
+        runtime.block_on(async {
+            let open = inner.open.as_ref().ok_or_else(closed)?;
+            let outcome = in_time(inner.settings.server.timeout, read(open)).await;
+            if matches!(outcome, Err(EngineError::Unknown(_))) {
+                inner.open = None;
+            }
+            outcome
+        })
+    }
+}
+
+impl Inner {
+    async fn connect(&self) -> Result<Open, EngineError> {
+        let session = Session::open(&self.settings.server).await?;
+        in_time(self.settings.server.timeout, async {
+            schema::check(&session.client, self.environment).await?;
+            let reads = Reads::prepare(&session.client).await?;
+            let apply = session.client.prepare(&write::sql()).await.map_err(definite)?;
+            let open = Open { session, reads, apply };
+            let seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?;
+            self.same_time(&seen)?;
+            Ok(open)
+        })
+        .await
+    }
+
+    /// Applies `batch`, decided anew as often as others were first.
+    async fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+        let needs = Needs::of(batch);
+        let until = Instant::now() + self.settings.server.timeout;
+        while Instant::now() < until {
+            let open = self.open.as_ref().ok_or_else(closed)?;
+            let seen = open.reads.snapshot(&open.session.client, &needs).await?;
+            self.same_time(&seen)?;
+            let mut changes = batch::run(seen.snapshot, self.lane.position, batch)?;
+            let replies = std::mem::take(&mut changes.replies);
+            if changes.entries.is_empty() {
+                // Every change has a record: there is nothing to write.
+                return Ok(replies);
+            }
+            self.undecided = Some((changes.position, replies));
+            fail::fail_point!("ledger::before-commit");
+            if self.write(write::heed(batch), seen.stops, &changes).await? {
+                fail::fail_point!("ledger::after-commit");
+                let (position, replies) = self.undecided.take().ok_or_else(closed)?;
+                self.lane.position = position;
+                return Ok(replies);
+            }
+        }
+        Err(EngineError::RolledBack("others were first for too long".to_owned()))
+    }
+
+    /// Whether it was written; otherwise something moved, and nothing was.
+    async fn write(&self, heed: i32, stops: i64, changes: &Changes<'_>) -> Result<bool, EngineError> {
+        let open = self.open.as_ref().ok_or_else(closed)?;
+        let arguments = write::arguments(&self.settings.replica, self.lane, heed, stops, changes)?;
+        let arguments: Vec<&(dyn ToSql + Sync)> =
+            arguments.iter().map(|argument| &**argument as &(dyn ToSql + Sync)).collect();
+        // What the server said before is not about this commit.
+        open.session.was_warned();
+        // `query` alone ends after the commit: rows can arrive before it.
+        match open.session.client.query(&open.apply, &arguments).await {
+            Ok(_) if open.session.was_warned() => {
+                Err(EngineError::Unknown("the server warned of a commit: it may be on one server alone".to_owned()))
+            }
+            Ok(_) => Ok(true),
+            Err(error) if has_moved(&error) => Ok(false),
+            Err(error) => Err(definite(error)),
+        }
+    }
+
+    fn same_time(&self, seen: &Seen) -> Result<(), EngineError> {
+        let (here, there) = (SystemClock.now().millis(), seen.server_now.millis());
+        let offset = Duration::from_millis(here.abs_diff(there));
+        if offset <= self.settings.clock_offset_max {
+            return Ok(());
+        }
+        Err(EngineError::Unfit(format!(
+            "this machine's clock and the ledger's server are {offset:?} apart: set both by the same source"
+        )))
+    }
+
+    async fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
+        self.open = None;
+        let open = self.connect().await?;
+        let lane = open.retake(&self.settings.replica, &self.owner).await?;
+        let replies = match self.undecided.take_if(|(after, _)| *after == lane.position) {
+            Some((_, replies)) => Some(replies),
+            None if self.lane.position == lane.position => None,
+            None => return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned())),
+        };
+        (self.open, self.lane, self.undecided) = (Some(open), lane, None);
+        Ok(replies)
+    }
+}
+
+impl Open {
+    /// Takes the lane from whoever held it.
+    async fn take(&self, replica: &str, owner: &Uuid) -> Result<Lane, EngineError> {
+        let sql = "INSERT INTO lane (lane, owner, epoch, next_idx, link, newest_at, first_link)
+                   VALUES ($1, $2, 1, 0, $3, 0, $3)
+                   ON CONFLICT (lane) DO UPDATE SET owner = $2, epoch = lane.epoch + 1
+                   RETURNING epoch, next_idx, link";
+        let genesis = Position::GENESIS.link;
+        self.taken(replica, sql, &[&replica, &owner.as_bytes().as_slice(), &genesis.as_slice()]).await
+    }
+
+    /// Takes the lane from an earlier session of this same gateway: from then on that one can write no more.
+    async fn retake(&self, replica: &str, owner: &Uuid) -> Result<Lane, EngineError> {
+        let sql = "UPDATE lane SET epoch = epoch + 1 WHERE lane = $1 AND owner = $2 RETURNING epoch, next_idx, link";
+        self.taken(replica, sql, &[&replica, &owner.as_bytes().as_slice()]).await
+    }
+
+    async fn taken(
+        &self,
+        replica: &str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Lane, EngineError> {
+        let client = &self.session.client;
+        let rows = read::rows(client, sql, parameters).await?;
+        let row = rows.first().ok_or_else(|| EngineError::Unfit(fenced()))?;
+        let position =
+            Position { next_index: read::checked(row, 1, |index: i64| index.try_into().ok())?, link: read::digest(row, 2)? };
+        let tail = read::records(client, "WHERE lane = $1 ORDER BY idx DESC LIMIT 1", &[&replica]).await?;
+        let end = tail.first().map_or(Position::GENESIS, |newest| Position {
+            next_index: newest.index.saturating_add(1),
+            link: newest.link.unwrap_or_default(),
+        });
+        if end != position {
+            return Err(EngineError::Unfit("the journal does not end where the ledger's lane says".to_owned()));
+        }
+        Ok(Lane { epoch: read::value(row, 0)?, position })
+    }
+}
+
+impl Engine for Postgres {
+    fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+        let Self { runtime, inner } = self;
+        runtime.block_on(async {
+            // Twice the time of one exchange: the last attempt may begin at the end of the first.
+            let timeout = inner.settings.server.timeout.saturating_mul(2);
+            let outcome = in_time(timeout, inner.apply(batch)).await;
+            match outcome {
+                Err(EngineError::Unknown(_) | EngineError::Unfit(_)) => inner.open = None,
+                _ => inner.undecided = None,
+            }
+            outcome
+        })
+    }
+
+    fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
+        let Self { runtime, inner } = self;
+        runtime.block_on(async {
+            let timeout = inner.settings.server.timeout.saturating_mul(3);
+            in_time(timeout, inner.reopen()).await
+        })
+    }
+
+    fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.read(async |open| read::expired(&open.session.client, now, count).await)
+    }
+
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        self.read(async |open| read::quote_of(&open.session.client, identity).await)
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        self.read(async |open| read::all_stops(&open.session.client).await)
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        let number = stored(sequence.get())?;
+        self.read(async |open| read::numbered(&open.session.client, scope, number).await)
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        self.read(async |open| read::last_taken(&open.session.client, scope).await)
+    }
+
+    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
+        let newest = self.read(async |open| {
+            read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await
+        })?;
+        let read = newest.first().map(|stored| serde_json::from_slice(&stored.bytes)).transpose();
+        read.map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
+    }
+
+    fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
+        self.read(async |open| {
+            let rows = read::rows(&open.session.client, "SELECT coalesce(max(newest_at), 0) FROM lane", &[]).await?;
+            let newest: i64 = rows.first().map_or(Ok(0), |row| read::value(row, 0))?;
+            Ok((newest > 0).then(|| UtcTime::from_millis(newest)))
+        })
+    }
+}
+
+fn runtime() -> Result<Runtime, EngineError> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| EngineError::Unfit(format!("no runtime for the ledger's connection: {error}")))
+}
+
+/// What is not answered in time has an unknown outcome.
+async fn in_time<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let late = |_| Err(EngineError::Unknown(format!("the ledger's server gave no answer in {timeout:?}")));
+    tokio::time::timeout(timeout, answer).await.unwrap_or_else(late)
+}
+
+fn closed() -> EngineError {
+    EngineError::Unknown("the connection to the ledger's server is closed".to_owned())
+}

@@ -1,0 +1,243 @@
+//! What is read of the database: rows, each value checked; what does not fit makes the store unfit.
+
+use futures_util::{TryFutureExt as _, future};
+use tokio_postgres::{
+    Client, Row, Statement,
+    types::{FromSql, ToSql},
+};
+use uuid::Uuid;
+
+use super::session::definite;
+use crate::{
+    clock::UtcTime,
+    domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
+    jws::CompactJws,
+    ledger::{
+        EngineError, Kept,
+        batch::{Needs, Snapshot},
+        chain::StoredRecord,
+        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, scope_of, sequence_of},
+        step::{Quote, Stage},
+        stops::Stops,
+    },
+};
+
+const QUOTE: &str = "SELECT identity, scope, sequence, payload, kid, generation, input, expires_at, state, jws,
+    record_id FROM quote";
+const RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
+const HEAD: &str = "SELECT stops, pruned, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
+    ARRAY(SELECT what FROM stop) FROM meta";
+
+/// The statements of a batch, prepared once for each session.
+pub(super) struct Reads {
+    head: Statement,
+    quotes: Statement,
+    scopes: Statement,
+    quotas: Statement,
+    kids: Statement,
+    records: Statement,
+}
+
+/// What a batch is decided on.
+pub(super) struct Seen {
+    pub snapshot: Snapshot,
+    /// Of the table of stops.
+    pub stops: i64,
+    /// The server's clock.
+    pub server_now: UtcTime,
+}
+
+impl Reads {
+    pub async fn prepare(client: &Client) -> Result<Self, EngineError> {
+        let quotes = format!("{QUOTE} WHERE identity = ANY ($1)");
+        let prepared = future::try_join_all([
+            client.prepare(HEAD),
+            client.prepare(&quotes),
+            client.prepare("SELECT scope, last FROM scope WHERE scope = ANY ($1)"),
+            client.prepare("SELECT key, tat_ns FROM quota WHERE key = ANY ($1)"),
+            client.prepare(
+                "SELECT kid, jwk, partner, purpose, published_since, last_expiry FROM kid WHERE kid = ANY ($1)",
+            ),
+            client.prepare("SELECT record_id FROM audit WHERE record_id = ANY ($1)"),
+        ]);
+        let prepared: Result<[Statement; 6], _> = prepared.await.map_err(definite)?.try_into();
+        let Ok([head, quotes, scopes, quotas, kids, records]) = prepared else {
+            return Err(EngineError::Unknown("a statement is missing".to_owned()));
+        };
+        Ok(Self { head, quotes, scopes, quotas, kids, records })
+    }
+
+    /// Reads what a batch needs, all as of one instant and in one round trip.
+    pub async fn snapshot(&self, client: &Client, needs: &Needs<'_>) -> Result<Seen, EngineError> {
+        let quotes: Vec<&str> = needs.quotes.iter().map(|identity| identity.as_str()).collect();
+        let scopes: Vec<&str> = needs.scopes.iter().map(|scope| scope.as_str()).collect();
+        let quotas: Vec<&str> = needs.quotas.iter().copied().collect();
+        let kids: Vec<&str> = needs.kids.iter().map(|kid| kid.as_str()).collect();
+        let records: Vec<&[u8]> = needs.records.iter().map(|id| id.as_bytes().as_slice()).collect();
+        let asked = future::try_join5(
+            some(client, &self.quotes, &quotes),
+            some(client, &self.scopes, &scopes),
+            some(client, &self.quotas, &quotas),
+            some(client, &self.kids, &kids),
+            some(client, &self.records, &records),
+        );
+        // Sent in this order: each is begun before the answer to any is awaited.
+        let (_, head, (quotes, scopes, quotas, kids, records), _) = future::try_join4(
+            client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+            client.query(&self.head, &[]),
+            asked,
+            client.batch_execute("COMMIT"),
+        )
+        .map_err(definite)
+        .await?;
+        let head = head.first().ok_or_else(|| unfit("meta"))?;
+        let pruned: i64 = value(head, 1)?;
+        let snapshot = Snapshot {
+            quotes: quotes.iter().map(quote).collect::<Result<_, _>>()?,
+            lasts: scopes.iter().map(last).collect::<Result<_, _>>()?,
+            quotas: quotas.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect::<Result<_, EngineError>>()?,
+            kids: kids.iter().map(kept).collect::<Result<_, _>>()?,
+            records: records.iter().map(record_id).collect::<Result<_, _>>()?,
+            stops: stops(head, 3)?,
+            pruned: (pruned > 0).then(|| UtcTime::from_millis(pruned)),
+        };
+        Ok(Seen { snapshot, stops: value(head, 0)?, server_now: UtcTime::from_millis(value(head, 2)?) })
+    }
+}
+
+/// The rows of these keys; nothing is asked where there are none.
+async fn some<K>(client: &Client, statement: &Statement, keys: &Vec<K>) -> Result<Vec<Row>, tokio_postgres::Error>
+where
+    Vec<K>: ToSql + Sync,
+{
+    if keys.is_empty() { Ok(Vec::new()) } else { client.query(statement, &[keys]).await }
+}
+
+/// Rows of a query outside a batch.
+pub(super) async fn rows(
+    client: &Client,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Row>, EngineError> {
+    client.query(sql, parameters).await.map_err(definite)
+}
+
+pub(super) async fn quote_of(client: &Client, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+    let sql = format!("{QUOTE} WHERE identity = $1");
+    let rows = rows(client, &sql, &[&identity.as_str()]).await?;
+    rows.first().map(|row| quote(row).map(|(_, quote)| quote)).transpose()
+}
+
+pub(super) async fn numbered(client: &Client, scope: &Scope, number: i64) -> Result<Option<Quote>, EngineError> {
+    let sql = format!("{QUOTE} WHERE scope = $1 AND sequence = $2");
+    let rows = rows(client, &sql, &[&scope.as_str(), &number]).await?;
+    rows.first().map(|row| quote(row).map(|(_, quote)| quote)).transpose()
+}
+
+pub(super) async fn last_taken(client: &Client, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+    let rows = rows(client, "SELECT scope, last FROM scope WHERE scope = $1", &[&scope.as_str()]).await?;
+    rows.first().map(|row| last(row).map(|(_, last)| last)).transpose()
+}
+
+pub(super) async fn all_stops(client: &Client) -> Result<Stops, EngineError> {
+    let rows = rows(client, HEAD, &[]).await?;
+    rows.first().ok_or_else(|| unfit("meta")).and_then(|row| stops(row, 3))
+}
+
+pub(super) async fn expired(client: &Client, now: UtcTime, count: i64) -> Result<Vec<Identity>, EngineError> {
+    let sql = "SELECT identity FROM quote WHERE state = 1 AND expires_at <= $1 ORDER BY expires_at LIMIT $2";
+    let rows = rows(client, sql, &[&now.millis(), &count]).await?;
+    rows.iter().map(|row| checked(row, 0, |text: String| identity_of(&text))).collect()
+}
+
+/// Records of `sql` after the columns' names, such as a condition and an order.
+pub(super) async fn records(
+    client: &Client,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<StoredRecord>, EngineError> {
+    rows(client, &format!("{RECORD} {sql}"), parameters).await?.iter().map(stored_record).collect()
+}
+
+fn stored_record(row: &Row) -> Result<StoredRecord, EngineError> {
+    Ok(StoredRecord {
+        index: checked(row, 0, index_of)?,
+        bytes: value(row, 1)?,
+        leaf: digest(row, 2)?,
+        link: value::<Option<&[u8]>>(row, 3)?
+            .map(|link| link.try_into().map_err(|_| unfit("link")))
+            .transpose()?,
+    })
+}
+
+fn quote(row: &Row) -> Result<(Identity, Quote), EngineError> {
+    let stage = match value::<i16>(row, 8)? {
+        RESERVED => Stage::Reserved,
+        SIGNED => Stage::Signed { jws: CompactJws::from_text(value(row, 9)?), record: id(row, 10)? },
+        VOIDED => Stage::Voided,
+        _ => return Err(unfit("state")),
+    };
+    let quote = Quote {
+        scope: checked(row, 1, |text: String| scope_of(&text))?,
+        sequence: checked(row, 2, sequence_of)?,
+        payload: PayloadDigest(digest(row, 3)?),
+        kid: checked(row, 4, |text: String| text.try_into().ok())?,
+        generation: checked(row, 5, |generation: i32| generation.try_into().ok())?,
+        input: InputDigest(digest(row, 6)?),
+        expires_at: UtcTime::from_millis(value(row, 7)?),
+        stage,
+    };
+    Ok((checked(row, 0, |text: String| identity_of(&text))?, quote))
+}
+
+fn last(row: &Row) -> Result<(Scope, SequenceNumber), EngineError> {
+    Ok((checked(row, 0, |text: String| scope_of(&text))?, checked(row, 1, sequence_of)?))
+}
+
+fn kept(row: &Row) -> Result<(Kid, Kept), EngineError> {
+    let kept = Kept {
+        jwk: value(row, 1)?,
+        partner: checked(row, 2, |text: String| text.try_into().ok())?,
+        purpose: value(row, 3)?,
+        published_since: UtcTime::from_millis(value(row, 4)?),
+        last_expiry: value::<Option<i64>>(row, 5)?.map(UtcTime::from_millis),
+    };
+    Ok((checked(row, 0, |text: String| text.try_into().ok())?, kept))
+}
+
+fn stops(row: &Row, column: usize) -> Result<Stops, EngineError> {
+    let texts: Vec<&str> = value(row, column)?;
+    texts.into_iter().map(|text| text.parse().map_err(|_| unfit("stop"))).collect()
+}
+
+fn record_id(row: &Row) -> Result<Uuid, EngineError> {
+    id(row, 0)
+}
+
+fn id(row: &Row, column: usize) -> Result<Uuid, EngineError> {
+    Uuid::from_slice(value(row, column)?).map_err(|_| unfit("id"))
+}
+
+/// A digest or link.
+pub(super) fn digest(row: &Row, column: usize) -> Result<[u8; 32], EngineError> {
+    value::<&[u8]>(row, column)?.try_into().map_err(|_| unfit("digest"))
+}
+
+/// The value of a column, or that it is none of this type.
+pub(super) fn value<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, EngineError> {
+    row.try_get(column).map_err(|error| EngineError::Unfit(format!("the ledger holds a value that it cannot: {error}")))
+}
+
+/// Reads a column as what `of` makes of it.
+pub(super) fn checked<'a, S: FromSql<'a>, T>(
+    row: &'a Row,
+    column: usize,
+    of: impl FnOnce(S) -> Option<T>,
+) -> Result<T, EngineError> {
+    let name = row.columns().get(column).map_or("column", |column| column.name());
+    of(value(row, column)?).ok_or_else(|| unfit(name))
+}
+
+fn unfit(what: &str) -> EngineError {
+    EngineError::Unfit(format!("the ledger holds a value that it cannot: a `{what}` that is not well formed"))
+}
