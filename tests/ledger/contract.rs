@@ -1,0 +1,284 @@
+//! What every engine does, each in a store of its own: what was told once is told again whoever asks, after
+//! closing and opening, and the journal holds.
+
+use std::time::Duration;
+
+use quotesign::{
+    audit::{Event, Facts, Record},
+    domain::SequenceNumber,
+    ledger::{
+        Charge, Done, Engine, Op, Refusal, Reserve, Reserved,
+        chain::{self, Position, StoredRecord},
+        step::Stage,
+    },
+};
+
+use crate::ops::{A, B, commit, context, identity, now, one, pending, publish, reserve, reserve_with, scope, seed, stop, void};
+
+/// A store that can be closed and opened again.
+pub trait Store {
+    fn open(&self) -> Box<dyn Engine>;
+    /// The whole journal, from its beginning.
+    fn journal(&self) -> Vec<StoredRecord>;
+}
+
+type Case = (&'static str, fn(&dyn Store));
+
+pub const CASES: &[Case] = &[
+    ("a quote is reserved, signed and replayed, also after reopening", signed_and_replayed),
+    ("an identity is bound to one payload", bound_to_one_payload),
+    ("numbers rise, within a batch in their order", numbers_rise),
+    ("a scope that nobody seeded is refused, and a floor only rises", scopes_are_seeded),
+    ("a batch answers in its order and refuses alone", refuses_alone),
+    ("quotas survive reopening, and a replay is free", quotas),
+    ("another kid takes a waiting reservation over", rekeyed),
+    ("what expires unsigned is found and voided", voided),
+    ("a revocation is for good and a halt until it is resumed", stopped),
+    ("a kid is one key for ever, and its last expiry is remembered", kids),
+    ("a record is journalled once", recorded_once),
+    ("two operations on one quote in a batch", same_quote_twice),
+    ("reopening in between changes nothing", reopened),
+];
+
+/// The journal holds, and says of each record what its row says.
+pub fn verify(store: &dyn Store) -> Vec<Record> {
+    let journal = store.journal();
+    chain::verify(Position::GENESIS, journal.clone()).unwrap();
+    journal.iter().map(|stored| serde_json::from_slice(&stored.bytes).unwrap()).collect()
+}
+
+fn seeded(store: &dyn Store) -> Box<dyn Engine> {
+    let mut engine = store.open();
+    one(&mut *engine, Op::Seed(seed("GB-IN", 0))).unwrap();
+    engine
+}
+
+fn events(records: &[Record]) -> Vec<Event> {
+    records.iter().map(|record| record.event).collect()
+}
+
+fn signed_and_replayed(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 7))));
+    assert_eq!(pending(one(&mut *engine, Op::Reserve(reserve("q1", 7)))), held, "a retry takes no number");
+    let Ok(Done::Committed { released: first, first: true }) =
+        one(&mut *engine, Op::Commit(commit(&held, "e30.e30.first")))
+    else {
+        panic!()
+    };
+    drop(engine);
+    let mut engine = store.open();
+    let replay = one(&mut *engine, Op::Reserve(reserve("q1", 7)));
+    assert_eq!(replay, Ok(Done::Reserved(Reserved::Replay(first.clone()))));
+    let late = one(&mut *engine, Op::Commit(commit(&held, "e30.e30.second")));
+    assert_eq!(late, Ok(Done::Committed { released: first.clone(), first: false }));
+    let stored = engine.quote(&identity("q1")).unwrap().unwrap();
+    assert_eq!(stored.released(), Some(first.clone()));
+    assert_eq!(engine.numbered(&scope("GB-IN"), held.sequence()).unwrap(), Some(stored));
+    assert_eq!(engine.numbered(&scope("GB-US"), held.sequence()).unwrap(), None);
+    let records = verify(store);
+    assert_eq!(
+        events(&records),
+        [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed, Event::Replayed]
+    );
+    assert_eq!(records[2].id, first.record);
+    assert_eq!(records[1].facts.previous_sequence, Some(SequenceNumber::ZERO));
+    assert_eq!(engine.newest_record().unwrap().map(|record| record.id), records.last().map(|record| record.id));
+    assert_eq!(engine.newest_record_at().unwrap(), Some(records[2].at));
+}
+
+fn bound_to_one_payload(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    for op in [reserve("q1", 2), Reserve { numbering: reserve("q1", 1).numbering, ..reserve("q1", 3) }] {
+        let bound = (reserve("q1", 1).payload, held.sequence());
+        assert_eq!(one(&mut *engine, Op::Reserve(op)), Err(Refusal::Conflict { bound }));
+    }
+    assert_eq!(engine.last_taken(&scope("GB-IN")).unwrap(), Some(held.sequence()));
+}
+
+fn numbers_rise(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let batch: Vec<Op> = [5, 3, 9, 4].map(|number| Op::Reserve(reserve(&format!("q{number}"), number))).into();
+    let replies = engine.apply(&batch).unwrap();
+    let numbers: Vec<u64> = replies.into_iter().map(|reply| pending(reply).sequence().get()).collect();
+    assert_eq!(numbers, [5, 3, 9, 4]);
+    let last = 9.try_into().unwrap();
+    let given = 9.try_into().unwrap();
+    assert_eq!(one(&mut *engine, Op::Reserve(reserve("q10", 9))), Err(Refusal::NotMonotonic { given, last }));
+    let far = Reserve { jump_max: 10, ..reserve("q11", 20) };
+    assert!(matches!(one(&mut *engine, Op::Reserve(far)), Err(Refusal::TooFarAhead { .. })));
+    let records = verify(store);
+    let journalled: Vec<u64> = records[1..].iter().map(|record| record.facts.sequence.unwrap().get()).collect();
+    assert_eq!(journalled, [3, 4, 5, 9], "the journal rises");
+    let before: Vec<u64> = records[1..].iter().map(|record| record.facts.previous_sequence.unwrap().get()).collect();
+    assert_eq!(before, [0, 3, 4, 5], "each names the one before it");
+}
+
+fn scopes_are_seeded(store: &dyn Store) {
+    let mut engine = store.open();
+    assert_eq!(one(&mut *engine, Op::Reserve(reserve("q1", 1))), Err(Refusal::UnknownScope));
+    assert_eq!(engine.last_taken(&scope("GB-IN")).unwrap(), None);
+    one(&mut *engine, Op::Seed(seed("GB-IN", 10))).unwrap();
+    for floor in [0, 9, 10] {
+        let refused = one(&mut *engine, Op::Seed(seed("GB-IN", floor)));
+        assert!(matches!(refused, Err(Refusal::FloorNotRaised { .. })), "{floor}");
+    }
+    assert!(matches!(one(&mut *engine, Op::Seed(seed("GB-IN", 12))), Ok(Done::Seeded(Some(before), _)) if before.get() == 10));
+    assert!(matches!(one(&mut *engine, Op::Reserve(reserve("q1", 12))), Err(Refusal::NotMonotonic { .. })));
+    assert!(one(&mut *engine, Op::Reserve(reserve("q1", 13))).is_ok());
+    let own = Reserve { scope: scope("GB-US"), seed_if_unknown: true, ..reserve("q2", 1) };
+    assert!(one(&mut *engine, Op::Reserve(own)).is_ok(), "development seeds itself");
+    assert_eq!(verify(store).len(), 4, "a refusal of the ledger is for the gateway to journal");
+}
+
+fn refuses_alone(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    let batch = [
+        Op::Reserve(reserve("q2", 1)),
+        Op::Commit(commit(&held, "e30.e30.one")),
+        Op::Void(void("q9", now())),
+        Op::Reserve(reserve("q3", 3)),
+        Op::Seed(seed("GB-US", 0)),
+        Op::Record(Record::new(Event::Refused, now(), context(), Facts::default())),
+    ];
+    let replies = engine.apply(&batch).unwrap();
+    assert!(matches!(replies[0], Err(Refusal::NotMonotonic { .. })));
+    assert!(matches!(replies[1], Ok(Done::Committed { first: true, .. })));
+    assert_eq!(replies[2], Err(Refusal::NotReserved));
+    assert_eq!(pending(replies[3].clone()).sequence().get(), 3);
+    assert!(matches!(replies[4], Ok(Done::Seeded(None, _))));
+    assert_eq!(replies[5], Ok(Done::Recorded));
+    assert_eq!(verify(store).len(), 6);
+    assert_eq!(engine.apply(&[]).unwrap(), []);
+}
+
+fn quotas(store: &dyn Store) {
+    let charges = vec![
+        Charge { quota: "burst/caller/x".to_owned(), interval: Duration::from_secs(3600), burst: 2 },
+        Charge { quota: "daily/partner/y".to_owned(), interval: Duration::from_secs(3600), burst: 9 },
+    ];
+    let charged = |quote, number| Op::Reserve(Reserve { charges: charges.clone(), ..reserve(quote, number) });
+    let mut engine = seeded(store);
+    assert!(one(&mut *engine, charged("q1", 1)).is_ok());
+    drop(engine);
+    let mut engine = store.open();
+    let batch = [charged("q2", 2), charged("q3", 3), charged("q1", 1)];
+    let replies = engine.apply(&batch).unwrap();
+    assert!(replies[0].is_ok() && replies[2].is_ok(), "{replies:?}");
+    assert!(matches!(&replies[1], Err(Refusal::QuotaSpent { quota, .. }) if quota == "burst/caller/x"));
+    assert_eq!(engine.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(2), "no number was taken");
+}
+
+fn rekeyed(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let old = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    let new = pending(one(&mut *engine, Op::Reserve(reserve_with("q1", 1, B))));
+    assert_eq!((new.generation(), new.kid().as_str(), new.sequence()), (2, B, old.sequence()));
+    assert_eq!(one(&mut *engine, Op::Commit(commit(&old, "e30.e30.old"))), Err(Refusal::NotReserved));
+    assert!(one(&mut *engine, Op::Commit(commit(&new, "e30.e30.new"))).is_ok());
+    let late = one(&mut *engine, Op::Commit(commit(&old, "e30.e30.old")));
+    assert!(matches!(late, Ok(Done::Committed { released, first: false }) if released.jws.as_str() == "e30.e30.new"));
+}
+
+fn voided(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let end = now().plus(Duration::from_secs(60));
+    for number in 1..4 {
+        let op = Reserve { expires_at: end, ..reserve(&format!("q{number}"), number) };
+        one(&mut *engine, Op::Reserve(op)).unwrap();
+    }
+    assert_eq!(engine.expired(now(), 9).unwrap(), []);
+    assert_eq!(engine.expired(end, 2).unwrap().len(), 2);
+    assert_eq!(one(&mut *engine, Op::Void(void("q2", now()))), Err(Refusal::NotReserved), "not before its time");
+    assert_eq!(one(&mut *engine, Op::Void(void("q2", end))), Ok(Done::Voided));
+    let mut left = engine.expired(end, 9).unwrap();
+    left.sort();
+    assert_eq!(left, [identity("q1"), identity("q3")]);
+    assert_eq!(engine.quote(&identity("q2")).unwrap().map(|quote| quote.stage), Some(Stage::Voided));
+    assert_eq!(one(&mut *engine, Op::Reserve(reserve("q2", 2))), Err(Refusal::Expired));
+}
+
+fn stopped(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let signed = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    one(&mut *engine, Op::Commit(commit(&signed, "e30.e30.one"))).unwrap();
+    let waiting = pending(one(&mut *engine, Op::Reserve(reserve("q2", 2))));
+    one(&mut *engine, Op::Stop(stop("halted/partner/acme-remit", true))).unwrap();
+    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))] {
+        assert!(matches!(one(&mut *engine, op), Err(Refusal::Halted { .. })));
+    }
+    drop(engine);
+    let mut engine = store.open();
+    assert_eq!(engine.stops().unwrap().iter().count(), 1);
+    let both = [Op::Stop(stop("halted/partner/acme-remit", false)), Op::Stop(stop(&format!("revoked/{A}"), true))];
+    engine.apply(&both).unwrap();
+    let revoked = Err(Refusal::KidRevoked { kid: A.parse().unwrap() });
+    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))] {
+        assert_eq!(one(&mut *engine, op), revoked);
+    }
+    assert_eq!(one(&mut *engine, Op::Stop(stop(&format!("revoked/{A}"), false))), revoked);
+    let rekeyed = pending(one(&mut *engine, Op::Reserve(reserve_with("q2", 2, B))));
+    assert!(one(&mut *engine, Op::Commit(commit(&rekeyed, "e30.e30.two"))).is_ok());
+    // Within one batch, what comes after the act heeds it.
+    let batch = [Op::Stop(stop("halted/all", true)), Op::Reserve(reserve_with("q4", 4, B))];
+    let replies = engine.apply(&batch).unwrap();
+    assert!(replies[0].is_ok() && matches!(replies[1], Err(Refusal::Halted { .. })));
+    let told: Vec<String> = engine.stops().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(told, [format!("revoked/{A}"), "halted/all".to_owned()]);
+    verify(store);
+}
+
+fn kids(store: &dyn Store) {
+    let mut engine = seeded(store);
+    for _ in 0..2 {
+        assert_eq!(one(&mut *engine, Op::Publish(publish(A, "{}"))), Ok(Done::Published));
+    }
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    one(&mut *engine, Op::Commit(commit(&held, "e30.e30.one"))).unwrap();
+    drop(engine);
+    let mut engine = store.open();
+    let reused = Err(Refusal::KidReused { kid: A.parse().unwrap() });
+    assert_eq!(one(&mut *engine, Op::Publish(publish(A, "{\"n\":1}"))), reused);
+    assert_eq!(one(&mut *engine, Op::Publish(publish(A, "{}"))), Ok(Done::Published));
+    let records = verify(store);
+    assert_eq!(events(&records), [Event::Seeded, Event::Published, Event::Reserved, Event::Committed]);
+}
+
+fn recorded_once(store: &dyn Store) {
+    let mut engine = store.open();
+    let record = Record::new(Event::Refused, now(), context(), Facts::default());
+    let twice = [Op::Record(record.clone()), Op::Record(record.clone())];
+    assert_eq!(engine.apply(&twice).unwrap(), [Ok(Done::Recorded), Ok(Done::Recorded)]);
+    assert_eq!(one(&mut *engine, Op::Record(record.clone())), Ok(Done::Recorded));
+    assert_eq!(verify(store), [record]);
+    assert_eq!(engine.newest_record_at().unwrap(), None, "the time of a refusal was not trusted");
+}
+
+fn same_quote_twice(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let batch = [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve_with("q1", 1, B))];
+    let replies = engine.apply(&batch).unwrap();
+    assert_eq!(replies[0], replies[1]);
+    let last = pending(replies[2].clone());
+    assert_eq!(last.generation(), 2);
+    let both = [Op::Commit(commit(&last, "e30.e30.one")), Op::Commit(commit(&last, "e30.e30.two"))];
+    let replies = engine.apply(&both).unwrap();
+    assert!(matches!(replies[0], Ok(Done::Committed { first: true, .. })));
+    assert!(matches!(replies[1], Ok(Done::Committed { first: false, .. })));
+    let stored = engine.quote(&identity("q1")).unwrap().unwrap().released().unwrap();
+    assert_eq!(stored.jws.as_str(), "e30.e30.one");
+    let committed = verify(store).into_iter().find(|record| record.event == Event::Committed).unwrap();
+    assert_eq!(committed.id, stored.record);
+}
+
+fn reopened(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    assert_eq!(engine.reopen().unwrap(), None);
+    one(&mut *engine, Op::Commit(commit(&held, "e30.e30.one"))).unwrap();
+    assert_eq!(engine.reopen().unwrap(), None);
+    assert!(matches!(one(&mut *engine, Op::Reserve(reserve("q1", 1))), Ok(Done::Reserved(Reserved::Replay(_)))));
+    assert_eq!(verify(store).len(), 4);
+}

@@ -1,0 +1,45 @@
+//! The ledger's engines: one contract for all of them, and what each must bear.
+
+mod contract;
+mod ops;
+mod postgres;
+mod server;
+
+use contract::{CASES, Store};
+use quotesign::{
+    domain::Environment,
+    ledger::{
+        Engine,
+        chain::StoredRecord,
+        sqlite::{Reader, Sqlite},
+    },
+};
+use tempfile::TempDir;
+
+struct File(TempDir);
+
+impl File {
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("ledger.sqlite")
+    }
+}
+
+impl Store for File {
+    fn open(&self) -> Box<dyn Engine> {
+        Box::new(Sqlite::open(&self.path(), Environment::Sandbox).unwrap())
+    }
+
+    fn journal(&self) -> Vec<StoredRecord> {
+        Reader::open(&self.path()).unwrap().records(0, u32::MAX).unwrap()
+    }
+}
+
+#[test]
+fn sqlite_keeps_the_contract() {
+    for (name, case) in CASES {
+        println!("sqlite: {name}");
+        let file = File(TempDir::new().unwrap());
+        Sqlite::migrate(&file.path(), Environment::Sandbox).unwrap();
+        case(&file);
+    }
+}

@@ -1,0 +1,243 @@
+//! What the engine of PostgreSQL must bear beside the contract.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use quotesign::{
+    domain::Environment,
+    ledger::{
+        Done, Engine, EngineError, Op, Refusal,
+        chain::{self, Position, StoredRecord},
+        postgres::{Postgres, Server},
+    },
+};
+
+use crate::{
+    contract::{CASES, Store},
+    ops::{A, commit, one, pending, reserve, seed, stop},
+    server::{Cluster, Database},
+};
+
+impl Store for Database<'_> {
+    fn open(&self) -> Box<dyn Engine> {
+        Box::new(Database::open(self, "gw-1"))
+    }
+
+    fn journal(&self) -> Vec<StoredRecord> {
+        journal(self, "gw-1")
+    }
+}
+
+/// A lane's records, read by `psql`.
+fn journal(database: &Database<'_>, lane: &str) -> Vec<StoredRecord> {
+    let sql = format!(
+        "SELECT idx, encode(record, 'hex'), encode(leaf, 'hex'), encode(link, 'hex') FROM audit
+         WHERE lane = '{lane}' ORDER BY idx"
+    );
+    let row = |line: &str| {
+        let fields: Vec<&str> = line.split('|').collect();
+        let [index, record, leaf, link] = fields[..] else { panic!("{line}") };
+        let digest = |text: &str| hex::decode(text).unwrap().try_into().unwrap();
+        StoredRecord {
+            index: index.parse().unwrap(),
+            bytes: hex::decode(record).unwrap(),
+            leaf: digest(leaf),
+            link: (!link.is_empty()).then(|| digest(link)),
+        }
+    };
+    database.sql(&sql).lines().map(row).collect()
+}
+
+#[test]
+fn postgres_keeps_the_contract() {
+    for (name, case) in CASES {
+        println!("postgres: {name}");
+        case(&Cluster::shared().database());
+    }
+}
+
+#[test]
+fn a_database_that_is_not_ours_is_refused_in_a_line() {
+    let database = Cluster::shared().empty();
+    let refusal = || Postgres::open(database.settings("gw-1"), Environment::Sandbox).err().unwrap().to_string();
+    assert!(refusal().ends_with("was never migrated: run `quotesign ledger migrate`"), "{}", refusal());
+    let migrated: Vec<_> = thread::scope(|scope| {
+        let migrate = || Postgres::migrate(&database.server(), Environment::Sandbox);
+        let both: Vec<_> = (0..2).map(|_| scope.spawn(migrate)).collect();
+        both.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert!(migrated.iter().all(Result::is_ok), "two at once: {migrated:?}");
+    let other = Postgres::open(database.settings("gw-1"), Environment::Production).err().unwrap().to_string();
+    assert!(other.contains("belongs to the environment `sandbox`, not to `production`"), "{other}");
+    assert!(Postgres::migrate(&database.server(), Environment::Production).is_err());
+    database.sql("UPDATE meta SET version = 9");
+    assert!(refusal().ends_with("has a newer schema than this gateway knows"), "{}", refusal());
+    database.sql("UPDATE meta SET version = 0");
+    assert!(refusal().ends_with("has an older schema: run `quotesign ledger migrate`"), "{}", refusal());
+}
+
+#[test]
+fn a_server_that_could_lose_what_it_acknowledged_is_refused() {
+    for (setting, told) in [("fsync=off", "fsync = off"), ("full_page_writes=off", "full_page_writes = off")] {
+        let cluster = Cluster::new(&[setting]);
+        let refused = Postgres::migrate(&cluster.empty().server(), Environment::Sandbox).unwrap_err().to_string();
+        assert!(refused.contains(told), "{refused}");
+    }
+    let database = Cluster::shared().database();
+    let server = Server { high_availability: true, ..database.server() };
+    let refused = Postgres::check(&server, Environment::Sandbox).unwrap_err().to_string();
+    assert!(refused.contains("names no synchronous standby"), "{refused}");
+    // What a role or a database sets for its sessions does not reach ours.
+    database.sql(&format!("ALTER DATABASE {} SET synchronous_commit = off", database.name));
+    assert!(Postgres::check(&database.server(), Environment::Sandbox).is_ok());
+}
+
+/// No clock can be moved here; how far is too far can.
+#[test]
+fn a_clock_too_far_from_the_servers_stops_signing() {
+    let database = Cluster::shared().database();
+    let mut settings = database.settings("gw-1");
+    settings.clock_offset_max = Duration::ZERO;
+    let mut refused = None;
+    for _ in 0..50 {
+        match Postgres::open(settings.clone(), Environment::Sandbox) {
+            Ok(_) => thread::sleep(Duration::from_micros(300)),
+            Err(error) => refused = Some(error.to_string()),
+        }
+    }
+    let refused = refused.expect("two readings of a clock are never always the same millisecond");
+    assert!(refused.contains("apart: set both by the same source"), "{refused}");
+}
+
+#[test]
+fn whoever_takes_a_lane_fences_out_the_one_before() {
+    let database = Cluster::shared().database();
+    let mut first = database.open("gw-1");
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let mut second = database.open("gw-1");
+    let refused = first.apply(&[Op::Reserve(reserve("q1", 1))]);
+    assert!(matches!(&refused, Err(EngineError::Unfit(why)) if why.contains("ledger.postgres.replica")), "{refused:?}");
+    assert!(matches!(first.reopen(), Err(EngineError::Unfit(_))), "it does not take it back");
+    assert!(one(&mut second, Op::Reserve(reserve("q1", 1))).is_ok());
+    assert_eq!(journal(&database, "gw-1").len(), 2);
+}
+
+#[test]
+fn a_lost_connection_is_found_and_made_again() {
+    let database = Cluster::shared().database();
+    let mut engine = database.open("gw-1");
+    one(&mut engine, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let others = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND application_name = 'quotesign'",
+        database.name
+    );
+    database.sql(&others);
+    let lost = engine.apply(&[Op::Reserve(reserve("q1", 1))]);
+    assert!(matches!(lost, Err(EngineError::Unknown(_))), "{lost:?}");
+    assert!(matches!(engine.apply(&[Op::Reserve(reserve("q1", 1))]), Err(EngineError::Unknown(_))));
+    assert_eq!(engine.reopen().unwrap(), None);
+    assert!(one(&mut engine, Op::Reserve(reserve("q1", 1))).is_ok());
+}
+
+/// Several gateways on one scope: exactly one wins each number, and whoever loses learns the true last one.
+#[test]
+fn of_several_gateways_one_wins_each_number() {
+    const GATEWAYS: usize = 3;
+    const NUMBERS: u64 = 120;
+    let database = Cluster::shared().database();
+    one(&mut database.open("gw-0"), Op::Seed(seed("GB-IN", 0))).unwrap();
+    let next = AtomicU64::new(1);
+    let won: Vec<BTreeMap<u64, String>> = thread::scope(|scope| {
+        let gateway = |at: usize| {
+            let mut engine = database.open(&format!("gw-{at}"));
+            let mut won = BTreeMap::new();
+            loop {
+                let number = next.load(Ordering::SeqCst);
+                if number > NUMBERS {
+                    return won;
+                }
+                let quote = format!("q{number}-{at}");
+                match one(&mut engine, Op::Reserve(reserve(&quote, number))) {
+                    Ok(_) => drop(won.insert(number, quote)),
+                    Err(Refusal::NotMonotonic { last, .. }) => assert!(last.get() >= number),
+                    Err(other) => panic!("{other}"),
+                }
+                next.fetch_max(number + 1, Ordering::SeqCst);
+            }
+        };
+        let gateways: Vec<_> = (0..GATEWAYS).map(|at| scope.spawn(move || gateway(at))).collect();
+        gateways.into_iter().map(|gateway| gateway.join().unwrap()).collect()
+    });
+    let mut owner = HashMap::new();
+    for (at, won) in won.iter().enumerate() {
+        for number in won.keys() {
+            assert_eq!(owner.insert(*number, at), None, "{number} was won twice");
+        }
+    }
+    println!("won: {:?} of {NUMBERS}", won.iter().map(BTreeMap::len).collect::<Vec<_>>());
+    assert_eq!(database.sql("SELECT count(*) FROM quote"), owner.len().to_string());
+    for at in 0..GATEWAYS {
+        chain::verify(Position::GENESIS, journal(&database, &format!("gw-{at}"))).unwrap();
+    }
+}
+
+/// The same quote through two gateways: one JWS is stored, and both release it.
+#[test]
+fn a_quote_that_two_gateways_sign_has_one_jws() {
+    let database = Cluster::shared().database();
+    let (mut first, mut second) = (database.open("gw-1"), database.open("gw-2"));
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let held = pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
+    assert_eq!(pending(one(&mut second, Op::Reserve(reserve("q1", 1)))), held);
+    let Ok(Done::Committed { released, first: true }) = one(&mut second, Op::Commit(commit(&held, "e30.e30.second")))
+    else {
+        panic!()
+    };
+    let late = one(&mut first, Op::Commit(commit(&held, "e30.e30.first")));
+    assert_eq!(late, Ok(Done::Committed { released, first: false }));
+}
+
+/// A revocation that has answered holds in every gateway.
+#[test]
+fn what_one_gateway_stops_no_gateway_signs() {
+    let database = Cluster::shared().database();
+    let (mut first, mut second) = (database.open("gw-1"), database.open("gw-2"));
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let held = pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
+    one(&mut second, Op::Stop(stop(&format!("revoked/{A}"), true))).unwrap();
+    let revoked = Err(Refusal::KidRevoked { kid: A.parse().unwrap() });
+    assert_eq!(one(&mut first, Op::Commit(commit(&held, "e30.e30.late"))), revoked);
+    assert_eq!(one(&mut first, Op::Reserve(reserve("q2", 2))), revoked);
+    // Under load: no commit that came after the act's answer is a success.
+    let (mut third, mut fourth) = (database.open("gw-3"), database.open("gw-4"));
+    let committed = thread::scope(|scope| {
+        let signing = scope.spawn(|| {
+            let mut committed = Vec::new();
+            for number in 10..2_000 {
+                let quote = format!("q{number}");
+                let op = crate::ops::reserve_with(&quote, number, crate::ops::B);
+                let held = match one(&mut third, Op::Reserve(op)) {
+                    Ok(done) => pending(Ok(done)),
+                    Err(_) => break,
+                };
+                let begun = std::time::Instant::now();
+                match one(&mut third, Op::Commit(commit(&held, &format!("e30.e30.{number}")))) {
+                    Ok(_) => committed.push(begun),
+                    Err(_) => break,
+                }
+            }
+            committed
+        });
+        thread::sleep(Duration::from_millis(300));
+        one(&mut fourth, Op::Stop(stop("halted/all", true))).unwrap();
+        let answered = std::time::Instant::now();
+        (signing.join().unwrap(), answered)
+    });
+    let (begun, answered) = committed;
+    assert!(!begun.is_empty(), "it signed before");
+    assert!(begun.iter().all(|begun| *begun < answered), "a commit begun after the halt's answer went through");
+}

@@ -1,0 +1,156 @@
+//! A PostgreSQL server of the tests' own: Debian's 15, a fresh cluster on a free port, gone with the process.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use quotesign::{
+    domain::Environment,
+    ledger::postgres::{Postgres, Server, Settings},
+};
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+/// Ends the server when this process is gone, however it went, and removes what it wrote.
+const WITH_ITS_PARENT: &str =
+    r#"home=$1; shift; "$@" </dev/null & child=$!; cat; kill -QUIT $child; wait $child; rm -rf "$home""#;
+
+pub struct Cluster {
+    pub port: u16,
+    home: PathBuf,
+    /// Held open for as long as the server is to run.
+    keeper: Option<Child>,
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_postgres(program: &str) -> Command {
+    if !rustix::process::getuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--", program]);
+    command
+}
+
+fn done(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Cluster {
+    /// The one that tests share which do it no harm.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(&[]))
+    }
+
+    /// One whose server runs with these settings.
+    pub fn new(settings: &[&str]) -> Self {
+        let made = as_postgres("mktemp").args(["-d", "/tmp/quotesign-pg-XXXXXX"]).current_dir("/").output().unwrap();
+        let home = PathBuf::from(done(made).trim());
+        let mut initdb = as_postgres(&format!("{BIN}/initdb"));
+        initdb.args(["--auth=trust", "--username=postgres", "--no-sync", "--data-checksums", "--pgdata"]);
+        done(initdb.arg(home.join("data")).current_dir("/").output().unwrap());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut cluster = Self { port, home, keeper: None };
+        cluster.start(settings);
+        cluster
+    }
+
+    /// Starts the server, which must not run.
+    pub fn start(&mut self, settings: &[&str]) {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", WITH_ITS_PARENT, "sh"]).arg(if self.keeper.is_none() { self.home.as_path() } else { Path::new("") });
+        let postgres = as_postgres(&format!("{BIN}/postgres"));
+        keeper.arg(postgres.get_program()).args(postgres.get_args()).arg("-D").arg(self.home.join("data"));
+        let port = format!("port={}", self.port);
+        let sockets = format!("unix_socket_directories={}", self.home.display());
+        let own = ["listen_addresses=127.0.0.1", &port, &sockets, "max_connections=60", "log_min_messages=fatal"];
+        for setting in own.iter().chain(settings) {
+            keeper.args(["-c", setting]);
+        }
+        let log = fs::File::create(std::env::temp_dir().join(format!("quotesign-pg-{}.log", self.port))).unwrap();
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).current_dir("/");
+        self.keeper = Some(keeper.spawn().unwrap());
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.answers() {
+            assert!(Instant::now() < until, "the server does not come up");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let mut ready = Command::new(format!("{BIN}/pg_isready"));
+        ready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]).status().unwrap().success()
+    }
+
+    /// What `psql` prints.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        let mut psql = Command::new(format!("{BIN}/psql"));
+        psql.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"]);
+        psql.args(["-p", &self.port.to_string(), "-d", database, "-c", sql]);
+        done(psql.output().unwrap()).trim().to_owned()
+    }
+
+    /// An empty database, with the ledger's tables.
+    pub fn database(&self) -> Database<'_> {
+        let database = self.empty();
+        Postgres::migrate(&database.server(), Environment::Sandbox).unwrap();
+        database
+    }
+
+    /// An empty database.
+    pub fn empty(&self) -> Database<'_> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ledger_{}", MADE.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        Database { cluster: self, name }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.stdin.take());
+            keeper.wait().unwrap();
+        }
+    }
+}
+
+pub struct Database<'a> {
+    pub cluster: &'a Cluster,
+    pub name: String,
+}
+
+impl Database<'_> {
+    pub fn server(&self) -> Server {
+        let address = format!("host=127.0.0.1 port={} user=postgres dbname={}", self.cluster.port, self.name);
+        Server {
+            address: address.parse().unwrap(),
+            password_file: None,
+            tls: None,
+            high_availability: false,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    pub fn settings(&self, replica: &str) -> Settings {
+        Settings { server: self.server(), replica: replica.to_owned(), clock_offset_max: Duration::from_secs(1) }
+    }
+
+    pub fn open(&self, replica: &str) -> Postgres {
+        Postgres::open(self.settings(replica), Environment::Sandbox).unwrap()
+    }
+
+    pub fn sql(&self, sql: &str) -> String {
+        self.cluster.sql(&self.name, &format!("SET search_path = quotesign; {sql}"))
+    }
+}
