@@ -16,10 +16,12 @@ use crate::{
 };
 
 mod aws_kms;
+mod ledger;
 mod overrides;
 mod sections;
 
 pub use aws_kms::KmsEntry;
+pub use ledger::{LedgerSection, PostgresSection};
 pub use sections::*;
 
 /// The first thing that is wrong with a config: the field, its value where it is no secret, and the remedy.
@@ -47,7 +49,7 @@ pub struct Config {
     /// The plain HTTP listener of `/livez`, `/readyz` and `/metrics`: loopback or the pod's network.
     pub operations: OperationsListener,
     /// The ledger.
-    pub ledger: LedgerFile,
+    pub ledger: LedgerSection,
     /// The devices.
     #[serde(default)]
     pub signers: Vec<SignerEntry>,
@@ -126,9 +128,8 @@ impl Config {
             &mut self.admin.client_ca,
             &mut self.jwks.certificate,
             &mut self.jwks.private_key,
-            &mut self.ledger.sqlite,
         ];
-        for path in own.into_iter().chain(signers) {
+        for path in own.into_iter().chain(signers).chain(self.ledger.paths()) {
             *path = base.join(&*path);
         }
     }
@@ -192,6 +193,7 @@ impl Config {
                 clock.step_ms_max, clock.settle_s
             ));
         }
+        self.ledger.check()?;
         aws_kms::check(&self.aws_kms, self.signers.iter().map(|signer| signer.name.as_str()), self.environment)?;
         self.check_signers()
     }

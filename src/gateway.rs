@@ -12,7 +12,7 @@ use crate::{
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
     config::{Config, GrpcListener, SignerEntry},
     control::{self, Control},
-    ledger::{Ledger, sqlite::Sqlite},
+    ledger::Ledger,
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
@@ -126,7 +126,10 @@ impl Gateway {
     pub async fn prepare(config: Config) -> Result<Self, StartError> {
         let bundle = Arc::new(check(&config)?);
         let listeners = Listeners::bind(&config).await?;
-        let engine = Sqlite::open(&config.ledger.sqlite, config.environment).map_err(StartError::unfit)?;
+        let place = config.ledger.place().map_err(StartError::unfit)?;
+        let environment = config.environment;
+        let engine = tokio::task::spawn_blocking(move || place.open(environment)).await;
+        let engine = engine.map_err(StartError::unfit)?.map_err(StartError::unfit)?;
         let ledger = Ledger::start(engine, config.ledger.front());
         if let Some(last) = ledger.newest_record().await.map_err(StartError::unfit)? {
             let refused = control::follows(&bundle, last.context.policy_serial, &last.context.policy_digest);

@@ -19,6 +19,7 @@ pub mod chain;
 mod encoding;
 mod front;
 mod kept;
+mod place;
 pub mod postgres;
 pub mod sqlite;
 pub mod step;
@@ -26,6 +27,7 @@ pub mod stops;
 
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
+pub use place::{Journal, Place, Stretch};
 pub use stops::{Reach, Stop};
 
 /// Binds a number and a key to a payload, before anything is signed.

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::ledger::{chain, sqlite::Reader};
+use crate::ledger::{Journal, Stretch, chain};
 
 use super::{ConfigPath, Failure, out::say};
 
@@ -62,43 +62,54 @@ impl AuditCommand {
                 }
                 Ok(())
             }
-            Self::Verify(verify) => verify_chain(&reader(&verify.path)?),
+            Self::Verify(verify) => {
+                let journal = reader(&verify.path)?;
+                for stretch in journal.lanes().map_err(Failure::failed)? {
+                    verify_lane(&*journal, &stretch)?;
+                }
+                Ok(())
+            }
         }
     }
 }
 
-fn reader(path: &ConfigPath) -> Result<Reader, Failure> {
-    Reader::open(&path.load()?.ledger.sqlite).map_err(Failure::failed)
+fn reader(path: &ConfigPath) -> Result<Box<dyn Journal>, Failure> {
+    path.load()?.ledger.place().map_err(Failure::unfit)?.journal().map_err(Failure::failed)
 }
 
-fn verify_chain(reader: &Reader) -> Result<(), Failure> {
-    let head = reader.head().map_err(Failure::failed)?;
-    let mut from = 0;
+fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<(), Failure> {
+    let Stretch { lane, first, head } = stretch;
+    let named = |what: &dyn std::fmt::Display| {
+        Failure::failed(if lane.is_empty() { what.to_string() } else { format!("lane {lane}: {what}") })
+    };
+    let mut from = first.next_index;
     let mut fault = None;
     let pages = std::iter::from_fn(|| {
-        let page = reader.records(from, PAGE).unwrap_or_else(|error| {
+        let page = journal.records(lane, from, PAGE).unwrap_or_else(|error| {
             fault = Some(error);
             Vec::new()
         });
         from = page.last()?.index + 1;
         Some(page)
     });
-    let summary = chain::verify(chain::Position::GENESIS, pages.flatten());
+    let summary = chain::verify(*first, pages.flatten());
     if let Some(fault) = fault {
-        return Err(Failure::failed(fault));
+        return Err(named(&fault));
     }
-    let summary = summary.map_err(Failure::failed)?;
+    let summary = summary.map_err(|fault| named(&fault))?;
     let same_place = summary.head.next_index == head.next_index;
     if same_place && summary.head.link != head.link {
-        return Err(Failure::failed("the journal's last link is not the one its head holds"));
+        return Err(named(&"the journal's last link is not the one its head holds"));
     }
     if summary.head.next_index < head.next_index {
-        return Err(Failure::failed(format!(
-            "the journal ends at {}, and its head says {}",
-            summary.head.next_index, head.next_index
-        )));
+        let ends = summary.head.next_index;
+        return Err(named(&format!("the journal ends at {ends}, and its head says {}", head.next_index)));
     }
-    say!("vouched for: records 0 to {} in {} links", summary.head.next_index.saturating_sub(1), summary.links);
+    if !lane.is_empty() {
+        say!("lane {lane}");
+    }
+    let last = summary.head.next_index.saturating_sub(1);
+    say!("vouched for: records {} to {last} in {} links", first.next_index, summary.links);
     say!("head {}", hex::encode(summary.head.link));
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{gateway, ledger::sqlite::Sqlite};
+use crate::gateway;
 
 use super::{ConfigPath, Failure, out::say};
 
@@ -23,7 +23,8 @@ impl ConfigCommand {
         let Self::Check(check) = self;
         let config = check.path.load()?;
         let bundle = gateway::check(&config).map_err(Failure::unfit)?;
-        Sqlite::check(&config.ledger.sqlite, config.environment).map_err(Failure::unfit)?;
+        let place = config.ledger.place().map_err(Failure::unfit)?;
+        place.check(config.environment).map_err(Failure::unfit)?;
         say!("{}: good", check.path.config.display());
         say!("environment {}, policy serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
         Ok(())

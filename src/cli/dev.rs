@@ -8,8 +8,9 @@ use std::{
 
 use clap::Args;
 
-use crate::{config::Config, gateway::Gateway, ledger::sqlite::Sqlite};
+use crate::{config::Config, gateway::Gateway};
 
+use super::ledger::migrate;
 use super::{Failure, out::say, serve::serve};
 
 mod certificates;
@@ -41,7 +42,7 @@ impl Dev {
         files::write_addresses(&dir)?;
         let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
         // An older version may have made it.
-        Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
+        migrate(&config)?;
         serve(config, |gateway| tell(&self.dir, gateway))
     }
 }
@@ -62,7 +63,7 @@ fn prepare(dir: &Path) -> Result<(), Failure> {
     let key = token::make(dir)?;
     files::write_policy(&dir.join("policy"), &key)?;
     let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
-    Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
+    migrate(&config)?;
     files::write(&dir.join(files::COMPLETE), b"the environment beside this file is complete\n")
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use crate::ledger::sqlite::Sqlite;
+use crate::{config::Config, ledger::Place};
 
 use super::{ConfigPath, Failure, out::say};
 
@@ -20,10 +20,17 @@ pub(super) struct Migrate {
 
 impl LedgerCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Self::Migrate(migrate) = self;
-        let config = migrate.path.load()?;
-        Sqlite::migrate(&config.ledger.sqlite, config.environment).map_err(Failure::failed)?;
-        say!("{}: ready for {}", config.ledger.sqlite.display(), config.environment);
+        let Self::Migrate(command) = self;
+        let config = command.path.load()?;
+        let place = migrate(&config)?;
+        say!("{place}: ready for {}", config.environment);
         Ok(())
     }
+}
+
+/// Makes the ledger, or brings it to this version; says where it is.
+pub(super) fn migrate(config: &Config) -> Result<Place, Failure> {
+    let place = config.ledger.place().map_err(Failure::unfit)?;
+    place.migrate(config.environment).map_err(Failure::failed)?;
+    Ok(place)
 }

@@ -11,7 +11,7 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::{clock::ClockBounds, json::Limits, ledger::LedgerConfig, signer::pkcs11::Pin};
+use crate::{clock::ClockBounds, json::Limits, signer::pkcs11::Pin};
 
 /// A listener with mutual TLS 1.3.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,23 +50,6 @@ pub struct JwksListener {
 pub struct OperationsListener {
     /// Where it listens.
     pub listen: SocketAddr,
-}
-
-/// Where the ledger is kept.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LedgerFile {
-    /// The SQLite file.
-    pub sqlite: PathBuf,
-    /// How many operations may wait for the writer.
-    #[serde(default = "defaults::queue_max")]
-    pub queue_max: usize,
-    /// How many are committed together at most.
-    #[serde(default = "defaults::batch_max")]
-    pub batch_max: usize,
-    /// How often expired reservations are voided, in seconds.
-    #[serde(default = "defaults::sweep_s")]
-    pub sweep_s: u64,
 }
 
 /// A device.
@@ -198,15 +181,6 @@ pub enum LogFormat {
 }
 
 mod defaults {
-    pub(super) fn queue_max() -> usize {
-        4096
-    }
-    pub(super) fn batch_max() -> usize {
-        512
-    }
-    pub(super) fn sweep_s() -> u64 {
-        10
-    }
     pub(super) fn sessions() -> usize {
         2
     }
@@ -278,13 +252,5 @@ impl ClockSection {
     #[must_use]
     pub fn bounds(&self) -> ClockBounds {
         ClockBounds { step_max: Duration::from_millis(self.step_ms_max), settle: Duration::from_secs(self.settle_s) }
-    }
-}
-
-impl LedgerFile {
-    /// The writer's bounds.
-    #[must_use]
-    pub fn front(&self) -> LedgerConfig {
-        LedgerConfig { queue_max: self.queue_max, batch_max: self.batch_max }
     }
 }

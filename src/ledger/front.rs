@@ -60,7 +60,7 @@ impl Drop for Handle {
 impl Ledger {
     /// Starts the writer over `engine`, which is open.
     #[must_use]
-    pub fn start(engine: impl Engine, config: LedgerConfig) -> Self {
+    pub fn start(engine: Box<dyn Engine>, config: LedgerConfig) -> Self {
         let queue = Arc::new(Queue::new(config));
         let writer = Writer::new(engine, Arc::clone(&queue));
         // A thread that cannot start drops the writer, which closes the queue: every call is then refused.
@@ -270,9 +270,15 @@ impl Ledger {
         read: impl FnOnce(&mut dyn Engine) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, LedgerError> {
         let (answer, outcome) = oneshot::channel();
-        let read = move |engine: &mut dyn Engine| {
-            let outcome = read(engine).map_err(|error| LedgerError::Unavailable(error.to_string()));
-            drop(answer.send(outcome));
+        let read = move |engine: &mut dyn Engine| match read(engine) {
+            Ok(found) => {
+                drop(answer.send(Ok(found)));
+                Ok(())
+            }
+            Err(error) => {
+                drop(answer.send(Err(LedgerError::Unavailable(error.to_string()))));
+                Err(error)
+            }
         };
         self.0.queue.push(Job::Read(Box::new(read)))?;
         answered(outcome).await
@@ -402,7 +408,7 @@ mod tests {
         let faults = faults.iter().copied().collect();
         let mut engine = Flaky { inner, faults, poison: None, gate: None, lost: None };
         change(&mut engine);
-        Bench { ledger: Ledger::start(engine, config), home }
+        Bench { ledger: Ledger::start(Box::new(engine), config), home }
     }
 
     impl Bench {

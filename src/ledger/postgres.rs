@@ -29,10 +29,12 @@ use read::{Reads, Seen};
 use session::{Session, definite, fenced, has_moved};
 
 mod read;
+mod reader;
 mod schema;
 mod session;
 mod write;
 
+pub use reader::Reader;
 pub use session::Server;
 
 /// What a gateway needs to know to write to a database.
@@ -226,17 +228,14 @@ impl Open {
         self.taken(replica, sql, &[&replica, &owner.as_bytes().as_slice()]).await
     }
 
-    async fn taken(
-        &self,
-        replica: &str,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Lane, EngineError> {
+    async fn taken(&self, replica: &str, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Lane, EngineError> {
         let client = &self.session.client;
         let rows = read::rows(client, sql, parameters).await?;
         let row = rows.first().ok_or_else(|| EngineError::Unfit(fenced()))?;
-        let position =
-            Position { next_index: read::checked(row, 1, |index: i64| index.try_into().ok())?, link: read::digest(row, 2)? };
+        let position = Position {
+            next_index: read::checked(row, 1, |index: i64| index.try_into().ok())?,
+            link: read::digest(row, 2)?,
+        };
         let tail = read::records(client, "WHERE lane = $1 ORDER BY idx DESC LIMIT 1", &[&replica]).await?;
         let end = tail.first().map_or(Position::GENESIS, |newest| Position {
             next_index: newest.index.saturating_add(1),
@@ -295,9 +294,8 @@ impl Engine for Postgres {
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        let newest = self.read(async |open| {
-            read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await
-        })?;
+        let newest =
+            self.read(async |open| read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await)?;
         let read = newest.first().map(|stored| serde_json::from_slice(&stored.bytes)).transpose();
         read.map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
     }
@@ -317,10 +315,7 @@ fn runtime() -> Result<Runtime, EngineError> {
 }
 
 /// What is not answered in time has an unknown outcome.
-async fn in_time<T>(
-    timeout: Duration,
-    answer: impl Future<Output = Result<T, EngineError>>,
-) -> Result<T, EngineError> {
+async fn in_time<T>(timeout: Duration, answer: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
     let late = |_| Err(EngineError::Unknown(format!("the ledger's server gave no answer in {timeout:?}")));
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(late)
 }

@@ -17,6 +17,7 @@ use super::{
     Engine, EngineError, Op,
     batch::{self, Needs, Replies},
     chain::{Lane, Position, StoredRecord},
+    place::{Journal, Stretch},
     step::Quote,
     stops::Stops,
 };
@@ -256,6 +257,26 @@ impl Reader {
     /// Where the file cannot be read.
     pub fn last_taken(&self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
         rows::last_taken(&self.0.lock(), scope)
+    }
+}
+
+impl Journal for Reader {
+    fn lanes(&self) -> Result<Vec<Stretch>, EngineError> {
+        let connection = self.0.lock();
+        let (first, head) = (rows::first(&connection)?, rows::chain(&connection)?.position);
+        Ok(vec![Stretch { lane: String::new(), first, head }])
+    }
+
+    fn records(&self, _: &str, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        self.records(from, count)
+    }
+
+    fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        self.tail(count)
+    }
+
+    fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
+        self.record(id)
     }
 }
 

@@ -13,7 +13,9 @@ use quotesign::{
     },
 };
 
-use crate::ops::{A, B, commit, context, identity, now, one, pending, publish, reserve, reserve_with, scope, seed, stop, void};
+use crate::ops::{
+    A, B, commit, context, identity, now, one, pending, publish, reserve, reserve_with, scope, seed, stop, void,
+};
 
 /// A store that can be closed and opened again.
 pub trait Store {
@@ -77,10 +79,7 @@ fn signed_and_replayed(store: &dyn Store) {
     assert_eq!(engine.numbered(&scope("GB-IN"), held.sequence()).unwrap(), Some(stored));
     assert_eq!(engine.numbered(&scope("GB-US"), held.sequence()).unwrap(), None);
     let records = verify(store);
-    assert_eq!(
-        events(&records),
-        [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed, Event::Replayed]
-    );
+    assert_eq!(events(&records), [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed, Event::Replayed]);
     assert_eq!(records[2].id, first.record);
     assert_eq!(records[1].facts.previous_sequence, Some(SequenceNumber::ZERO));
     assert_eq!(engine.newest_record().unwrap().map(|record| record.id), records.last().map(|record| record.id));
@@ -124,7 +123,9 @@ fn scopes_are_seeded(store: &dyn Store) {
         let refused = one(&mut *engine, Op::Seed(seed("GB-IN", floor)));
         assert!(matches!(refused, Err(Refusal::FloorNotRaised { .. })), "{floor}");
     }
-    assert!(matches!(one(&mut *engine, Op::Seed(seed("GB-IN", 12))), Ok(Done::Seeded(Some(before), _)) if before.get() == 10));
+    assert!(
+        matches!(one(&mut *engine, Op::Seed(seed("GB-IN", 12))), Ok(Done::Seeded(Some(before), _)) if before.get() == 10)
+    );
     assert!(matches!(one(&mut *engine, Op::Reserve(reserve("q1", 12))), Err(Refusal::NotMonotonic { .. })));
     assert!(one(&mut *engine, Op::Reserve(reserve("q1", 13))).is_ok());
     let own = Reserve { scope: scope("GB-US"), seed_if_unknown: true, ..reserve("q2", 1) };
@@ -206,7 +207,8 @@ fn stopped(store: &dyn Store) {
     one(&mut *engine, Op::Commit(commit(&signed, "e30.e30.one"))).unwrap();
     let waiting = pending(one(&mut *engine, Op::Reserve(reserve("q2", 2))));
     one(&mut *engine, Op::Stop(stop("halted/partner/acme-remit", true))).unwrap();
-    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))] {
+    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))]
+    {
         assert!(matches!(one(&mut *engine, op), Err(Refusal::Halted { .. })));
     }
     drop(engine);
@@ -215,7 +217,8 @@ fn stopped(store: &dyn Store) {
     let both = [Op::Stop(stop("halted/partner/acme-remit", false)), Op::Stop(stop(&format!("revoked/{A}"), true))];
     engine.apply(&both).unwrap();
     let revoked = Err(Refusal::KidRevoked { kid: A.parse().unwrap() });
-    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))] {
+    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))]
+    {
         assert_eq!(one(&mut *engine, op), revoked);
     }
     assert_eq!(one(&mut *engine, Op::Stop(stop(&format!("revoked/{A}"), false))), revoked);

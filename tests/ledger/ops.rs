@@ -7,7 +7,10 @@ use quotesign::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, Identity, InputDigest, PayloadDigest, Scope},
     jws::CompactJws,
-    ledger::{Commit, Done, Engine, Kept, Numbering, Op, Publish, Refusal, Reservation, Reserve, Reserved, Seed, StopAct, Void},
+    ledger::{
+        Commit, Done, Engine, Kept, Numbering, Op, Publish, Refusal, Reservation, Reserve, Reserved, Seed, StopAct,
+        Void,
+    },
 };
 
 pub const A: &str = "quote-signing-a";

@@ -68,7 +68,11 @@ impl Cluster {
     /// Starts the server, which must not run.
     pub fn start(&mut self, settings: &[&str]) {
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", WITH_ITS_PARENT, "sh"]).arg(if self.keeper.is_none() { self.home.as_path() } else { Path::new("") });
+        keeper.args(["-c", WITH_ITS_PARENT, "sh"]).arg(if self.keeper.is_none() {
+            self.home.as_path()
+        } else {
+            Path::new("")
+        });
         let postgres = as_postgres(&format!("{BIN}/postgres"));
         keeper.arg(postgres.get_program()).args(postgres.get_args()).arg("-D").arg(self.home.join("data"));
         let port = format!("port={}", self.port);

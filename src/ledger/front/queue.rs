@@ -13,14 +13,15 @@ use tokio::sync::oneshot;
 use super::LedgerConfig;
 use crate::{
     audit::Record,
-    ledger::{Done, Engine, LedgerError, Op},
+    ledger::{Done, Engine, EngineError, LedgerError, Op},
 };
 
 pub(super) const CLOSED: &str = "the ledger is closed";
 
 pub(super) type Outcome = Result<Done, LedgerError>;
 
-pub(super) type Read = Box<dyn FnOnce(&mut dyn Engine) + Send>;
+/// Answers its caller, and says what it told him of the store.
+pub(super) type Read = Box<dyn FnOnce(&mut dyn Engine) -> Result<(), EngineError> + Send>;
 
 #[expect(clippy::large_enum_variant, reason = "nearly every job is an operation")]
 pub(super) enum Job {

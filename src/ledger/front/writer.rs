@@ -16,8 +16,8 @@ const DIVISIONS_MAX: u32 = 32;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// The engine, its queue, and whether it is to be opened again.
-pub(super) struct Writer<E> {
-    engine: E,
+pub(super) struct Writer {
+    engine: Box<dyn Engine>,
     queue: Arc<Queue>,
     outage: Option<Outage>,
 }
@@ -29,8 +29,8 @@ struct Outage {
     pause: Duration,
 }
 
-impl<E: Engine> Writer<E> {
-    pub fn new(engine: E, queue: Arc<Queue>) -> Self {
+impl Writer {
+    pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>) -> Self {
         Self { engine, queue, outage: None }
     }
 
@@ -40,10 +40,12 @@ impl<E: Engine> Writer<E> {
             self.recover();
             for read in batch.reads {
                 // Its caller learns of a panic from the answer that never comes.
-                let _ = self.guarded(|engine| {
-                    read(engine);
-                    Ok(())
-                });
+                match self.guarded(|engine| read(engine)) {
+                    Err(EngineError::Unknown(why) | EngineError::Unfit(why)) if self.outage.is_none() => {
+                        self.fail(&why, PAUSES.0);
+                    }
+                    _ => {}
+                }
             }
             let mut divisions = DIVISIONS_MAX;
             let mut outcomes = self.apply(&batch.ops, &mut divisions).into_iter();
@@ -86,7 +88,7 @@ impl<E: Engine> Writer<E> {
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
         match self.guarded(|engine| engine.apply(ops)) {
             Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
-            Err(EngineError::Unknown(_)) => match self.guarded(E::reopen) {
+            Err(EngineError::Unknown(_)) => match self.guarded(|engine| engine.reopen()) {
                 Ok(Some(replies)) => Ok(replies),
                 Ok(None) => self.guarded(|engine| engine.apply(ops)),
                 // Still unknown, whatever kept the store from being opened: nothing of it may be tried again.
@@ -97,15 +99,15 @@ impl<E: Engine> Writer<E> {
     }
 
     /// After a panic nothing is known of the engine but that it can be opened again.
-    fn guarded<T>(&mut self, act: impl FnOnce(&mut E) -> Result<T, EngineError>) -> Result<T, EngineError> {
-        catch_unwind(AssertUnwindSafe(|| act(&mut self.engine)))
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut dyn Engine) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        catch_unwind(AssertUnwindSafe(|| act(&mut *self.engine)))
             .unwrap_or_else(|_| Err(EngineError::Unknown("the engine panicked".to_owned())))
     }
 
     /// Opens the store again where it failed and its pause is over.
     fn recover(&mut self) {
         let Some(outage) = self.outage.take_if(|outage| outage.retry_at <= Instant::now()) else { return };
-        match self.guarded(E::reopen) {
+        match self.guarded(|engine| engine.reopen()) {
             // Those who asked were told that it is unavailable: the replies of their batch are nobody's now.
             Ok(_) => self.queue.set_fault(None),
             Err(error) => self.fail(&error.to_string(), outage.pause.saturating_mul(2).min(PAUSES.1)),
@@ -118,7 +120,7 @@ impl<E: Engine> Writer<E> {
     }
 }
 
-impl<E> Drop for Writer<E> {
+impl Drop for Writer {
     /// However the writer ends.
     fn drop(&mut self) {
         self.queue.abandon();

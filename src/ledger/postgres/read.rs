@@ -95,7 +95,10 @@ impl Reads {
         let snapshot = Snapshot {
             quotes: quotes.iter().map(quote).collect::<Result<_, _>>()?,
             lasts: scopes.iter().map(last).collect::<Result<_, _>>()?,
-            quotas: quotas.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect::<Result<_, EngineError>>()?,
+            quotas: quotas
+                .iter()
+                .map(|row| Ok((value(row, 0)?, value(row, 1)?)))
+                .collect::<Result<_, EngineError>>()?,
             kids: kids.iter().map(kept).collect::<Result<_, _>>()?,
             records: records.iter().map(record_id).collect::<Result<_, _>>()?,
             stops: stops(head, 3)?,
@@ -164,9 +167,7 @@ fn stored_record(row: &Row) -> Result<StoredRecord, EngineError> {
         index: checked(row, 0, index_of)?,
         bytes: value(row, 1)?,
         leaf: digest(row, 2)?,
-        link: value::<Option<&[u8]>>(row, 3)?
-            .map(|link| link.try_into().map_err(|_| unfit("link")))
-            .transpose()?,
+        link: value::<Option<&[u8]>>(row, 3)?.map(|link| link.try_into().map_err(|_| unfit("link"))).transpose()?,
     })
 }
 

@@ -6,9 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::UtcTime,
-    domain::{
-        Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber,
-    },
+    domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
         EngineError, Kept, Stop,
@@ -204,6 +202,12 @@ pub(super) fn chain(db: &Connection) -> Result<Lane, EngineError> {
         Ok(Lane { epoch: row.get(0)?, position })
     };
     Ok(db.prepare_cached("SELECT epoch, next_idx, link FROM chain WHERE one = 1")?.query_row((), read)?)
+}
+
+/// Where the journal begins.
+pub(super) fn first(db: &Connection) -> Result<Position, EngineError> {
+    let read = |row: &Row<'_>| Ok(Position { next_index: checked(row, 0, index_of)?, link: row.get(1)? });
+    Ok(db.prepare_cached("SELECT first_idx, first_link FROM chain WHERE one = 1")?.query_row((), read)?)
 }
 
 /// Stores where the journal stands after the records from `first` on.

@@ -1,0 +1,187 @@
+//! `[ledger]`: where the ledger is kept, in one SQLite file or in a PostgreSQL database.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use tokio_postgres::config::Host;
+
+use crate::{
+    ledger::{
+        LedgerConfig, Place,
+        postgres::{Server, Settings},
+    },
+    transport::tls,
+};
+
+/// Where the ledger is kept, and the bounds of its queue.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerSection {
+    /// The SQLite file, for a gateway that runs alone.
+    pub sqlite: Option<PathBuf>,
+    /// The PostgreSQL database, for gateways that run side by side.
+    pub postgres: Option<PostgresSection>,
+    /// How many operations may wait for the writer.
+    #[serde(default = "defaults::queue_max")]
+    pub queue_max: usize,
+    /// How many are committed together at most.
+    #[serde(default = "defaults::batch_max")]
+    pub batch_max: usize,
+    /// How often expired reservations are voided, in seconds.
+    #[serde(default = "defaults::sweep_s")]
+    pub sweep_s: u64,
+}
+
+/// A database that several gateways share.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresSection {
+    /// `postgresql://user@host:port/database`, without the password.
+    pub address: String,
+    /// The file that holds the password; its one line.
+    pub password_file: Option<PathBuf>,
+    /// The CA of the server's certificate, PEM. Not for a server on this machine alone.
+    pub ca: Option<PathBuf>,
+    /// The certificate that this gateway shows, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub private_key: Option<PathBuf>,
+    /// This gateway's own name among those that share the database; the machine's host name where absent.
+    pub replica: Option<String>,
+    /// Whether the server must name a synchronous standby.
+    #[serde(default)]
+    pub high_availability: bool,
+    /// How far the server's clock may be from this machine's, in milliseconds.
+    #[serde(default = "defaults::clock_offset_ms_max")]
+    pub clock_offset_ms_max: u64,
+    /// How long one exchange with the server may take, in milliseconds.
+    #[serde(default = "defaults::timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+mod defaults {
+    pub(super) fn queue_max() -> usize {
+        4096
+    }
+    pub(super) fn batch_max() -> usize {
+        512
+    }
+    pub(super) fn sweep_s() -> u64 {
+        10
+    }
+    pub(super) fn clock_offset_ms_max() -> u64 {
+        1_000
+    }
+    pub(super) fn timeout_ms() -> u64 {
+        5_000
+    }
+}
+
+impl LedgerSection {
+    /// The bounds of the front.
+    #[must_use]
+    pub fn front(&self) -> LedgerConfig {
+        LedgerConfig { queue_max: self.queue_max, batch_max: self.batch_max }
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// Where neither or both are given, or a certificate cannot be used.
+    pub fn place(&self) -> Result<Place, String> {
+        match (&self.sqlite, &self.postgres) {
+            (Some(file), None) => Ok(Place::Sqlite(file.clone())),
+            (None, Some(postgres)) => postgres.settings().map(|settings| Place::Postgres(Box::new(settings))),
+            _ => Err("`ledger`: give the ledger's place by `sqlite` or by `postgres`, one of them".to_owned()),
+        }
+    }
+
+    /// The paths in it.
+    pub(super) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let postgres = self.postgres.as_mut().map(|postgres| {
+            [&mut postgres.password_file, &mut postgres.ca, &mut postgres.certificate, &mut postgres.private_key]
+        });
+        self.sqlite.as_mut().into_iter().chain(postgres.into_iter().flatten().filter_map(Option::as_mut))
+    }
+
+    /// The rules that types cannot hold; certificates are read later.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match (&self.sqlite, &self.postgres) {
+            (Some(_), None) => Ok(()),
+            (None, Some(postgres)) => postgres.check(),
+            _ => self.place().map(drop),
+        }
+    }
+}
+
+impl PostgresSection {
+    fn check(&self) -> Result<(), String> {
+        let address = self.parsed()?;
+        let is_here = address.get_hosts().iter().all(|host| match host {
+            Host::Tcp(name) => name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+            Host::Unix(_) => true,
+        });
+        if self.ca.is_none() && !is_here {
+            return Err(
+                "`ledger.postgres.ca`: give the CA of the server's certificate; only a server on this machine is \
+                        talked to without TLS"
+                    .to_owned(),
+            );
+        }
+        if self.certificate.is_some() != self.private_key.is_some() || (self.certificate.is_some() && self.ca.is_none())
+        {
+            return Err("`ledger.postgres`: give `certificate`, `private_key` and `ca` together".to_owned());
+        }
+        let replica = self.replica();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if replica.is_empty() || replica.len() > 63 || !replica.bytes().all(fits) {
+            return Err(format!(
+                "`ledger.postgres.replica` = `{replica}` is no name; give 1 to 63 letters, digits, `-`, `.` or `_`"
+            ));
+        }
+        for (field, value) in [("clock_offset_ms_max", self.clock_offset_ms_max), ("timeout_ms", self.timeout_ms)] {
+            if !(1..=60_000).contains(&value) {
+                return Err(format!("`ledger.postgres.{field}` = `{value}` is out of range; give 1 to 60000"));
+            }
+        }
+        Ok(())
+    }
+
+    fn parsed(&self) -> Result<tokio_postgres::Config, String> {
+        // The text may hold a password, and is not told back.
+        let address: tokio_postgres::Config = self.address.parse().map_err(|_| {
+            "`ledger.postgres.address` cannot be read; write it as `postgresql://user@host:5432/database`".to_owned()
+        })?;
+        if address.get_password().is_some() {
+            return Err("`ledger.postgres.address` holds a password; put it into the file that `password_file` names"
+                .to_owned());
+        }
+        if address.get_hosts().is_empty() || address.get_user().is_none() || address.get_dbname().is_none() {
+            return Err(
+                "`ledger.postgres.address` lacks a part; write it as `postgresql://user@host:5432/database`".to_owned()
+            );
+        }
+        if address.get_options().is_some() {
+            return Err("`ledger.postgres.address` sets options; the gateway sets its own, leave them out".to_owned());
+        }
+        Ok(address)
+    }
+
+    fn replica(&self) -> String {
+        self.replica.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    }
+
+    fn settings(&self) -> Result<Settings, String> {
+        let identity = self.certificate.as_deref().zip(self.private_key.as_deref());
+        let tls = self.ca.as_ref().map(|ca| tls::client(ca, identity, b"postgresql")).transpose();
+        let server = Server {
+            address: self.parsed()?,
+            password_file: self.password_file.clone(),
+            tls: tls.map_err(|fault| fault.to_string())?,
+            high_availability: self.high_availability,
+            timeout: Duration::from_millis(self.timeout_ms),
+        };
+        let clock_offset_max = Duration::from_millis(self.clock_offset_ms_max);
+        Ok(Settings { server, replica: self.replica(), clock_offset_max })
+    }
+}

@@ -1,0 +1,69 @@
+//! Reads the journal on a connection of its own: changes nothing and waits for no writer.
+
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use super::{
+    read, runtime,
+    session::{Server, Session},
+};
+use crate::ledger::{
+    EngineError,
+    chain::{Position, StoredRecord},
+    encoding::stored,
+    place::{Journal, Stretch},
+};
+
+/// A connection that only reads.
+pub struct Reader {
+    runtime: Runtime,
+    session: Session,
+}
+
+impl Reader {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Where the server cannot be used.
+    pub fn open(server: &Server) -> Result<Self, EngineError> {
+        let runtime = runtime()?;
+        let session = runtime.block_on(Session::open(server))?;
+        Ok(Self { runtime, session })
+    }
+}
+
+impl Journal for Reader {
+    fn lanes(&self) -> Result<Vec<Stretch>, EngineError> {
+        let sql = "SELECT lane, first_idx, first_link, next_idx, link FROM lane ORDER BY lane";
+        let rows = self.runtime.block_on(read::rows(&self.session.client, sql, &[]))?;
+        let position = |row, index, link| {
+            let next_index = read::checked(row, index, |index: i64| index.try_into().ok())?;
+            Ok::<_, EngineError>(Position { next_index, link: read::digest(row, link)? })
+        };
+        rows.iter()
+            .map(|row| {
+                Ok(Stretch { lane: read::value(row, 0)?, first: position(row, 1, 2)?, head: position(row, 3, 4)? })
+            })
+            .collect()
+    }
+
+    fn records(&self, lane: &str, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        let (from, count) = (stored(from)?, i64::from(count));
+        let sql = "WHERE lane = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
+        self.runtime.block_on(read::records(&self.session.client, sql, &[&lane, &from, &count]))
+    }
+
+    fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+        let sql = "ORDER BY record_id DESC LIMIT $1";
+        let count = i64::from(count);
+        let mut records = self.runtime.block_on(read::records(&self.session.client, sql, &[&count]))?;
+        records.reverse();
+        Ok(records)
+    }
+
+    fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
+        let id = id.as_bytes().as_slice();
+        let found = self.runtime.block_on(read::records(&self.session.client, "WHERE record_id = $1", &[&id]))?;
+        Ok(found.into_iter().next())
+    }
+}
