@@ -163,6 +163,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 23);
+        assert_eq!(seen, 25);
     }
 }

@@ -2,7 +2,7 @@
 //! trial can use it: kills, races, restores.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use quotesign::{
     jwk::PublicKey,
     jws::CompactJws,
     ledger::{
+        Place,
         chain::{self, Position, StoredRecord},
         step::{self, Stage},
     },
@@ -67,8 +68,8 @@ fn digest(payload: &Value) -> PayloadDigest {
 #[derive(Debug, Clone)]
 pub struct Store {
     pub quotes: BTreeMap<String, step::Quote>,
-    pub journal: Vec<StoredRecord>,
-    pub head: Position,
+    /// The journal's lanes, each with where it stands.
+    pub lanes: Vec<(Vec<StoredRecord>, Position)>,
     pub key: Arc<PublicKey>,
 }
 
@@ -83,24 +84,57 @@ impl Store {
             let quote = reader.quote(&Identity::new(environment, &partner, &id)).unwrap().unwrap();
             (id.to_string(), quote)
         });
-        let keys: Vec<_> = std::fs::read_dir(site.path("policy/keys")).unwrap().map(Result::unwrap).collect();
-        let [key] = keys.as_slice() else { panic!("a trial has one key") };
-        Self {
-            quotes: quotes.collect(),
-            journal: reader.records(0, u32::MAX).unwrap(),
-            head: reader.head().unwrap(),
-            key: Arc::new(PublicKey::from_jwk(&std::fs::read(key.path()).unwrap()).unwrap()),
+        let lanes = vec![(reader.records(0, u32::MAX).unwrap(), reader.head().unwrap())];
+        Self { quotes: quotes.collect(), lanes, key: key_of(site) }
+    }
+
+    /// The same of a ledger that several gateways write.
+    pub fn shared(site: &Site, place: &Place) -> Self {
+        let journal = place.journal().unwrap();
+        let lanes = journal.lanes().unwrap().into_iter();
+        let lanes = lanes.map(|lane| (journal.records(&lane.lane, 0, u32::MAX).unwrap(), lane.head)).collect();
+        let mut engine = place.open(Environment::Development).unwrap();
+        let quotes = reserved(&lanes).into_iter().filter_map(|(record, _)| {
+            let (partner, id) = (record.context.partner?, record.context.quote_id?);
+            let quote = engine.quote(&Identity::new(Environment::Development, &partner, &id)).unwrap()?;
+            Some((id.to_string(), quote))
+        });
+        Self { quotes: quotes.collect(), lanes, key: key_of(site) }
+    }
+}
+
+fn key_of(site: &Site) -> Arc<PublicKey> {
+    let keys: Vec<_> = std::fs::read_dir(site.path("policy/keys")).unwrap().map(Result::unwrap).collect();
+    let [key] = keys.as_slice() else { panic!("a trial has one key") };
+    Arc::new(PublicKey::from_jwk(&std::fs::read(key.path()).unwrap()).unwrap())
+}
+
+/// The records of reservations in the order of their numbers, each with the number before it in its own lane.
+fn reserved(lanes: &Vec<(Vec<StoredRecord>, Position)>) -> Vec<(Record, SequenceNumber)> {
+    let mut found = Vec::new();
+    for (journal, _) in lanes {
+        let mut last = SequenceNumber::ZERO;
+        for stored in journal {
+            let Ok(record) = serde_json::from_slice::<Record>(&stored.bytes) else { continue };
+            if let (Event::Reserved, Some(number)) = (record.event, record.facts.sequence) {
+                found.push((record, last));
+                last = number;
+            }
         }
     }
+    found.sort_by_key(|(record, _)| record.facts.sequence);
+    found
 }
 
 /// Everything that does not hold; empty where all does. Numbers are to be asked for from 1 on, each by one quote.
 pub fn faults(told: &[Told], store: &Store) -> Vec<String> {
     let mut faults = Vec::new();
-    match chain::verify(Position::GENESIS, store.journal.iter().cloned()) {
-        Ok(summary) if summary.head == store.head => {}
-        Ok(_) => faults.push("the journal does not end at its head".to_owned()),
-        Err(fault) => faults.push(format!("the chain is broken: {fault}")),
+    for (journal, head) in &store.lanes {
+        match chain::verify(Position::GENESIS, journal.iter().cloned()) {
+            Ok(summary) if summary.head == *head => {}
+            Ok(_) => faults.push("the journal does not end at its head".to_owned()),
+            Err(fault) => faults.push(format!("the chain is broken: {fault}")),
+        }
     }
     faults.extend(told.iter().filter_map(|told| fault_of(told, store).err()));
     faults.extend(disagreements(told));
@@ -170,28 +204,31 @@ fn shared_numbers(store: &Store) -> Vec<String> {
 fn journal_faults(told: &[Told], store: &Store) -> Vec<String> {
     let mut faults = Vec::new();
     let mut last = SequenceNumber::ZERO;
-    let (mut reserved, mut committed) = (BTreeMap::new(), HashMap::new());
-    for stored in &store.journal {
+    let (mut owners, mut committed) = (BTreeMap::new(), HashMap::new());
+    for (record, before) in reserved(&store.lanes) {
+        let number = record.facts.sequence.unwrap_or(SequenceNumber::ZERO);
+        let id = record.context.quote_id.as_ref().map(ToString::to_string).unwrap_or_default();
+        if record.facts.previous_sequence != Some(last) || number <= last || number <= before {
+            faults.push(format!("{number} was reserved out of order"));
+        }
+        if owners.insert(number.get(), id.clone()).is_some() {
+            faults.push(format!("{number} was reserved twice"));
+        }
+        last = number;
+    }
+    for stored in store.lanes.iter().flat_map(|(journal, _)| journal) {
         let Ok(record) = serde_json::from_slice::<Record>(&stored.bytes) else {
             faults.push(format!("record {} cannot be read", stored.index));
             continue;
         };
         let id = record.context.quote_id.as_ref().map(ToString::to_string).unwrap_or_default();
-        match (record.event, record.facts.sequence) {
-            (Event::Reserved, Some(number)) => {
-                if record.facts.previous_sequence != Some(last) || number <= last {
-                    faults.push(format!("{number} was reserved out of order"));
-                }
-                if reserved.insert(number.get(), id.clone()).is_some() || committed.contains_key(&id) {
-                    faults.push(format!("{id} was reserved twice"));
-                }
-                last = number;
-            }
-            (Event::Committed, _) if committed.insert(id.clone(), record).is_some() => {
-                faults.push(format!("{id} was committed twice"));
-            }
-            _ => {}
+        if record.event == Event::Committed && committed.insert(id.clone(), record).is_some() {
+            faults.push(format!("{id} was committed twice"));
         }
+    }
+    let reserved = owners;
+    if reserved.values().collect::<HashSet<_>>().len() != reserved.len() {
+        faults.push("a quote was reserved twice".to_owned());
     }
     for (id, quote) in &store.quotes {
         if reserved.get(&quote.sequence.get()) != Some(id) {
@@ -240,8 +277,8 @@ const FORGERIES: [Forgery; 11] = [
         let id = told[1].id.clone();
         told.push(Told { id, ..told[0].clone() });
     }),
-    ("the chain is broken", |_, store| store.journal[1].bytes.push(b' ')),
-    ("does not end at its head", |_, store| drop(store.journal.pop())),
+    ("the chain is broken", |_, store| store.lanes[0].0[1].bytes.push(b' ')),
+    ("does not end at its head", |_, store| drop(store.lanes[0].0.pop())),
     ("missing and nobody was refused it", |told, _| drop(told.pop())),
 ];
 

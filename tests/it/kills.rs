@@ -186,10 +186,14 @@ async fn a_call_that_is_cancelled_with_its_device_is_signed_all_the_same_and_bef
 }
 
 /// `SplitMix64`: enough to choose moments by, and the same ones for the same seed.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn throw(&mut self, sides: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn throw(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -197,8 +201,13 @@ impl Dice {
     }
 }
 
-fn number_from(variable: &str, otherwise: u64) -> u64 {
+pub fn number_from(variable: &str, otherwise: u64) -> u64 {
     env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// The seed that is given, or one of this moment.
+pub fn seed_from() -> u64 {
+    number_from("SEED", u64::try_from(SystemClock.now().millis()).unwrap())
 }
 
 /// Asks for a quote until it is told something for good.
@@ -239,7 +248,7 @@ async fn keep_asking(
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_random_under_load_nothing_told_is_lost_and_no_number_is_used_twice() {
     let trials = number_from("TRIALS", 6).min(200);
-    let seed = number_from("SEED", u64::try_from(SystemClock.now().millis()).unwrap());
+    let seed = seed_from();
     println!("TRIALS={trials} SEED={seed}");
     let mut dice = Dice(seed);
     let points = ["pipeline::before-sign", "pipeline::before-commit", "ledger::before-commit", "ledger::after-commit"];

@@ -35,6 +35,10 @@ mod kms;
 mod oracles;
 mod path;
 mod properties;
+mod replicas;
+#[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
+#[path = "../ledger/server.rs"]
+mod server;
 mod stages;
 mod tidy;
 mod tls;

@@ -3,6 +3,7 @@
 mod contract;
 mod ops;
 mod postgres;
+#[allow(dead_code, reason = "the trials of replicas use the rest of it")]
 mod server;
 
 use contract::{CASES, Store};

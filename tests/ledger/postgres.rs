@@ -22,7 +22,7 @@ use crate::{
     server::{Cluster, Database},
 };
 
-impl Store for Database<'_> {
+impl Store for Database {
     fn open(&self) -> Box<dyn Engine> {
         Box::new(Database::open(self, "gw-1"))
     }
@@ -33,7 +33,7 @@ impl Store for Database<'_> {
 }
 
 /// A lane's records, read by `psql`.
-fn journal(database: &Database<'_>, lane: &str) -> Vec<StoredRecord> {
+fn journal(database: &Database, lane: &str) -> Vec<StoredRecord> {
     let sql = format!(
         "SELECT idx, encode(record, 'hex'), encode(leaf, 'hex'), encode(link, 'hex') FROM audit
          WHERE lane = '{lane}' ORDER BY idx"

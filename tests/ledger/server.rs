@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::{
         OnceLock,
@@ -19,15 +19,33 @@ use quotesign::{
 };
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
-/// Ends the server when this process is gone, however it went, and removes what it wrote.
-const WITH_ITS_PARENT: &str =
-    r#"home=$1; shift; "$@" </dev/null & child=$!; cat; kill -QUIT $child; wait $child; rm -rf "$home""#;
+/// Ends the server when this process is gone, however it went.
+const SERVED: &str = r#""$@" </dev/null & child=$!; cat; kill -QUIT $child; wait $child"#;
+/// Removes what it wrote, a moment after.
+const KEPT: &str = r#"cat; sleep 1; rm -rf "$1""#;
 
 pub struct Cluster {
     pub port: u16,
     home: PathBuf,
-    /// Held open for as long as the server is to run.
-    keeper: Option<Child>,
+    /// Held open for as long as the server is to run, and for as long as its files are to stay.
+    server: Option<Child>,
+    files: Child,
+}
+
+fn keeper(script: &str) -> Command {
+    let mut keeper = Command::new("sh");
+    keeper
+        .args(["-c", script, "sh"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/");
+    keeper
+}
+
+fn let_go(mut keeper: Child) {
+    drop(keeper.stdin.take());
+    keeper.wait().unwrap();
 }
 
 /// PostgreSQL refuses to run as root.
@@ -60,19 +78,15 @@ impl Cluster {
         initdb.args(["--auth=trust", "--username=postgres", "--no-sync", "--data-checksums", "--pgdata"]);
         done(initdb.arg(home.join("data")).current_dir("/").output().unwrap());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { port, home, keeper: None };
+        let files = keeper(KEPT).arg(&home).spawn().unwrap();
+        let mut cluster = Self { port, home, server: None, files };
         cluster.start(settings);
         cluster
     }
 
     /// Starts the server, which must not run.
     pub fn start(&mut self, settings: &[&str]) {
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", WITH_ITS_PARENT, "sh"]).arg(if self.keeper.is_none() {
-            self.home.as_path()
-        } else {
-            Path::new("")
-        });
+        let mut keeper = keeper(SERVED);
         let postgres = as_postgres(&format!("{BIN}/postgres"));
         keeper.arg(postgres.get_program()).args(postgres.get_args()).arg("-D").arg(self.home.join("data"));
         let port = format!("port={}", self.port);
@@ -81,13 +95,28 @@ impl Cluster {
         for setting in own.iter().chain(settings) {
             keeper.args(["-c", setting]);
         }
-        let log = fs::File::create(std::env::temp_dir().join(format!("quotesign-pg-{}.log", self.port))).unwrap();
-        keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).current_dir("/");
-        self.keeper = Some(keeper.spawn().unwrap());
+        if let Some(before) = self.server.replace(keeper.spawn().unwrap()) {
+            let_go(before);
+        }
+        self.until_it_answers();
+    }
+
+    pub fn until_it_answers(&self) {
         let until = Instant::now() + Duration::from_secs(30);
         while !self.answers() {
             assert!(Instant::now() < until, "the server does not come up");
             thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends the server as a crash does, and returns when it is gone.
+    pub fn crash(&self) {
+        let pid = fs::read_to_string(self.home.join("data/postmaster.pid")).unwrap();
+        let pid = pid.lines().next().unwrap().parse().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::QUIT)
+            .unwrap();
+        while self.answers() || self.home.join("data/postmaster.pid").exists() {
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -98,45 +127,48 @@ impl Cluster {
 
     /// What `psql` prints.
     pub fn sql(&self, database: &str, sql: &str) -> String {
-        let mut psql = Command::new(format!("{BIN}/psql"));
-        psql.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"]);
-        psql.args(["-p", &self.port.to_string(), "-d", database, "-c", sql]);
-        done(psql.output().unwrap()).trim().to_owned()
+        psql(self.port, database, sql)
     }
 
     /// An empty database, with the ledger's tables.
-    pub fn database(&self) -> Database<'_> {
+    pub fn database(&self) -> Database {
         let database = self.empty();
         Postgres::migrate(&database.server(), Environment::Sandbox).unwrap();
         database
     }
 
     /// An empty database.
-    pub fn empty(&self) -> Database<'_> {
+    pub fn empty(&self) -> Database {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("ledger_{}", MADE.fetch_add(1, Ordering::Relaxed));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
-        Database { cluster: self, name }
+        Database { port: self.port, name }
     }
+}
+
+fn psql(port: u16, database: &str, sql: &str) -> String {
+    let mut psql = Command::new(format!("{BIN}/psql"));
+    psql.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"]);
+    psql.args(["-p", &port.to_string(), "-d", database, "-c", sql]);
+    done(psql.output().unwrap()).trim().to_owned()
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(mut keeper) = self.keeper.take() {
-            drop(keeper.stdin.take());
-            keeper.wait().unwrap();
-        }
+        self.server.take().map(let_go);
+        drop(self.files.stdin.take());
     }
 }
 
-pub struct Database<'a> {
-    pub cluster: &'a Cluster,
+/// One database of a cluster.
+pub struct Database {
+    pub port: u16,
     pub name: String,
 }
 
-impl Database<'_> {
+impl Database {
     pub fn server(&self) -> Server {
-        let address = format!("host=127.0.0.1 port={} user=postgres dbname={}", self.cluster.port, self.name);
+        let address = format!("host=127.0.0.1 port={} user=postgres dbname={}", self.port, self.name);
         Server {
             address: address.parse().unwrap(),
             password_file: None,
@@ -155,6 +187,6 @@ impl Database<'_> {
     }
 
     pub fn sql(&self, sql: &str) -> String {
-        self.cluster.sql(&self.name, &format!("SET search_path = quotesign; {sql}"))
+        psql(self.port, &self.name, &format!("SET search_path = quotesign; {sql}"))
     }
 }

@@ -1,0 +1,305 @@
+//! Several gateways on one database and one hot scope, while everything around them fails: connections are cut in
+//! the midst of a commit, backends and the server killed, gateways stopped and killed. What clients were told is then
+//! held against the ledger.
+
+mod proxy;
+
+use std::{
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use quotesign::ledger::Place;
+use rustix::process::Signal;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml},
+    history::{Answer, Store, Told, faults},
+    kills::{Dice, number_from, seed_from},
+    server::{Cluster, Database},
+};
+use proxy::{LAZY, Proxy};
+
+/// What was told, when it was first asked for, and when it was told.
+#[derive(Clone)]
+struct Heard {
+    told: Told,
+    begun: Instant,
+    ended: Instant,
+}
+
+/// A site whose ledger is `database`; every gateway has its own name and its own way there.
+struct Replicas {
+    site: Site,
+    database: Database,
+    proxies: Vec<Proxy>,
+}
+
+impl Replicas {
+    async fn new(database: Database, count: usize, lies: &'static [(&'static str, &'static str)]) -> Self {
+        let site = Site::new();
+        site.edit_policy(|policy| {
+            for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+                policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
+                policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
+            }
+        });
+        let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
+        site.edit_config(|config| {
+            let ledger = config["ledger"].as_table_mut().unwrap();
+            ledger.remove("sqlite");
+            ledger["postgres"] = toml(&format!("{{ address = '{address}', timeout_ms = 2000 }}"));
+        });
+        done(site.run(&["ledger", "migrate"]));
+        let mut proxies = Vec::new();
+        for _ in 0..count {
+            proxies.push(Proxy::new(database.port, lies).await);
+        }
+        Self { site, database, proxies }
+    }
+
+    fn command(&self, at: usize) -> Command {
+        let mut command = self.site.command();
+        let address = format!("postgresql://postgres@{}/{}", self.proxies[at].address, self.database.name);
+        command.env("QUOTESIGN__LEDGER__POSTGRES__ADDRESS", address);
+        command.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", format!("gw-{at}"));
+        command.arg("serve").arg("--config").arg(self.site.config());
+        command
+    }
+
+    fn start(&self, at: usize) -> Gateway {
+        Gateway::spawn(self.command(at), &self.site)
+    }
+
+    /// All that the ledger holds, read on a thread of its own, since reading waits.
+    fn store(&self) -> Store {
+        let place = Place::Postgres(Box::new(self.database.settings("checker")));
+        std::thread::scope(|scope| scope.spawn(|| Store::shared(&self.site, &place)).join().unwrap())
+    }
+}
+
+/// Asks until it is told something for good.
+async fn ask(
+    quote: &Quote,
+    gateways: &[watch::Receiver<Caller>],
+    first: usize,
+    stop: &CancellationToken,
+) -> Option<Heard> {
+    let begun = Instant::now();
+    for attempt in first.. {
+        let caller = gateways[attempt % gateways.len()].borrow().clone();
+        let heard = |told| Some(Heard { told, begun, ended: Instant::now() });
+        let status = match timeout(Duration::from_secs(4), caller.sign(quote)).await {
+            // A gateway that was stopped: another one may know more.
+            Err(_) => continue,
+            Ok(Ok(answer)) => return heard(Told::signed(quote, &answer)),
+            Ok(Err(status)) => status,
+        };
+        match reason(&status).as_str() {
+            "SEQUENCE_NOT_MONOTONIC" => return heard(Told::refused(quote)),
+            "" | "SIGNER_UNAVAILABLE" | "LEDGER_UNAVAILABLE" | "OVERLOADED" | "DEADLINE_EXCEEDED" => {}
+            _ => panic!("{status:?}"),
+        }
+        if stop.is_cancelled() && begun.elapsed() > PATIENCE {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    None
+}
+
+/// Asks for quote after quote with rising numbers: the same quote through two gateways at once, or two that want the
+/// same number.
+async fn keep_asking(
+    next: Arc<AtomicU64>,
+    gateways: Vec<watch::Receiver<Caller>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let quote = Quote::number(number);
+        let rival = if number.is_multiple_of(2) { Quote::number(number) } else { quote.clone() };
+        let at = usize::try_from(number).unwrap();
+        let (first, second) = tokio::join!(ask(&quote, &gateways, at, &stop), ask(&rival, &gateways, at + 1, &stop));
+        heard.lock().unwrap().extend(first.into_iter().chain(second));
+    }
+}
+
+/// A number that was first asked for after a greater one had been told cannot have been signed.
+fn out_of_real_time(heard: &[Heard]) -> Vec<String> {
+    let mut signed: Vec<&Heard> =
+        heard.iter().filter(|heard| matches!(heard.told.answer, Answer::Signed { .. })).collect();
+    signed.sort_by_key(|heard| heard.ended);
+    // The greatest number told until then; the quote's own earlier answers do not count against it.
+    let mut faults = Vec::new();
+    for late in &signed {
+        let told_before = signed.iter().take_while(|other| other.ended < late.begun);
+        if let Some(other) =
+            told_before.filter(|other| other.told.sequence > late.told.sequence).max_by_key(|other| other.told.sequence)
+        {
+            faults.push(format!("{} was begun after {} was told, and signed", late.told.sequence, other.told.sequence));
+        }
+    }
+    faults
+}
+
+/// What is done to them, and how often it was.
+#[derive(Debug, Default)]
+struct Harm {
+    backends_ended: u32,
+    backends_killed: u32,
+    servers_crashed: u32,
+    answers_cut: u32,
+    gateways_stopped: u32,
+    gateways_killed: u32,
+}
+
+const BACKENDS: &str = "FROM pg_stat_activity WHERE application_name = 'quotesign' ORDER BY random() LIMIT 1";
+
+async fn harm(
+    replicas: &Replicas,
+    cluster: &mut Cluster,
+    gateways: &mut [Option<Gateway>],
+    publish: &[watch::Sender<Caller>],
+    dice: &mut Dice,
+    done: &mut Harm,
+) {
+    let at = usize::try_from(dice.throw(gateways.len() as u64)).unwrap();
+    match dice.throw(12) {
+        0..2 => {
+            cluster.sql("postgres", &format!("SELECT pg_terminate_backend(pid) {BACKENDS}"));
+            done.backends_ended += 1;
+        }
+        2 => {
+            let pid = cluster.sql("postgres", &format!("SELECT pid {BACKENDS}"));
+            if let Ok(pid) = pid.parse() {
+                rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+                done.backends_killed += 1;
+                cluster.until_it_answers();
+            }
+        }
+        3 => {
+            cluster.crash();
+            tokio::time::sleep(Duration::from_millis(dice.throw(300))).await;
+            cluster.start(&[]);
+            done.servers_crashed += 1;
+        }
+        4..8 => {
+            replicas.proxies[at].cut();
+            done.answers_cut += 1;
+        }
+        8..10 => {
+            let gateway = gateways[at].as_ref().unwrap();
+            gateway.signal(Signal::STOP);
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            gateway.signal(Signal::CONT);
+            done.gateways_stopped += 1;
+        }
+        _ => {
+            gateways[at].take().unwrap().kill();
+            let gateway = replicas.start(at);
+            publish[at].send_replace(gateway.quotes("pricing").await);
+            gateways[at] = Some(gateway);
+            done.gateways_killed += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_no_number_and_no_quote_is_two() {
+    let (trials, seed) = (number_from("TRIALS", 12).min(200), seed_from());
+    for count in [2, 3] {
+        let mut cluster = Cluster::new(&[]);
+        let replicas = Replicas::new(cluster.empty(), count, &[]).await;
+        println!("{count} gateways, TRIALS={trials} SEED={seed}");
+        let mut dice = Dice::new(seed);
+        let mut gateways: Vec<_> = (0..count).map(|at| Some(replicas.start(at))).collect();
+        let mut publish = Vec::new();
+        for gateway in gateways.iter().flatten() {
+            gateway.signing().await;
+            publish.push(watch::Sender::new(gateway.quotes("pricing").await));
+        }
+        let (next, heard, stop) =
+            (Arc::new(AtomicU64::new(1)), Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
+        let mut callers = JoinSet::new();
+        for _ in 0..12 {
+            let ways = publish.iter().map(watch::Sender::subscribe).collect();
+            callers.spawn(keep_asking(next.clone(), ways, heard.clone(), stop.clone()));
+        }
+        let mut harmed = Harm::default();
+        for _ in 0..trials {
+            tokio::time::sleep(Duration::from_millis(100 + dice.throw(300))).await;
+            harm(&replicas, &mut cluster, &mut gateways, &publish, &mut dice, &mut harmed).await;
+        }
+        for gateway in gateways.iter().flatten() {
+            gateway.signing().await;
+        }
+        stop.cancel();
+        while let Some(ended) = callers.join_next().await {
+            ended.unwrap();
+        }
+        for gateway in gateways.into_iter().flatten() {
+            assert!(gateway.stop().success());
+        }
+        let heard = heard.lock().unwrap();
+        let told: Vec<Told> = heard.iter().map(|heard| heard.told.clone()).collect();
+        let swallowed: u64 = replicas.proxies.iter().map(|proxy| proxy.swallowed.load(Ordering::SeqCst)).sum();
+        let store = replicas.store();
+        let mut found = faults(&told, &store);
+        found.extend(out_of_real_time(&heard));
+        println!(
+            "{} answers for good, {} quotes, {} records in {} lanes; {harmed:?}, {swallowed} answers lost; {} faults",
+            told.len(),
+            store.quotes.len(),
+            store.lanes.iter().map(|(journal, _)| journal.len()).sum::<usize>(),
+            store.lanes.len(),
+            found.len(),
+        );
+        assert_eq!(found, Vec::<String>::new());
+        assert!(told.len() > usize::try_from(trials).unwrap(), "too little happened to say anything");
+        let verified = replicas.site.run(&["audit", "verify"]);
+        assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    }
+}
+
+/// The negative control: the same trial on a server that acknowledges what it has not written must be found out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loses_what_it_acknowledged_is_found_out() {
+    for attempt in 0..5 {
+        let mut cluster = Cluster::new(&["wal_writer_delay=10s", "wal_writer_flush_after=1GB"]);
+        let replicas = Replicas::new(cluster.empty(), 2, LAZY).await;
+        let gateways: Vec<_> = (0..2).map(|at| replicas.start(at)).collect();
+        let mut publish = Vec::new();
+        for gateway in &gateways {
+            gateway.signing().await;
+            publish.push(watch::Sender::new(gateway.quotes("pricing").await));
+        }
+        let (next, heard, stop) =
+            (Arc::new(AtomicU64::new(1)), Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
+        let mut callers = JoinSet::new();
+        for _ in 0..8 {
+            let ways = publish.iter().map(watch::Sender::subscribe).collect();
+            callers.spawn(keep_asking(next.clone(), ways, heard.clone(), stop.clone()));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.crash();
+        callers.shutdown().await;
+        cluster.start(&[]);
+        let heard = heard.lock().unwrap().clone();
+        let told: Vec<Told> = heard.iter().map(|heard| heard.told.clone()).collect();
+        drop(gateways);
+        let found = faults(&told, &replicas.store());
+        println!("attempt {attempt}: {} answers, {} faults found", told.len(), found.len());
+        if !found.is_empty() {
+            return;
+        }
+    }
+    panic!("what was lost was not found to be missing");
+}
