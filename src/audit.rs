@@ -49,6 +49,21 @@ pub enum Event {
     /// Signing was resumed.
     #[serde(rename = "signing.resumed")]
     Resumed,
+    /// Quotes that expired long ago were forgotten; their numbers stay taken.
+    #[serde(rename = "ledger.pruned")]
+    Pruned,
+    /// Somebody keeps the ledger from pruning.
+    #[serde(rename = "ledger.hold_set")]
+    HoldSet,
+    /// Nobody of that name does any more.
+    #[serde(rename = "ledger.hold_released")]
+    HoldReleased,
+    /// A ledger that had gone back in time was taken as it is, and its floors raised.
+    #[serde(rename = "ledger.rollback_accepted")]
+    RollbackAccepted,
+    /// A ledger was given a new anchor.
+    #[serde(rename = "ledger.anchor_adopted")]
+    AnchorAdopted,
     /// A policy bundle came into force.
     #[serde(rename = "policy.loaded")]
     PolicyLoaded,

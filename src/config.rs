@@ -193,7 +193,7 @@ impl Config {
                 clock.step_ms_max, clock.settle_s
             ));
         }
-        self.ledger.check()?;
+        self.ledger.check(self.environment)?;
         aws_kms::check(&self.aws_kms, self.signers.iter().map(|signer| signer.name.as_str()), self.environment)?;
         self.check_signers()
     }

@@ -14,6 +14,7 @@ use crate::{
     jws::{CompactJws, Draft},
 };
 
+pub mod anchor;
 pub mod batch;
 pub mod chain;
 mod encoding;
@@ -27,7 +28,7 @@ pub mod stops;
 
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
-pub use place::{Journal, Place, Stretch};
+pub use place::{Journal, Place, Store, Stretch};
 pub use stops::{Reach, Stop};
 
 /// Binds a number and a key to a payload, before anything is signed.
@@ -151,6 +152,34 @@ pub struct Publish {
     pub now: UtcTime,
 }
 
+/// Forgets quotes that expired long ago; their numbers stay taken.
+#[derive(Debug, Clone)]
+pub struct Prune {
+    /// Those that expired before this.
+    pub before: UtcTime,
+    /// How many at most.
+    pub count_max: u32,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// Keeps the ledger from pruning, or releases it again.
+#[derive(Debug, Clone)]
+pub struct HoldAct {
+    /// Its name, by which it is released.
+    pub id: String,
+    /// What expired or was journalled since then is kept; absent to release the hold.
+    pub since: Option<UtcTime>,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
 /// One operation of the ledger.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -166,6 +195,10 @@ pub enum Op {
     Stop(StopAct),
     /// See [`Publish`].
     Publish(Publish),
+    /// See [`Prune`].
+    Prune(Prune),
+    /// See [`HoldAct`].
+    Hold(HoldAct),
     /// Journals a refusal or an administrative act.
     Record(audit::Record),
 }
@@ -301,6 +334,12 @@ pub enum Refusal {
         /// Which.
         kid: Kid,
     },
+    /// No hold has this name.
+    #[error("no hold is named `{id}`")]
+    NoSuchHold {
+        /// The name.
+        id: String,
+    },
     /// The floor is not above the present one.
     #[error("the floor {given} is not above {present}")]
     FloorNotRaised {
@@ -331,6 +370,10 @@ pub enum Done {
     Stopped(uuid::Uuid),
     /// Of [`Op::Publish`].
     Published,
+    /// Of [`Op::Prune`]: how many quotes.
+    Pruned(usize),
+    /// Of [`Op::Hold`]: the record of the act.
+    Held(uuid::Uuid),
     /// Of [`Op::Record`].
     Recorded,
 }
@@ -378,6 +421,15 @@ pub trait Engine: Send + 'static {
     /// # Errors
     /// Where it cannot be opened.
     fn reopen(&mut self) -> Result<Option<batch::Replies>, EngineError>;
+
+    /// Where every lane stands that this engine knows of; its own as it left it.
+    fn heads(&self) -> chain::Heads;
+
+    /// Those of `heads` that the store does not hold any more, each in words: it has gone back in time.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn gone_back(&mut self, heads: &chain::Heads) -> Result<Vec<String>, EngineError>;
 
     /// Reservations that expired unsigned before `now`, at most `count`.
     ///

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use tokio_postgres::config::Host;
 
 use crate::{
+    domain::Environment,
     ledger::{
-        LedgerConfig, Place,
+        LedgerConfig, Place, Store,
         postgres::{Server, Settings},
     },
     transport::tls,
@@ -21,6 +22,8 @@ pub struct LedgerSection {
     pub sqlite: Option<PathBuf>,
     /// The PostgreSQL database, for gateways that run side by side.
     pub postgres: Option<PostgresSection>,
+    /// The small file that tells a ledger that has gone back in time, on another volume than the ledger's own.
+    pub anchor: Option<PathBuf>,
     /// How many operations may wait for the writer.
     #[serde(default = "defaults::queue_max")]
     pub queue_max: usize,
@@ -89,9 +92,12 @@ impl LedgerSection {
     /// # Errors
     /// Where neither or both are given, or a certificate cannot be used.
     pub fn place(&self) -> Result<Place, String> {
+        let anchor = self.anchor.clone();
         match (&self.sqlite, &self.postgres) {
-            (Some(file), None) => Ok(Place::Sqlite(file.clone())),
-            (None, Some(postgres)) => postgres.settings().map(|settings| Place::Postgres(Box::new(settings))),
+            (Some(file), None) => Ok(Place { store: Store::Sqlite(file.clone()), anchor }),
+            (None, Some(postgres)) => {
+                postgres.settings().map(|settings| Place { store: Store::Postgres(Box::new(settings)), anchor })
+            }
             _ => Err("`ledger`: give the ledger's place by `sqlite` or by `postgres`, one of them".to_owned()),
         }
     }
@@ -101,11 +107,20 @@ impl LedgerSection {
         let postgres = self.postgres.as_mut().map(|postgres| {
             [&mut postgres.password_file, &mut postgres.ca, &mut postgres.certificate, &mut postgres.private_key]
         });
-        self.sqlite.as_mut().into_iter().chain(postgres.into_iter().flatten().filter_map(Option::as_mut))
+        self.sqlite
+            .as_mut()
+            .into_iter()
+            .chain(self.anchor.as_mut())
+            .chain(postgres.into_iter().flatten().filter_map(Option::as_mut))
     }
 
     /// The rules that types cannot hold; certificates are read later.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self, environment: Environment) -> Result<(), String> {
+        if environment == Environment::Production && self.anchor.is_none() {
+            return Err(
+                "`ledger.anchor`: production needs one; name a file on another volume than the ledger's".to_owned()
+            );
+        }
         match (&self.sqlite, &self.postgres) {
             (Some(_), None) => Ok(()),
             (None, Some(postgres)) => postgres.check(),

@@ -9,7 +9,7 @@ use super::{
     Done, EngineError, Kept, Op, Refusal, Stop,
     chain::Position,
     encoding::state_of,
-    step::{Quotas, Quote, Stage, State, Step, in_order, step},
+    step::{Holds, Quotas, Quote, Stage, State, Step, in_order, step},
     stops::Stops,
 };
 use crate::{
@@ -34,6 +34,8 @@ pub struct Needs<'a> {
     pub kids: BTreeSet<&'a Kid>,
     /// Records that may be in the journal already.
     pub records: BTreeSet<Uuid>,
+    /// Quotes that wait for nothing and expired before this, so many of them.
+    pub prunable: Option<(UtcTime, u32)>,
 }
 
 impl<'a> Needs<'a> {
@@ -48,7 +50,8 @@ impl<'a> Needs<'a> {
             match op {
                 Op::Reserve(op) => needs.quotas.extend(op.charges.iter().map(|charge| charge.quota.as_str())),
                 Op::Record(record) => drop(needs.records.insert(record.id)),
-                Op::Commit(_) | Op::Void(_) | Op::Seed(_) | Op::Stop(_) | Op::Publish(_) => {}
+                Op::Prune(op) => needs.prunable = Some((op.before, op.count_max)),
+                _ => {}
             }
         }
         needs
@@ -72,6 +75,10 @@ pub struct Snapshot {
     pub stops: Stops,
     /// Quotes that expired before this may have been pruned.
     pub pruned: Option<UtcTime>,
+    /// Quotes that may be pruned, with their expiry.
+    pub prunable: Vec<(Identity, UtcTime)>,
+    /// What keeps the ledger from pruning.
+    pub holds: Holds,
 }
 
 /// A record on its way into the journal.
@@ -111,6 +118,10 @@ pub struct Changes<'a> {
     pub kids: BTreeMap<Kid, bool>,
     /// What is stopped from now on, or no longer.
     pub stops: Vec<(Stop, bool)>,
+    /// The quotes to forget.
+    pub pruned: Vec<Identity>,
+    /// Holds, and since when they keep what there is; absent where they are released.
+    pub holds: Vec<(String, Option<UtcTime>)>,
     /// The records to append.
     pub entries: Vec<Entry<'a>>,
     /// Where the journal stands then.
@@ -139,6 +150,8 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
         quotas: BTreeMap::new(),
         kids: BTreeMap::new(),
         stops: Vec::new(),
+        pruned: Vec::new(),
+        holds: Vec::new(),
         entries: Vec::with_capacity(batch.len()),
         position,
         replies: Vec::new(),
@@ -181,6 +194,8 @@ impl Snapshot {
             stops: &self.stops,
             kept: op.kid().and_then(|kid| self.kids.get(kid)),
             pruned: self.pruned,
+            prunable: &self.prunable,
+            holds: &self.holds,
         }
     }
 }
@@ -188,7 +203,7 @@ impl Snapshot {
 impl Changes<'_> {
     /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
     fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
-        let Self { after, quotes, scopes, quotas, kids, stops, .. } = self;
+        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, .. } = self;
         if let Some((identity, quote)) = step.quote {
             let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
             let before = after.quotes.get(&identity).map(version);
@@ -210,6 +225,18 @@ impl Changes<'_> {
         if let Some((stop, stands)) = step.stop {
             after.stops.put(&stop, stands);
             stops.push((stop, stands));
+        }
+        if let Some((identities, before)) = step.pruned {
+            after.pruned = after.pruned.max(Some(before));
+            after.prunable.clear();
+            pruned.extend(identities);
+        }
+        if let Some((id, since)) = step.hold {
+            match since {
+                Some(since) => drop(after.holds.insert(id.clone(), since)),
+                None => drop(after.holds.remove(&id)),
+            }
+            holds.push((id, since));
         }
         after.records.extend(step.record.as_ref().map(|record| record.id));
         (step.done, step.record)

@@ -29,6 +29,21 @@ impl Position {
     }
 }
 
+/// Where lanes of a journal stand, by name.
+pub type Heads = std::collections::BTreeMap<String, Position>;
+
+/// What is wrong where a lane once stood at `was` and now stands at `is`, with `link` on the record before `was`;
+/// nothing where it has only grown.
+pub(super) fn regression(lane: &str, was: Position, is: Position, link: Option<[u8; 32]>) -> Option<String> {
+    let name = if lane.is_empty() { "the journal".to_owned() } else { format!("lane {lane}") };
+    if is.next_index < was.next_index {
+        return Some(format!("{name} stood at {} and stands at {}", was.next_index, is.next_index));
+    }
+    let same = if was.next_index == is.next_index { is.link == was.link } else { link == Some(was.link) };
+    let same = same || was == Position::GENESIS;
+    (!same).then(|| format!("{name} has another past before {}", was.next_index))
+}
+
 /// Where a lane of the journal stands, and for whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lane {

@@ -365,6 +365,14 @@ mod tests {
             self.inner.reopen().map(|replies| self.lost.take().or(replies))
         }
 
+        fn heads(&self) -> chain::Heads {
+            self.inner.heads()
+        }
+
+        fn gone_back(&mut self, heads: &chain::Heads) -> Result<Vec<String>, EngineError> {
+            self.inner.gone_back(heads)
+        }
+
         fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
             self.inner.expired(now, count)
         }

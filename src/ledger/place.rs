@@ -6,15 +6,25 @@ use uuid::Uuid;
 
 use super::{
     Engine, EngineError,
+    anchor::{self, Anchored},
     chain::{Position, StoredRecord},
     postgres::{self, Postgres, Settings},
     sqlite::{self, Sqlite},
 };
-use crate::domain::Environment;
+use crate::domain::{Environment, Scope, SequenceNumber};
 
 /// The place of a ledger.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub struct Place {
+    /// Where it is kept.
+    pub store: Store,
+    /// The file that tells whether it has gone back in time.
+    pub anchor: Option<PathBuf>,
+}
+
+/// What a ledger is kept in.
+#[derive(Debug, Clone)]
+pub enum Store {
     /// One file, for a gateway that runs alone.
     Sqlite(PathBuf),
     /// A database, for gateways that run side by side.
@@ -27,9 +37,9 @@ impl Place {
     /// # Errors
     /// Where it cannot be made or is not this environment's.
     pub fn migrate(&self, environment: Environment) -> Result<(), EngineError> {
-        match self {
-            Self::Sqlite(file) => Sqlite::migrate(file, environment),
-            Self::Postgres(settings) => Postgres::migrate(&settings.server, environment),
+        match &self.store {
+            Store::Sqlite(file) => Sqlite::migrate(file, environment),
+            Store::Postgres(settings) => Postgres::migrate(&settings.server, environment),
         }
     }
 
@@ -38,9 +48,10 @@ impl Place {
     /// # Errors
     /// Where it would not.
     pub fn check(&self, environment: Environment) -> Result<(), EngineError> {
-        match self {
-            Self::Sqlite(file) => Sqlite::check(file, environment),
-            Self::Postgres(settings) => Postgres::check(&settings.server, environment),
+        self.elsewhere(environment)?;
+        match &self.store {
+            Store::Sqlite(file) => Sqlite::check(file, environment),
+            Store::Postgres(settings) => Postgres::check(&settings.server, environment),
         }
     }
 
@@ -49,10 +60,33 @@ impl Place {
     /// # Errors
     /// Where it is absent, in use, damaged, or of another environment or version.
     pub fn open(&self, environment: Environment) -> Result<Box<dyn Engine>, EngineError> {
-        Ok(match self {
-            Self::Sqlite(file) => Box::new(Sqlite::open(file, environment)?),
-            Self::Postgres(settings) => Box::new(Postgres::open(Settings::clone(settings), environment)?),
+        self.elsewhere(environment)?;
+        let engine = self.open_as_it_is(environment)?;
+        Ok(match &self.anchor {
+            Some(anchor) => Box::new(Anchored::open(engine, anchor, environment)?),
+            None => engine,
         })
+    }
+
+    /// Opens it whatever its anchor says, for those who decide what is to become of it.
+    ///
+    /// # Errors
+    /// Where it is absent, in use, damaged, or of another environment or version.
+    pub fn open_as_it_is(&self, environment: Environment) -> Result<Box<dyn Engine>, EngineError> {
+        Ok(match &self.store {
+            Store::Sqlite(file) => Box::new(Sqlite::open(file, environment)?),
+            Store::Postgres(settings) => Box::new(Postgres::open(Settings::clone(settings), environment)?),
+        })
+    }
+
+    /// In production an anchor must not come back together with the ledger's file.
+    fn elsewhere(&self, environment: Environment) -> Result<(), EngineError> {
+        match (&self.store, &self.anchor) {
+            (Store::Sqlite(file), Some(anchor)) if environment == Environment::Production => {
+                anchor::is_elsewhere(anchor, file).map_err(EngineError::Unfit)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Opens its journal to read, also while gateways write it. Waits, like [`Place::open`].
@@ -60,18 +94,18 @@ impl Place {
     /// # Errors
     /// Where it cannot be read.
     pub fn journal(&self) -> Result<Box<dyn Journal>, EngineError> {
-        Ok(match self {
-            Self::Sqlite(file) => Box::new(sqlite::Reader::open(file)?),
-            Self::Postgres(settings) => Box::new(postgres::Reader::open(&settings.server)?),
+        Ok(match &self.store {
+            Store::Sqlite(file) => Box::new(sqlite::Reader::open(file)?),
+            Store::Postgres(settings) => Box::new(postgres::Reader::open(&settings.server)?),
         })
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(file) => write!(f, "{}", file.display()),
-            Self::Postgres(settings) => {
+        match &self.store {
+            Store::Sqlite(file) => write!(f, "{}", file.display()),
+            Store::Postgres(settings) => {
                 write!(f, "the database `{}`", settings.server.address.get_dbname().unwrap_or_default())
             }
         }
@@ -108,6 +142,12 @@ pub trait Journal {
     /// # Errors
     /// Where the store cannot be read.
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError>;
+
+    /// Every scope with the last number taken in it, in order.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError>;
 
     /// The record of this id.
     ///

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op,
     batch::{self, Changes, Needs, Replies},
-    chain::{Lane, Position},
+    chain::{Heads, Lane, Position, regression},
     encoding::stored,
     step::Quote,
     stops::Stops,
@@ -62,6 +62,8 @@ struct Inner {
     owner: Uuid,
     /// Where this gateway left its lane.
     lane: Lane,
+    /// Where the other lanes stood when they were last read.
+    seen: Heads,
     /// Absent after an error that leaves its state in doubt.
     open: Option<Open>,
     /// A batch that was sent: where the lane stands if it was applied, and its replies.
@@ -102,10 +104,12 @@ impl Postgres {
     pub fn open(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
         let runtime = runtime()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
-        let mut inner = Inner { settings, environment, owner: Uuid::now_v7(), lane, open: None, undecided: None };
+        let owner = Uuid::now_v7();
+        let mut inner = Inner { settings, environment, owner, lane, seen: Heads::new(), open: None, undecided: None };
         runtime.block_on(async {
             let open = inner.connect().await?;
             inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
+            inner.seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads;
             inner.open = Some(open);
             Ok::<_, EngineError>(())
         })?;
@@ -149,6 +153,7 @@ impl Inner {
             let open = self.open.as_ref().ok_or_else(closed)?;
             let seen = open.reads.snapshot(&open.session.client, &needs).await?;
             self.same_time(&seen)?;
+            self.seen = seen.heads;
             let mut changes = batch::run(seen.snapshot, self.lane.position, batch)?;
             let replies = std::mem::take(&mut changes.replies);
             if changes.entries.is_empty() {
@@ -206,6 +211,10 @@ impl Inner {
             None if self.lane.position == lane.position => None,
             None => return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned())),
         };
+        let gone = open.gone_back(&self.seen).await?;
+        if !gone.is_empty() {
+            return Err(EngineError::Unfit(format!("the ledger has gone back in time: {}", gone.join("; "))));
+        }
         (self.open, self.lane, self.undecided) = (Some(open), lane, None);
         Ok(replies)
     }
@@ -248,13 +257,38 @@ impl Open {
     }
 }
 
+impl Open {
+    /// Those of `heads` that the database does not hold any more.
+    async fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        let client = &self.session.client;
+        let now = self.reads.snapshot(client, &Needs::default()).await?.heads;
+        let mut found = Vec::new();
+        for (lane, was) in heads {
+            let is = now.get(lane).copied().unwrap_or(Position::GENESIS);
+            let link = read::link_before(client, lane, was.next_index).await?;
+            found.extend(regression(lane, *was, is, link));
+        }
+        Ok(found)
+    }
+}
+
 impl Engine for Postgres {
+    fn heads(&self) -> Heads {
+        let mut heads = self.inner.seen.clone();
+        heads.insert(self.inner.settings.replica.clone(), self.inner.lane.position);
+        heads
+    }
+
+    fn gone_back(&mut self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        self.read(async |open| open.gone_back(heads).await)
+    }
+
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         let Self { runtime, inner } = self;
         runtime.block_on(async {
             // Twice the time of one exchange: the last attempt may begin at the end of the first.
             let timeout = inner.settings.server.timeout.saturating_mul(2);
-            let outcome = in_time(timeout, inner.apply(batch)).await;
+            let outcome = in_time(timeout, Box::pin(inner.apply(batch))).await;
             match outcome {
                 Err(EngineError::Unknown(_) | EngineError::Unfit(_)) => inner.open = None,
                 _ => inner.undecided = None,
@@ -267,7 +301,7 @@ impl Engine for Postgres {
         let Self { runtime, inner } = self;
         runtime.block_on(async {
             let timeout = inner.settings.server.timeout.saturating_mul(3);
-            in_time(timeout, inner.reopen()).await
+            in_time(timeout, Box::pin(inner.reopen())).await
         })
     }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op,
     batch::{self, Needs, Replies},
-    chain::{Lane, Position, StoredRecord},
+    chain::{Heads, Lane, Position, StoredRecord, regression},
     place::{Journal, Stretch},
     step::Quote,
     stops::Stops,
@@ -121,6 +121,20 @@ impl Engine for Sqlite {
         };
         (self.connection, self.chain, self.undecided) = (Some(connection), chain, None);
         Ok(replies)
+    }
+
+    fn heads(&self) -> Heads {
+        [(String::new(), self.chain.position)].into()
+    }
+
+    fn gone_back(&mut self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        let connection = self.connection()?;
+        let mut found = Vec::new();
+        for (lane, was) in heads {
+            let link = rows::link_before(connection, was.next_index)?;
+            found.extend(regression(lane, *was, self.chain.position, link));
+        }
+        Ok(found)
     }
 
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
@@ -273,6 +287,10 @@ impl Journal for Reader {
 
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
         self.tail(count)
+    }
+
+    fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
+        rows::scopes(&self.0.lock())
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
@@ -487,7 +505,7 @@ mod tests {
         let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
         drop(ledger);
         home.shell(
-            "DROP INDEX quote_number; DROP TABLE stop; DROP TABLE kid; DROP TABLE hold;
+            "DROP INDEX quote_number; DROP INDEX quote_done; DROP TABLE stop; DROP TABLE kid; DROP TABLE hold;
              ALTER TABLE meta DROP COLUMN pruned; ALTER TABLE chain DROP COLUMN first_idx;
              ALTER TABLE chain DROP COLUMN first_link; UPDATE meta SET version = 1",
         );

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod acts;
+mod keep;
 
 /// What the store holds that bears on one operation.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +39,14 @@ pub struct State<'a> {
     pub kept: Option<&'a Kept>,
     /// Quotes that expired before this may have been pruned.
     pub pruned: Option<UtcTime>,
+    /// Quotes that the operation may prune: none waits for a signature.
+    pub prunable: &'a [(Identity, UtcTime)],
+    /// What keeps the ledger from pruning, by name: all since then.
+    pub holds: &'a Holds,
 }
+
+/// What keeps the ledger from pruning, by name: all since then.
+pub type Holds = BTreeMap<String, UtcTime>;
 
 /// GCRA's theoretical arrival time of each quota, in nanoseconds since 1970: milliseconds would bend a rate such
 /// as 400 a second.
@@ -142,6 +150,10 @@ pub struct Step {
     pub stop: Option<(Stop, bool)>,
     /// What is to be remembered of a kid.
     pub kept: Option<(Kid, Kept)>,
+    /// The quotes to forget, and before when all of them expired.
+    pub pruned: Option<(Vec<Identity>, UtcTime)>,
+    /// A hold, and since when it keeps what there is; absent where it is released.
+    pub hold: Option<(String, Option<UtcTime>)>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
     /// The answer.
@@ -150,7 +162,8 @@ pub struct Step {
 
 impl Step {
     fn unchanged(done: Done) -> Self {
-        Self { quote: None, taken: None, quotas: Quotas::new(), stop: None, kept: None, record: None, done }
+        let quotas = Quotas::new();
+        Self { quote: None, taken: None, quotas, stop: None, kept: None, pruned: None, hold: None, record: None, done }
     }
 }
 
@@ -162,7 +175,7 @@ impl Op {
             Self::Reserve(op) => Some(&op.identity),
             Self::Commit(op) => Some(op.reservation.identity()),
             Self::Void(op) => Some(&op.identity),
-            Self::Seed(_) | Self::Stop(_) | Self::Publish(_) | Self::Record(_) => None,
+            Self::Seed(_) | Self::Stop(_) | Self::Publish(_) | Self::Prune(_) | Self::Hold(_) | Self::Record(_) => None,
         }
     }
 
@@ -172,7 +185,7 @@ impl Op {
         match self {
             Self::Commit(op) => Some(op.reservation.kid()),
             Self::Publish(op) => Some(&op.kid),
-            Self::Reserve(_) | Self::Void(_) | Self::Seed(_) | Self::Stop(_) | Self::Record(_) => None,
+            _ => None,
         }
     }
 
@@ -182,7 +195,7 @@ impl Op {
         match self {
             Self::Reserve(op) => Some(&op.scope),
             Self::Seed(op) => Some(&op.scope),
-            Self::Commit(_) | Self::Void(_) | Self::Stop(_) | Self::Publish(_) | Self::Record(_) => None,
+            _ => None,
         }
     }
 }
@@ -220,6 +233,8 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Seed(op), _) => acts::seed(state.last, op),
         (Op::Stop(op), _) => acts::stop(op),
         (Op::Publish(op), _) => acts::publish(state.kept, op),
+        (Op::Prune(op), _) => Ok(keep::prune(state, op)),
+        (Op::Hold(op), _) => keep::hold(state.holds, op),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
         (Op::Record(record), _) => Ok(Step { record: Some(record.clone()), ..Step::unchanged(Done::Recorded) }),
     }
@@ -288,6 +303,8 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
         quotas,
         stop: None,
         kept: None,
+        pruned: None,
+        hold: None,
     })
 }
 
@@ -555,6 +572,8 @@ pub(in crate::ledger) mod tests {
                 stops: &self.stops,
                 kept: op.kid().and_then(|kid| self.kept.get(kid)),
                 pruned: self.pruned,
+                prunable: &[],
+                holds: &Holds::new(),
             };
             let step = step(&state, op)?;
             let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();

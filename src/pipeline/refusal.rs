@@ -146,6 +146,7 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
     match refusal {
         ledger::Refusal::Conflict { .. } => Reason::QuoteConflict,
         ledger::Refusal::NotMonotonic { .. } | ledger::Refusal::TooFarAhead { .. } => Reason::SequenceNotMonotonic,
+        ledger::Refusal::NoSuchHold { .. } => Reason::NotFound,
         ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,

@@ -116,6 +116,7 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::KidRevoked { .. }
         | ledger::Refusal::Halted { .. }
         | ledger::Refusal::KidReused { .. }
+        | ledger::Refusal::NoSuchHold { .. }
         | ledger::Refusal::FloorNotRaised { .. } => {}
     }
 }

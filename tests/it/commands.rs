@@ -124,20 +124,20 @@ async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() 
         tail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone()).collect();
     assert_eq!(events, ["quote.reserved", "quote.committed"]);
     let verified = done(site.run(&["audit", "verify"]));
-    assert!(verified.starts_with("vouched for: records 0 to 2 in 3 links\nhead "), "{verified}");
+    assert!(verified.starts_with("vouched for: records 0 to 3 in 4 links\nhead "), "{verified}");
     let none = failed(site.run(&["audit", "show", "00000000-0000-7000-8000-000000000000"]), 1);
     assert_eq!(none, "quotesign: the journal holds no record 00000000-0000-7000-8000-000000000000\n");
 
     gateway.kill();
     let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
     let change = |sql: &str| ledger.execute(sql, ()).unwrap();
-    assert_eq!(change("UPDATE audit SET record = CAST(replace(record, 'GB-IN', 'GB-NG') AS BLOB) WHERE idx = 1"), 1);
+    assert_eq!(change("UPDATE audit SET record = CAST(replace(record, 'GB-IN', 'GB-NG') AS BLOB) WHERE idx = 2"), 1);
     assert_eq!(failed(site.run(&["audit", "verify"]), 1).lines().count(), 1);
-    change("UPDATE audit SET record = CAST(replace(record, 'GB-NG', 'GB-IN') AS BLOB) WHERE idx = 1");
+    change("UPDATE audit SET record = CAST(replace(record, 'GB-NG', 'GB-IN') AS BLOB) WHERE idx = 2");
     done(site.run(&["audit", "verify"]));
-    change("DELETE FROM audit WHERE idx = 2");
+    change("DELETE FROM audit WHERE idx = 3");
     let shorter = failed(site.run(&["audit", "verify"]), 1);
-    assert_eq!(shorter, "quotesign: the journal ends at 2, and its head says 3\n");
+    assert_eq!(shorter, "quotesign: the journal ends at 3, and its head says 4\n");
 }
 
 #[test]

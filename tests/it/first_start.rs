@@ -99,6 +99,8 @@ impl Step {
 
 /// A site in production as the page has it, before its second step.
 struct Production {
+    /// Another volume than the site's.
+    _volume: tempfile::TempDir,
     site: Site,
     hands: Hands,
 }
@@ -138,9 +140,11 @@ impl Production {
             fs::remove_file(jwk.unwrap().path()).unwrap();
         }
         symlink(format!("{ROOT}/examples"), site.path("examples")).unwrap();
+        let volume = tempfile::TempDir::new_in("/dev/shm").unwrap();
+        symlink(volume.path(), site.path("anchor")).unwrap();
         let hands = Hands::of(&mut site);
         hands.turn_to(BEFORE);
-        let production = Self { site, hands };
+        let production = Self { _volume: volume, site, hands };
         production.policy("dev.quotesign.example", "prod.acme-remit.example");
         production.policy("environment = \"development\"", "environment = \"production\"");
         production.policy("propagation_s = 0", "propagation_s = 86400");

@@ -36,6 +36,7 @@ mod oracles;
 mod path;
 mod properties;
 mod replicas;
+mod rollback;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]
 mod server;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quotesign::ledger::Place;
+use quotesign::ledger::{self, Place};
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +79,8 @@ impl Replicas {
 
     /// All that the ledger holds, read on a thread of its own, since reading waits.
     fn store(&self) -> Store {
-        let place = Place::Postgres(Box::new(self.database.settings("checker")));
+        let store = ledger::Store::Postgres(Box::new(self.database.settings("checker")));
+        let place = Place { store, anchor: None };
         std::thread::scope(|scope| scope.spawn(|| Store::shared(&self.site, &place)).join().unwrap())
     }
 }

@@ -7,7 +7,7 @@ use quotesign::{
     audit::{Event, Facts, Record},
     domain::SequenceNumber,
     ledger::{
-        Charge, Done, Engine, Op, Refusal, Reserve, Reserved,
+        Charge, Done, Engine, HoldAct, Op, Prune, Refusal, Reserve, Reserved,
         chain::{self, Position, StoredRecord},
         step::Stage,
     },
@@ -37,6 +37,7 @@ pub const CASES: &[Case] = &[
     ("what expires unsigned is found and voided", voided),
     ("a revocation is for good and a halt until it is resumed", stopped),
     ("a kid is one key for ever, and its last expiry is remembered", kids),
+    ("what expired long ago is pruned, but nothing that is held", pruned),
     ("a record is journalled once", recorded_once),
     ("two operations on one quote in a batch", same_quote_twice),
     ("reopening in between changes nothing", reopened),
@@ -157,8 +158,8 @@ fn refuses_alone(store: &dyn Store) {
 
 fn quotas(store: &dyn Store) {
     let charges = vec![
-        Charge { quota: "burst/caller/x".to_owned(), interval: Duration::from_secs(3600), burst: 2 },
-        Charge { quota: "daily/partner/y".to_owned(), interval: Duration::from_secs(3600), burst: 9 },
+        Charge { quota: "burst/caller/x".to_owned(), interval: Duration::from_hours(1), burst: 2 },
+        Charge { quota: "daily/partner/y".to_owned(), interval: Duration::from_hours(1), burst: 9 },
     ];
     let charged = |quote, number| Op::Reserve(Reserve { charges: charges.clone(), ..reserve(quote, number) });
     let mut engine = seeded(store);
@@ -185,7 +186,7 @@ fn rekeyed(store: &dyn Store) {
 
 fn voided(store: &dyn Store) {
     let mut engine = seeded(store);
-    let end = now().plus(Duration::from_secs(60));
+    let end = now().plus(Duration::from_mins(1));
     for number in 1..4 {
         let op = Reserve { expires_at: end, ..reserve(&format!("q{number}"), number) };
         one(&mut *engine, Op::Reserve(op)).unwrap();
@@ -247,6 +248,42 @@ fn kids(store: &dyn Store) {
     assert_eq!(one(&mut *engine, Op::Publish(publish(A, "{}"))), Ok(Done::Published));
     let records = verify(store);
     assert_eq!(events(&records), [Event::Seeded, Event::Published, Event::Reserved, Event::Committed]);
+}
+
+fn pruned(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let end = now().plus(Duration::from_mins(1));
+    for number in 1..5 {
+        let op = Reserve { expires_at: end, ..reserve(&format!("q{number}"), number) };
+        let held = pending(one(&mut *engine, Op::Reserve(op)));
+        if number != 4 {
+            one(&mut *engine, Op::Commit(commit(&held, "e30.e30.x"))).unwrap();
+        }
+    }
+    let later = end.plus(Duration::from_hours(1));
+    let prune = |before, count_max| Op::Prune(Prune { before, count_max, context: context(), now: later });
+    let hold = |since| {
+        let (id, reason) = ("case-1".to_owned(), "LEGAL-1".to_owned());
+        Op::Hold(HoldAct { id, since, reason, context: context(), now: now() })
+    };
+    assert_eq!(one(&mut *engine, prune(end, 9)), Ok(Done::Pruned(0)), "nothing had expired before its expiry");
+    assert!(matches!(one(&mut *engine, hold(None)), Err(Refusal::NoSuchHold { .. })));
+    one(&mut *engine, hold(Some(now()))).unwrap();
+    drop(engine);
+    let mut engine = store.open();
+    assert_eq!(one(&mut *engine, prune(later, 9)), Ok(Done::Pruned(0)), "it is held");
+    one(&mut *engine, hold(None)).unwrap();
+    assert_eq!(one(&mut *engine, prune(later, 2)), Ok(Done::Pruned(2)));
+    assert_eq!(one(&mut *engine, prune(later, 9)), Ok(Done::Pruned(1)));
+    assert_eq!(one(&mut *engine, prune(later, 9)), Ok(Done::Pruned(0)));
+    assert_eq!(engine.quote(&identity("q1")).unwrap(), None);
+    assert!(engine.quote(&identity("q4")).unwrap().is_some(), "what waits is for the sweep to end");
+    assert_eq!(engine.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(4), "numbers stay taken");
+    // By a clock that fell behind it looks new; it is not.
+    let again = Reserve { expires_at: end, ..reserve("q1", 9) };
+    assert_eq!(one(&mut *engine, Op::Reserve(again)), Err(Refusal::Expired));
+    let told: Vec<Event> = events(&verify(store)).into_iter().filter(|event| *event == Event::Pruned).collect();
+    assert_eq!(told.len(), 2, "where nothing is pruned there is nothing to tell");
 }
 
 fn recorded_once(store: &dyn Store) {

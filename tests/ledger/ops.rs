@@ -48,7 +48,7 @@ pub fn reserve_with(quote: &str, number: u64, kid: &str) -> Reserve {
         seed_if_unknown: false,
         payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
         kid: kid.parse().unwrap(),
-        expires_at: now().plus(Duration::from_secs(600)),
+        expires_at: now().plus(Duration::from_mins(10)),
         useful: Duration::ZERO,
         charges: Vec::new(),
         context: context(),

@@ -155,7 +155,9 @@ fn psql(port: u16, database: &str, sql: &str) -> String {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.server.take().map(let_go);
+        if let Some(server) = self.server.take() {
+            let_go(server);
+        }
         drop(self.files.stdin.take());
     }
 }

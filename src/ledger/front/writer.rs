@@ -88,7 +88,7 @@ impl Writer {
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
         match self.guarded(|engine| engine.apply(ops)) {
             Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
-            Err(EngineError::Unknown(_)) => match self.guarded(|engine| engine.reopen()) {
+            Err(EngineError::Unknown(_)) => match self.guarded(<dyn Engine>::reopen) {
                 Ok(Some(replies)) => Ok(replies),
                 Ok(None) => self.guarded(|engine| engine.apply(ops)),
                 // Still unknown, whatever kept the store from being opened: nothing of it may be tried again.
@@ -107,7 +107,7 @@ impl Writer {
     /// Opens the store again where it failed and its pause is over.
     fn recover(&mut self) {
         let Some(outage) = self.outage.take_if(|outage| outage.retry_at <= Instant::now()) else { return };
-        match self.guarded(|engine| engine.reopen()) {
+        match self.guarded(<dyn Engine>::reopen) {
             // Those who asked were told that it is unavailable: the replies of their batch are nobody's now.
             Ok(_) => self.queue.set_fault(None),
             Err(error) => self.fail(&error.to_string(), outage.pause.saturating_mul(2).min(PAUSES.1)),

@@ -15,9 +15,9 @@ use crate::{
     ledger::{
         EngineError, Kept,
         batch::{Needs, Snapshot},
-        chain::StoredRecord,
-        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, scope_of, sequence_of},
-        step::{Quote, Stage},
+        chain::{Heads, Position, StoredRecord},
+        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, scope_of, sequence_of, stored},
+        step::{Holds, Quote, Stage},
         stops::Stops,
     },
 };
@@ -26,7 +26,11 @@ const QUOTE: &str = "SELECT identity, scope, sequence, payload, kid, generation,
     record_id FROM quote";
 const RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
 const HEAD: &str = "SELECT stops, pruned, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
-    ARRAY(SELECT what FROM stop) FROM meta";
+    ARRAY(SELECT what FROM stop), ARRAY(SELECT id FROM hold ORDER BY id), ARRAY(SELECT since FROM hold ORDER BY id),
+    ARRAY(SELECT lane FROM lane ORDER BY lane), ARRAY(SELECT next_idx FROM lane ORDER BY lane),
+    ARRAY(SELECT link FROM lane ORDER BY lane) FROM meta";
+const PRUNABLE: &str = "SELECT identity, expires_at FROM quote WHERE state <> 1 AND expires_at < $1
+    ORDER BY expires_at LIMIT $2";
 
 /// The statements of a batch, prepared once for each session.
 pub(super) struct Reads {
@@ -45,6 +49,8 @@ pub(super) struct Seen {
     pub stops: i64,
     /// The server's clock.
     pub server_now: UtcTime,
+    /// Where every lane stands.
+    pub heads: Heads,
 }
 
 impl Reads {
@@ -82,7 +88,7 @@ impl Reads {
             some(client, &self.records, &records),
         );
         // Sent in this order: each is begun before the answer to any is awaited.
-        let (_, head, (quotes, scopes, quotas, kids, records), _) = future::try_join4(
+        let ((), head, (quotes, scopes, quotas, kids, records), ()) = future::try_join4(
             client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
             client.query(&self.head, &[]),
             asked,
@@ -91,6 +97,10 @@ impl Reads {
         .map_err(definite)
         .await?;
         let head = head.first().ok_or_else(|| unfit("meta"))?;
+        let prunable = match needs.prunable {
+            Some((before, count)) => rows(client, PRUNABLE, &[&before.millis(), &i64::from(count)]).await?,
+            None => Vec::new(),
+        };
         let pruned: i64 = value(head, 1)?;
         let snapshot = Snapshot {
             quotes: quotes.iter().map(quote).collect::<Result<_, _>>()?,
@@ -103,8 +113,15 @@ impl Reads {
             records: records.iter().map(record_id).collect::<Result<_, _>>()?,
             stops: stops(head, 3)?,
             pruned: (pruned > 0).then(|| UtcTime::from_millis(pruned)),
+            prunable: prunable.iter().map(expired_quote).collect::<Result<_, _>>()?,
+            holds: holds(head)?,
         };
-        Ok(Seen { snapshot, stops: value(head, 0)?, server_now: UtcTime::from_millis(value(head, 2)?) })
+        Ok(Seen {
+            snapshot,
+            heads: heads(head)?,
+            stops: value(head, 0)?,
+            server_now: UtcTime::from_millis(value(head, 2)?),
+        })
     }
 }
 
@@ -140,6 +157,17 @@ pub(super) async fn numbered(client: &Client, scope: &Scope, number: i64) -> Res
 pub(super) async fn last_taken(client: &Client, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
     let rows = rows(client, "SELECT scope, last FROM scope WHERE scope = $1", &[&scope.as_str()]).await?;
     rows.first().map(|row| last(row).map(|(_, last)| last)).transpose()
+}
+
+/// The link on the record before the one at `index`.
+pub(super) async fn link_before(client: &Client, lane: &str, index: u64) -> Result<Option<[u8; 32]>, EngineError> {
+    let index = stored(index)?.saturating_sub(1);
+    let found = records(client, "WHERE lane = $1 AND idx = $2", &[&lane, &index]).await?;
+    Ok(found.first().and_then(|record| record.link))
+}
+
+pub(super) async fn scopes(client: &Client) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
+    rows(client, "SELECT scope, last FROM scope ORDER BY scope", &[]).await?.iter().map(last).collect()
 }
 
 pub(super) async fn all_stops(client: &Client) -> Result<Stops, EngineError> {
@@ -209,6 +237,25 @@ fn kept(row: &Row) -> Result<(Kid, Kept), EngineError> {
 fn stops(row: &Row, column: usize) -> Result<Stops, EngineError> {
     let texts: Vec<&str> = value(row, column)?;
     texts.into_iter().map(|text| text.parse().map_err(|_| unfit("stop"))).collect()
+}
+
+fn holds(head: &Row) -> Result<Holds, EngineError> {
+    let (ids, since): (Vec<String>, Vec<i64>) = (value(head, 4)?, value(head, 5)?);
+    Ok(ids.into_iter().zip(since.into_iter().map(UtcTime::from_millis)).collect())
+}
+
+fn heads(head: &Row) -> Result<Heads, EngineError> {
+    let (lanes, indexes, links): (Vec<String>, Vec<i64>, Vec<&[u8]>) =
+        (value(head, 6)?, value(head, 7)?, value(head, 8)?);
+    let positions = indexes.into_iter().zip(links).map(|(index, link)| {
+        let next_index = index_of(index).ok_or_else(|| unfit("next_idx"))?;
+        Ok::<_, EngineError>(Position { next_index, link: link.try_into().map_err(|_| unfit("link"))? })
+    });
+    lanes.into_iter().zip(positions).map(|(lane, position)| Ok((lane, position?))).collect()
+}
+
+fn expired_quote(row: &Row) -> Result<(Identity, UtcTime), EngineError> {
+    Ok((checked(row, 0, |text: String| identity_of(&text))?, UtcTime::from_millis(value(row, 1)?)))
 }
 
 fn record_id(row: &Row) -> Result<Uuid, EngineError> {

@@ -7,11 +7,14 @@ use super::{
     read, runtime,
     session::{Server, Session},
 };
-use crate::ledger::{
-    EngineError,
-    chain::{Position, StoredRecord},
-    encoding::stored,
-    place::{Journal, Stretch},
+use crate::{
+    domain::{Scope, SequenceNumber},
+    ledger::{
+        EngineError,
+        chain::{Position, StoredRecord},
+        encoding::stored,
+        place::{Journal, Stretch},
+    },
 };
 
 /// A connection that only reads.
@@ -59,6 +62,10 @@ impl Journal for Reader {
         let mut records = self.runtime.block_on(read::records(&self.session.client, sql, &[&count]))?;
         records.reverse();
         Ok(records)
+    }
+
+    fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
+        self.runtime.block_on(read::scopes(&self.session.client))
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {

@@ -46,6 +46,8 @@ CREATE TABLE quote (
 -- Whatever writes here, no number is ever two quotes.
 CREATE UNIQUE INDEX quote_number ON quote (scope, sequence);
 CREATE INDEX quote_waiting ON quote (expires_at) WHERE state = 1;
+-- For pruning, oldest first.
+CREATE INDEX quote_done ON quote (expires_at) WHERE state <> 1;
 
 -- The theoretical arrival time of each quota's GCRA, in nanoseconds since 1970.
 CREATE TABLE quota (
@@ -84,11 +86,10 @@ CREATE TABLE audit (
 -- Ids are UUIDv7, so that the greatest is the newest.
 CREATE UNIQUE INDEX audit_record ON audit (record_id);
 
--- No pruning of what was journalled since then, until it is released.
+-- No pruning of what expired or was journalled since then, until it is released.
 CREATE TABLE hold (
-  id     text PRIMARY KEY,
-  since  bigint NOT NULL,
-  reason text NOT NULL
+  id    text PRIMARY KEY,
+  since bigint NOT NULL
 );
 
 -- Writes one batch, all of it or nothing, and nothing unless all stands as it was read. Rows are locked in one order:
@@ -107,6 +108,7 @@ CREATE FUNCTION apply(
   quote_state smallint[], quote_jws text[], quote_record_id bytea[],
   kid_key text[], kid_is_new boolean[], kid_jwk text[], kid_partner text[], kid_purpose text[],
   kid_published_since bigint[], kid_last_expiry bigint[],
+  pruned_identity text[], pruned_before bigint, hold_id text[], hold_since bigint[],
   audit_at bigint[], audit_event text[], audit_identity text[], audit_record_id bytea[], audit_record bytea[],
   audit_leaf bytea[]
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -192,6 +194,15 @@ BEGIN
       FROM unnest(kid_key, kid_is_new, kid_jwk, kid_partner, kid_purpose, kid_published_since, kid_last_expiry)
            AS g(k, is_new, jwk, partner, purpose, since, last)
       WHERE g.is_new;
+  END IF;
+
+  IF cardinality(pruned_identity) > 0 THEN
+    DELETE FROM quote q WHERE q.identity = ANY (pruned_identity) AND q.state <> 1 AND q.expires_at < pruned_before;
+    UPDATE meta SET pruned = greatest(pruned, pruned_before);
+  END IF;
+  IF cardinality(hold_id) > 0 THEN
+    DELETE FROM hold h WHERE h.id = ANY (hold_id);
+    INSERT INTO hold SELECT g.id, g.since FROM unnest(hold_id, hold_since) AS g(id, since) WHERE g.since IS NOT NULL;
   END IF;
 
   IF next_after > my_next THEN

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many arguments `apply` takes.
-const ARGUMENTS: usize = 44;
+const ARGUMENTS: usize = 48;
 
 /// The statement.
 pub(super) fn sql() -> String {
@@ -61,8 +61,18 @@ pub(super) fn arguments<'a>(
     arguments.extend(quotas(changes));
     arguments.extend(quotes(changes)?);
     arguments.extend(kids(changes));
+    arguments.extend(keeping(changes));
     arguments.extend(records(changes)?);
     Ok(arguments)
+}
+
+fn keeping<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
+    vec![
+        Box::new(column(&changes.pruned, Identity::as_str)),
+        Box::new(changes.after.pruned.map_or(0, UtcTime::millis)),
+        Box::new(column(&changes.holds, |(id, _)| id.as_str())),
+        Box::new(column(&changes.holds, |(_, since)| since.map(UtcTime::millis))),
+    ]
 }
 
 fn scopes<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {

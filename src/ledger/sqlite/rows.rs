@@ -13,7 +13,7 @@ use crate::{
         batch::{Changes, Needs, Snapshot},
         chain::{Lane, Position, StoredRecord},
         encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, name_of, scope_of, sequence_of, stored},
-        step::{Quotas, Quote, Stage},
+        step::{Holds, Quotas, Quote, Stage},
         stops::Stops,
     },
 };
@@ -34,12 +34,16 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
         snapshot.records.extend(is_recorded(db, *id)?.then_some(*id));
     }
     snapshot.quotas = quotas(db, needs.quotas.iter().copied())?;
+    snapshot.holds = holds(db)?;
+    if let Some((before, count)) = needs.prunable {
+        snapshot.prunable = prunable(db, before, count)?;
+    }
     Ok(snapshot)
 }
 
 /// Writes what a batch changed but its records.
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
-    let Changes { after, quotes, scopes, quotas, kids, stops, .. } = changes;
+    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, .. } = changes;
     for (identity, (_, index)) in quotes {
         after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
     }
@@ -52,7 +56,49 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
     for (stop, stands) in stops {
         put_stop(db, stop, *stands)?;
     }
+    for (id, since) in holds {
+        put_hold(db, id, *since)?;
+    }
+    for identity in pruned {
+        forget(db, identity)?;
+    }
+    if let Some(before) = after.pruned.filter(|_| !pruned.is_empty()) {
+        db.prepare_cached("UPDATE meta SET pruned = max(pruned, ?1)")?.execute([before.millis()])?;
+    }
     put_quotas(db, quotas.keys().filter_map(|quota| Some((quota, after.quotas.get(quota)?))))
+}
+
+fn holds(db: &Connection) -> Result<Holds, EngineError> {
+    let mut select = db.prepare_cached("SELECT id, since FROM hold")?;
+    let rows = select.query_map((), |row| Ok((row.get(0)?, UtcTime::from_millis(row.get(1)?))))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn put_hold(db: &Connection, id: &str, since: Option<UtcTime>) -> Result<(), EngineError> {
+    match since {
+        Some(since) => db
+            .prepare_cached("INSERT INTO hold VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET since = ?2")?
+            .execute(params![id, since.millis()])?,
+        None => db.prepare_cached("DELETE FROM hold WHERE id = ?1")?.execute([id])?,
+    };
+    Ok(())
+}
+
+fn prunable(db: &Connection, before: UtcTime, count: u32) -> Result<Vec<(Identity, UtcTime)>, EngineError> {
+    let sql =
+        "SELECT identity, expires_at FROM quote WHERE state <> 1 AND expires_at < ?1 ORDER BY expires_at LIMIT ?2";
+    let mut select = db.prepare_cached(sql)?;
+    let rows = select.query_map(params![before.millis(), count], |row| {
+        Ok((checked(row, 0, |text: String| identity_of(&text))?, UtcTime::from_millis(row.get(1)?)))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn forget(db: &Connection, identity: &Identity) -> Result<(), EngineError> {
+    let release = "DELETE FROM release WHERE idx = (SELECT release_idx FROM quote WHERE identity = ?1)";
+    db.prepare_cached(release)?.execute([identity.as_str()])?;
+    db.prepare_cached("DELETE FROM quote WHERE identity = ?1 AND state <> 1")?.execute([identity.as_str()])?;
+    Ok(())
 }
 
 pub(super) fn stops(db: &Connection) -> Result<Stops, EngineError> {
@@ -166,6 +212,13 @@ pub(super) fn last_taken(db: &Connection, scope: &Scope) -> Result<Option<Sequen
     Ok(select.query_row([scope.as_str()], |row| checked(row, 0, sequence_of)).optional()?)
 }
 
+pub(super) fn scopes(db: &Connection) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
+    let mut select = db.prepare_cached("SELECT scope, last FROM scope ORDER BY scope")?;
+    let rows = select
+        .query_map((), |row| Ok((checked(row, 0, |text: String| scope_of(&text))?, checked(row, 1, sequence_of)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 fn put_last_taken(db: &Connection, scope: &Scope, last: SequenceNumber) -> Result<(), EngineError> {
     let sql = "INSERT INTO scope VALUES (?1, ?2) ON CONFLICT (scope) DO UPDATE SET last = ?2";
     db.prepare_cached(sql)?.execute(params![scope.as_str(), stored(last.get())?])?;
@@ -202,6 +255,12 @@ pub(super) fn chain(db: &Connection) -> Result<Lane, EngineError> {
         Ok(Lane { epoch: row.get(0)?, position })
     };
     Ok(db.prepare_cached("SELECT epoch, next_idx, link FROM chain WHERE one = 1")?.query_row((), read)?)
+}
+
+/// The link on the record before the one at `index`.
+pub(super) fn link_before(db: &Connection, index: u64) -> Result<Option<[u8; 32]>, EngineError> {
+    let mut select = db.prepare_cached("SELECT link FROM audit WHERE idx = ?1")?;
+    Ok(select.query_row([stored(index)?.saturating_sub(1)], |row| row.get(0)).optional()?.flatten())
 }
 
 /// Where the journal begins.

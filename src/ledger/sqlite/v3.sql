@@ -18,9 +18,10 @@ ALTER TABLE meta ADD COLUMN pruned INTEGER NOT NULL DEFAULT 0;
 -- Where the journal begins: what is before was pruned, and the rest hangs on this link.
 ALTER TABLE chain ADD COLUMN first_idx INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE chain ADD COLUMN first_link BLOB NOT NULL DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000' CHECK (length(first_link) = 32);
--- No pruning of what was journalled since then, until it is released.
+-- No pruning of what expired or was journalled since then, until it is released.
 CREATE TABLE hold (
-  id     TEXT PRIMARY KEY,
-  since  INTEGER NOT NULL,
-  reason TEXT NOT NULL
+  id    TEXT PRIMARY KEY,
+  since INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+-- For pruning, oldest first.
+CREATE INDEX quote_done ON quote (expires_at) WHERE state <> 1;

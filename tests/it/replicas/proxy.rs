@@ -55,29 +55,31 @@ impl Proxy {
         let (mut from_client, mut from_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         loop {
             tokio::select! {
-                read = client.read(&mut from_client) => match read {
-                    Ok(count @ 1..) => {
-                        let bytes = &mut from_client[..count];
-                        lies.iter().for_each(|(told, heard)| replace(bytes, told.as_bytes(), heard.as_bytes()));
-                        if server.write_all(bytes).await.is_err() {
-                            return;
-                        }
-                    }
-                    _ => return,
-                },
-                read = server.read(&mut from_server) => match read {
-                    Ok(count @ 1..) => {
-                        if self.swallow.swap(false, Ordering::SeqCst) {
-                            self.swallowed.fetch_add(1, Ordering::SeqCst);
-                            return;
-                        }
-                        if client.write_all(&from_server[..count]).await.is_err() {
-                            return;
-                        }
-                    }
-                    _ => return,
-                },
+                            read = client.read(&mut from_client) => match read {
+                                Ok(count @ 1..) => {
+                                    let bytes = &mut from_client[..count];
+                                    for (told, heard) in lies {
+             replace(bytes, told.as_bytes(), heard.as_bytes());
             }
+                                    if server.write_all(bytes).await.is_err() {
+                                        return;
+                                    }
+                                }
+                                _ => return,
+                            },
+                            read = server.read(&mut from_server) => match read {
+                                Ok(count @ 1..) => {
+                                    if self.swallow.swap(false, Ordering::SeqCst) {
+                                        self.swallowed.fetch_add(1, Ordering::SeqCst);
+                                        return;
+                                    }
+                                    if client.write_all(&from_server[..count]).await.is_err() {
+                                        return;
+                                    }
+                                }
+                                _ => return,
+                            },
+                        }
         }
     }
 }

@@ -1,0 +1,36 @@
+//! How long things are kept: quotes until they were pruned, and for as long as somebody holds them.
+
+use super::{Holds, State, Step};
+use crate::{
+    audit::{Event, Facts, Record},
+    clock::UtcTime,
+    domain::Identity,
+    ledger::{Done, HoldAct, Prune, Refusal},
+};
+
+/// Nothing is pruned that a hold keeps, and nothing is journalled where nothing is pruned.
+pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
+    let before = state.holds.values().copied().fold(op.before, UtcTime::min);
+    let gone = state.prunable.iter().filter(|(_, expired_at)| *expired_at < before);
+    let gone: Vec<Identity> = gone.take(op.count_max as usize).map(|(identity, _)| identity.clone()).collect();
+    let unchanged = Step::unchanged(Done::Pruned(gone.len()));
+    if gone.is_empty() {
+        return unchanged;
+    }
+    let detail = Some(format!("{} quotes that expired before {before}", gone.len()));
+    let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
+    Step { pruned: Some((gone, before)), record: Some(record), ..unchanged }
+}
+
+pub(super) fn hold(holds: &Holds, op: &HoldAct) -> Result<Step, Refusal> {
+    let event = match op.since {
+        Some(_) => Event::HoldSet,
+        None if !holds.contains_key(&op.id) => return Err(Refusal::NoSuchHold { id: op.id.clone() }),
+        None => Event::HoldReleased,
+    };
+    let since = op.since.map(|since| format!(" since {since}")).unwrap_or_default();
+    let detail = Some(format!("{}{since}: {}", op.id, op.reason));
+    let record = Record::new(event, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
+    let done = Done::Held(record.id);
+    Ok(Step { hold: Some((op.id.clone(), op.since)), record: Some(record), ..Step::unchanged(done) })
+}
