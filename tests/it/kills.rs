@@ -110,7 +110,7 @@ fn is_being_written(site: &Site) -> bool {
     db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_err()
 }
 
-/// Kills the gateway at the `nth` transaction after that of its start, the first being the reservation and the
+/// Kills the gateway at the `nth` transaction after the two of its start (the kid, and that it started), the first being the reservation and the
 /// second the commit, when `reached`; the quote is then at `stage`.
 async fn killed_in_the_ledger(
     point: &str,
@@ -118,7 +118,7 @@ async fn killed_in_the_ledger(
     reached: fn(&Site, &Quote) -> bool,
     stage: fn(Option<&Stage>) -> bool,
 ) {
-    let site = site(&format!("{point}={nth}*off->pause"));
+    let site = site(&format!("{point}={}*off->pause", nth + 1));
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     let quote = Quote::number(1);
