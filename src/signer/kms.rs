@@ -102,11 +102,9 @@ impl Kms {
 
     fn start_with(config: KmsConfig, share: Arc<Share>, client: Arc<dyn Client>) -> Self {
         let shared = Arc::new(Shared {
-            turns: Turns::new(config.concurrency, config.queue_max),
-            request: Mutex::new(None),
+            turns: Turns::paced(config.concurrency, config.queue_max, share),
             pulse: Pulse::new(&config.name),
             config,
-            share,
             client,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -174,9 +172,6 @@ struct Shared {
     config: KmsConfig,
     client: Arc<dyn Client>,
     turns: Arc<Turns>,
-    share: Arc<Share>,
-    /// What a request has taken of late, without what it waited for.
-    request: Mutex<Option<Duration>>,
     pulse: Pulse,
     runtime: Handle,
     tasks: TaskTracker,
@@ -185,21 +180,7 @@ struct Shared {
     renewed: Mutex<Option<Instant>>,
 }
 
-/// So many orders beyond those at KMS may have their turn and wait for the share, lest it idle.
-const SLEEPERS: usize = 2;
-
 impl Shared {
-    /// A request took this long. As many orders get their turn as the share lets KMS have at once, and a few more: who
-    /// has a turn has a moment of the share too, and what waits there is in line by time and not by caller.
-    fn took(&self, request: Duration) {
-        let mut mean = self.request.lock();
-        let request = mean.map_or(request, |mean| (mean * 7 + request) / 8);
-        *mean = Some(request);
-        let at_once = u128::from(self.config.requests_per_second) * request.as_micros();
-        let slots = usize::try_from(at_once.div_ceil(1_000_000)).unwrap_or(usize::MAX).saturating_add(SLEEPERS);
-        self.turns.set_slots(slots.min(self.config.concurrency), 0);
-    }
-
     fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
         self.tasks.spawn_on(task, &self.runtime)
     }

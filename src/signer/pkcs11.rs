@@ -5,6 +5,7 @@
 //!
 //! - `link`: the gateway's end of one host process
 //! - `supervisor`: brings the token up, binds and probes its keys, replaces the host process
+//! - `logins`: how often logging in may be tried
 //! - `wire`: what both sides say to each other
 //! - `fault`: what goes wrong, translated in one place
 //! - `provision`: what commands ask of a token
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{fault::Fault, link::Link};
+use self::{fault::Fault, link::Link, logins::Logins};
 use super::{
     Attributes, Device, Health, Order, Pinned, SignError, Signature, Signer, locator::Locator, standing::Standing,
     turns::Turns,
@@ -40,6 +41,7 @@ use crate::{jwk::PublicKey, jws::SigningInput};
 mod fault;
 pub mod host;
 mod link;
+mod logins;
 mod outage;
 mod provision;
 mod supervisor;
@@ -104,6 +106,7 @@ impl Token {
             generations: AtomicU64::new(0),
             wake: Notify::new(),
             closing: CancellationToken::new(),
+            logins: Arc::default(),
             report,
             config,
         });
@@ -179,6 +182,7 @@ struct Shared {
     /// There is a new key, or one to be probed at once.
     wake: Notify,
     closing: CancellationToken,
+    logins: Arc<Logins>,
     /// What breaks the present generation.
     report: mpsc::Sender<(u64, Fault)>,
 }
@@ -259,11 +263,12 @@ impl Shared {
                     true
                 }
                 // A key that did not sign before may itself be at fault; the supervisor sees the others.
-                Fault::Device(_) | Fault::Login(_) | Fault::Missing(_) | Fault::Unfit(_) => {
+                Fault::Device(_) | Fault::Missing(_) | Fault::Unfit(_) => {
                     key.was_refused(generation, &fault);
                     false
                 }
-                Fault::Pin(_) => true,
+                // No session logs in again in that process.
+                Fault::Pin(_) | Fault::Login(_) => true,
                 Fault::Stuck(_) | Fault::Late | Fault::Exists(_) | Fault::Invalid(_) => false,
             };
             if is_the_tokens {

@@ -1,16 +1,20 @@
 //! What one device can take, shared fairly. A quote first gets a *place*, or is told at once when to come again:
 //! places are bounded, no flow can hold them all, and a flow whose turn would come too late gets none. Then it
 //! waits for its *turn* at the device: waiting flows take turns one order each, so that one who floods waits
-//! behind itself. Nothing here knows what a device is.
+//! behind itself. A device that takes only so many orders a second has a *pace*: turns are handed out at it, so that
+//! nobody who has a turn stands in another line. Nothing here knows what a device is.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::oneshot, time};
+use tokio::{runtime::Handle, sync::oneshot, time};
 
 use super::{Flow, Order, SignError};
 
@@ -27,11 +31,31 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How much a new measurement moves the mean.
 const MEAN_WEIGHT: f64 = 0.1;
 
+/// How many orders a device takes in a time.
+pub trait Pace: Send + Sync + std::fmt::Debug {
+    /// When the next order may go; not before `now`.
+    fn next(&self, now: Instant) -> Instant;
+    /// How far apart orders are in the long run.
+    fn spacing(&self) -> Duration;
+    /// An order goes.
+    fn take(&self, now: Instant);
+}
+
 /// The places and turns of one device.
 #[derive(Debug)]
 pub struct Turns {
     queue_max: usize,
     state: Mutex<State>,
+    paced: Option<Paced>,
+}
+
+/// A pace, and who waits for its next moment.
+#[derive(Debug)]
+struct Paced {
+    pace: Arc<dyn Pace>,
+    runtime: Handle,
+    /// Somebody waits for the next moment, to hand turns on.
+    is_awaited: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +96,6 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Turn {
     turns: Arc<Turns>,
-    began: Instant,
 }
 
 /// How a device is used at the moment, for metrics.
@@ -93,7 +116,15 @@ impl Turns {
     #[must_use]
     pub fn new(slots: usize, queue_max: usize) -> Arc<Self> {
         let state = State { servers: slots, slots, ..State::default() };
-        Arc::new(Self { queue_max, state: Mutex::new(state) })
+        Arc::new(Self { queue_max, state: Mutex::new(state), paced: None })
+    }
+
+    /// The same for a device that takes orders at no more than a pace. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn paced(slots: usize, queue_max: usize, pace: Arc<dyn Pace>) -> Arc<Self> {
+        let state = State { servers: slots, slots, ..State::default() };
+        let paced = Paced { pace, runtime: Handle::current(), is_awaited: AtomicBool::new(false) };
+        Arc::new(Self { queue_max, state: Mutex::new(state), paced: Some(paced) })
     }
 
     /// From now on the device works at `servers` orders side by side and takes `ahead` more to wait in it.
@@ -111,11 +142,15 @@ impl Turns {
     /// Where no place is free, where the flow holds as many as are left over (so that however much one asks for,
     /// there is room for another), or where its turn would come too late.
     pub fn place(self: &Arc<Self>, flow: Flow, deadline: Instant) -> Result<Place, Busy> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
         let mut state = self.state.lock();
         let free = (state.servers + self.queue_max).saturating_sub(state.places);
         let held = state.flows.get(&flow).map_or(0, |line| line.places);
-        let wait = state.wait(flow);
+        let ahead = state.ahead(flow, |line| line.places);
+        // Those who have a turn are in the pace already.
+        let paced = self.paced_wait(now, ahead.saturating_sub(state.busy));
+        let wait = state.wait(ahead).max(paced);
         if free == 0 || (held >= free && held > 0) || wait + state.service.unwrap_or_default() > left {
             return Err(Busy { retry_after: wait.clamp(RETRY_MIN, RETRY_MAX) });
         }
@@ -127,25 +162,33 @@ impl Turns {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// Where too many wait, the deadline passes, or the order is taken back.
+    /// Where too many wait, the pace has no moment before the deadline, the deadline passes, or the order is taken back.
     pub async fn turn(self: &Arc<Self>, order: &Order) -> Result<Turn, SignError> {
         if order.gone.is_cancelled() {
             return Err(SignError::Gone);
         }
-        if order.deadline <= Instant::now() {
+        let now = Instant::now();
+        if order.deadline <= now {
             return Err(SignError::TimedOut);
         }
         let line = {
             let mut state = self.state.lock();
-            if state.waiting == 0 && state.busy < state.slots {
-                state.busy += 1;
-                return Ok(self.begin());
+            let moment = self.moment(now);
+            if state.waiting == 0 && state.busy < state.slots && moment <= now {
+                return Ok(self.begin(&mut state, now));
+            }
+            let ahead = state.ahead(order.flow, |line| line.waiting.len());
+            if now + self.paced_wait(now, ahead) > order.deadline {
+                return Err(SignError::Full);
             }
             if state.waiting >= self.queue_max && !state.forget_leavers() {
                 return Err(SignError::Full);
             }
             let (turn, line) = oneshot::channel();
             state.join(order.flow, turn);
+            if state.busy < state.slots {
+                self.await_moment(moment);
+            }
             line
         };
         tokio::select! {
@@ -169,25 +212,63 @@ impl Turns {
         self.state.lock().service
     }
 
-    fn begin(self: &Arc<Self>) -> Turn {
-        Turn { turns: Arc::clone(self), began: Instant::now() }
+    fn begin(self: &Arc<Self>, state: &mut State, now: Instant) -> Turn {
+        state.busy += 1;
+        if let Some(paced) = &self.paced {
+            paced.pace.take(now);
+        }
+        Turn { turns: Arc::clone(self) }
     }
 
-    /// Gives free slots to those who wait.
+    /// Gives free slots to those who wait, at the pace.
     fn hand_on(self: &Arc<Self>) {
         loop {
-            let waiter = {
+            let now = Instant::now();
+            let (waiter, turn) = {
                 let mut state = self.state.lock();
                 if state.busy >= state.slots {
                     return;
                 }
+                let moment = self.moment(now);
+                if moment > now && state.waiting > 0 {
+                    self.await_moment(moment);
+                    return;
+                }
                 let Some(waiter) = state.next() else { return };
-                state.busy += 1;
-                waiter
+                (waiter, self.begin(&mut state, now))
             };
             // One who has left gives the turn back by dropping it, which hands it on from here.
-            let _left = waiter.send(self.begin());
+            let _left = waiter.send(turn);
         }
+    }
+
+    /// When the next turn may be handed out, as far as the pace goes.
+    fn moment(&self, now: Instant) -> Instant {
+        self.paced.as_ref().map_or(now, |paced| paced.pace.next(now))
+    }
+
+    /// How long the pace has an order wait with so many before it.
+    fn paced_wait(&self, now: Instant, ahead: usize) -> Duration {
+        let Some(Paced { pace, .. }) = &self.paced else { return Duration::ZERO };
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+        pace.next(now).saturating_duration_since(now) + pace.spacing().saturating_mul(ahead)
+    }
+
+    /// Has turns handed on at this moment, unless that is seen to already.
+    fn await_moment(self: &Arc<Self>, moment: Instant) {
+        let Some(paced) = &self.paced else { return };
+        if paced.is_awaited.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let turns = Arc::downgrade(self);
+        paced.runtime.spawn(async move {
+            time::sleep_until(moment.into()).await;
+            let Some(turns) = turns.upgrade() else { return };
+            if let Some(paced) = &turns.paced {
+                paced.is_awaited.store(false, Ordering::Release);
+            }
+            turns.hand_on();
+        });
     }
 }
 
@@ -237,11 +318,16 @@ impl State {
         }
     }
 
-    /// How long one more order of `flow` would wait, if all who hold a place took turns from now on.
-    fn wait(&self, flow: Flow) -> Duration {
-        let own = self.flows.get(&flow).map_or(0, |line| line.places);
+    /// How many orders would go before one more of `flow`, if flows took turns from now on with as many orders as `count`
+    /// says.
+    fn ahead(&self, flow: Flow, count: impl Fn(&Line) -> usize) -> usize {
+        let own = self.flows.get(&flow).map_or(0, &count);
         let others = self.flows.iter().filter(|(other, _)| **other != flow);
-        let ahead = own + others.map(|(_, line)| line.places.min(own + 1)).sum::<usize>();
+        own + others.map(|(_, line)| count(line).min(own + 1)).sum::<usize>()
+    }
+
+    /// How long the device takes to get to an order with so many before it.
+    fn wait(&self, ahead: usize) -> Duration {
         let rounds = (ahead + 1).saturating_sub(self.servers);
         let servers = u32::try_from(self.servers.max(1)).unwrap_or(u32::MAX);
         self.service.unwrap_or_default() * u32::try_from(rounds).unwrap_or(u32::MAX) / servers
@@ -249,14 +335,8 @@ impl State {
 }
 
 impl Turn {
-    /// The device has answered: what it took counts towards the estimate of what it takes.
-    pub fn answered(self) {
-        let took = self.began.elapsed();
-        self.answered_after(took);
-    }
-
-    /// The same, where the device itself says what it took.
-    pub fn answered_after(self, took: Duration) {
+    /// The device has answered, and this is what it took: it counts towards the estimate of what it takes.
+    pub fn answered(self, took: Duration) {
         let mut state = self.turns.state.lock();
         let mean = state.service.map_or(took, |mean| mean.mul_f64(1.0 - MEAN_WEIGHT) + took.mul_f64(MEAN_WEIGHT));
         state.service = Some(mean);
@@ -388,7 +468,7 @@ mod tests {
         assert_eq!(turns.turn(&order(FLOOD)).await.err(), Some(SignError::Full));
         drop(first);
         // The flow of the one who left is still in line, and its turn is another order's.
-        other.await.unwrap().unwrap().answered();
+        other.await.unwrap().unwrap().answered(Duration::from_millis(1));
         drop(stays.await.unwrap().unwrap());
         assert_eq!(turns.usage(), Usage { slots: 1, busy: 0, waiting: 0, places: 0 });
         assert!(turns.state.lock().flows.is_empty());
@@ -400,5 +480,57 @@ mod tests {
         let waiting = wait(&turns, order(FLOOD)).await;
         turns.set_slots(1, 0);
         assert!(waiting.await.unwrap().is_ok());
+    }
+
+    /// Twenty a second, one at a time.
+    #[derive(Debug, Default)]
+    struct Slow(Mutex<Option<Instant>>);
+
+    impl Pace for Slow {
+        fn next(&self, now: Instant) -> Instant {
+            self.0.lock().map_or(now, |next| next.max(now))
+        }
+
+        fn spacing(&self) -> Duration {
+            Duration::from_millis(50)
+        }
+
+        fn take(&self, now: Instant) {
+            let next = self.next(now) + self.spacing();
+            *self.0.lock() = Some(next);
+        }
+    }
+
+    #[tokio::test]
+    async fn turns_come_at_the_pace_and_by_flow_however_many_slots_are_free() {
+        let turns = Turns::paced(100, 100, Arc::new(Slow::default()));
+        let began = Instant::now();
+        let first = turns.turn(&order(FLOOD)).await.unwrap();
+        let mut flood = Vec::new();
+        for _ in 0..8 {
+            flood.push(wait(&turns, order(FLOOD)).await);
+        }
+        let light = wait(&turns, order(LIGHT)).await;
+        let light = light.await.unwrap().unwrap();
+        assert!(flood.iter().filter(|waiting| waiting.is_finished()).count() <= 1, "only one can have been before it");
+        assert!(began.elapsed() >= Duration::from_millis(49));
+        for waiting in flood {
+            drop(waiting.await.unwrap().unwrap());
+        }
+        assert!(began.elapsed() >= Duration::from_millis(9 * 50 - 1));
+        drop((first, light));
+        assert_eq!(turns.usage(), Usage { slots: 100, busy: 0, waiting: 0, places: 0 });
+    }
+
+    #[tokio::test]
+    async fn the_pace_is_known_before_a_place_is_given() {
+        let turns = Turns::paced(100, 100, Arc::new(Slow::default()));
+        let in_ms = |ms| Instant::now() + Duration::from_millis(ms);
+        let places: Vec<_> = std::iter::from_fn(|| turns.place(FLOOD, in_ms(225)).ok()).take(50).collect();
+        assert_eq!(places.len(), 5, "at 0, 50, 100, 150 and 200 ms");
+        assert!(turns.place(LIGHT, in_ms(225)).is_ok(), "another's turn comes before those");
+        let late = turns.turn(&Order::new(LIGHT, in_ms(1_000))).await;
+        let late = (late, turns.turn(&Order::new(LIGHT, in_ms(20))).await);
+        assert!(late.0.is_ok() && matches!(late.1, Err(SignError::Full)), "told at once");
     }
 }

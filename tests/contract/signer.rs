@@ -123,7 +123,9 @@ pub async fn a_key_pinned_to_another_public_half_is_unfit(device: &dyn Device, l
 pub fn a_locator_of_another_kind_is_refused(device: &dyn Device, public: &Arc<PublicKey>, locator: &str) -> String {
     let pinned = Pinned { public: Arc::clone(public), locator: locator.to_owned(), attributes: Attributes::Require };
     let said = device.key(pinned).err().unwrap();
-    assert!(!said.is_empty(), "it says why");
+    // What a right one looks like, or what to do with this one.
+    let remedies = ["as in `pkcs11:", "write it as `arn:", "write the key's own ARN", "name the signer of that region"];
+    assert!(remedies.iter().any(|remedy| said.contains(remedy)), "{said}");
     assert!(!said.contains('\n') && !said.ends_with('.'), "{said}");
     said
 }

@@ -308,8 +308,73 @@ async fn logins_that_come_to_no_known_end_are_tried_twice_and_no_more() {
     let shim = Shim::before(&site);
     shim.rules("C_Login err CKR_DEVICE_ERROR");
     let gateway = site.start();
-    until("more than two logins", async || shim.faults("C_Login") > 4).await;
+    until("more than two logins", async || shim.faults("C_Login") > 2).await;
     shim.rules("");
+    gateway.signing().await;
+    // One that comes to no known end in a session of a token that is up: none is tried in that process any more.
+    shim.once("C_Login err CKR_GENERAL_ERROR times 1\nC_SignInit close times 1");
+    let before = shim.faults("C_Login");
+    gateway.logged("the token failed").await;
+    gateway.signing().await;
+    assert_eq!(shim.faults("C_Login"), before);
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+}
+
+/// A device that hangs before it is given a PIN has counted none, however often.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_hangs_outside_its_login_is_asked_until_it_is_back() {
+    // The session before the login, and those after it.
+    for hangs in ["C_OpenSession hang-forever", "C_OpenSession hang-forever after 1"] {
+        let site = site();
+        let shim = Shim::before(&site);
+        site.edit_signer("call_timeout_ms", 100.into());
+        shim.rules(hangs);
+        let gateway = site.start();
+        until("it was asked more than twice", async || shim.faults("C_OpenSession hang") > 3).await;
+        shim.rules("");
+        gateway.signing().await;
+        gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    }
+}
+
+/// Stuck is what a session has been at for too long, and not what waits for a session; and a token has no more
+/// sessions to stand in than it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_are_stuck_get_as_many_stand_ins_as_the_token_has() {
+    let site = site();
+    let shim = Shim::before(&site);
+    site.edit_signer("call_timeout_ms", 400.into());
+    site.edit_signer("sessions", 2.into());
+    // One keeps the login, two sign, one may stand in.
+    shim.rules("* max-sessions 4");
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let sign = async |numbers: std::ops::Range<u64>| {
+        let calls: Vec<_> = numbers
+            .map(|number| {
+                let pricing = pricing.clone();
+                tokio::spawn(async move { pricing.sign(&Quote::number(number)).await })
+            })
+            .collect();
+        for call in calls {
+            // Numbers overtake each other: what is told of them is of no matter here.
+            drop(call.await.unwrap());
+        }
+    };
+    let told = |text: &str| gateway.log.lock().unwrap().iter().filter(|line| line.contains(text)).count();
+    sign(1..40).await;
+    shim.rules("* max-sessions 4\nC_Sign delay 300");
+    sign(40..52).await;
+    assert_eq!((told("another stands in for it"), told("the token failed")), (0, 0));
+    shim.rules("* max-sessions 4\nC_Sign hang-forever times 1");
+    sign(52..56).await;
+    gateway.logged("another stands in for it").await;
+    assert_eq!(told("the token failed"), 0);
+    // One is still stuck, and of two more the token can make good none.
+    shim.rules("* max-sessions 4\nC_Sign hang-forever times 2 # more");
+    sign(56..60).await;
+    gateway.logged("the token failed").await;
+    shim.rules("* max-sessions 4");
     gateway.signing().await;
 }
 

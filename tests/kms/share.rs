@@ -81,6 +81,57 @@ with_kms! {
         assert!(kms.turns().usage().busy == 0 && signer.health().takes_orders(), "and nothing is held against the key");
     }
 
+    /// A flood beside a caller at a tenth of the share. The ratio is told; what is held is how many orders of the flood
+    /// an order of the other is behind: the one that has the next moment of the share, and one of those under way.
+    async fn a_flood_keeps_nobody_waiting_behind_it(site) {
+        let kms = Kms::start(KmsConfig { requests_per_second: 100, concurrency: 16, ..site.config() });
+        let arn = site.rsa_key(2048).await;
+        let signer = site.bound(&kms, &arn).await;
+        comes_to_serve(&*signer).await;
+        // The emulator is next door; this is about what a signature takes from another machine.
+        site.proxy.rules([Rule::always("Sign", Fault::Delay(Duration::from_millis(20)))]);
+        let light = async |count: usize| {
+            let (mut took, mut behind) = (Vec::new(), Vec::new());
+            for _ in 0..count {
+                let (since, before) = (Instant::now(), site.proxy.seen("Sign").len());
+                let order = Order::new(Flow(2), since + Duration::from_secs(3));
+                signer.sign(&SigningInput::fresh_probe(), &order).await.unwrap();
+                took.push(since.elapsed());
+                let gone = site.proxy.seen("Sign");
+                behind.push(gone.iter().skip(before).filter(|seen| seen.at < since + took[took.len() - 1]).count());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            took.sort();
+            behind.sort_unstable();
+            (took[count / 2], took[count * 99 / 100], behind[count * 9 / 10])
+        };
+        let alone = light(40).await;
+        let over = tokio_util::sync::CancellationToken::new();
+        let flood: Vec<_> = (0..64).map(|_| {
+            let (signer, over) = (std::sync::Arc::clone(&signer), over.clone());
+            tokio::spawn(async move {
+                while !over.is_cancelled() {
+                    let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(3));
+                    drop(signer.sign(&SigningInput::fresh_probe(), &order).await);
+                }
+            })
+        }).collect();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let beside = light(40).await;
+        over.cancel();
+        for order in flood {
+            order.await.unwrap();
+        }
+        let ratio = |beside: Duration, alone: Duration| beside.as_secs_f64() / alone.as_secs_f64();
+        println!(
+            "  beside a flood: p50 {:.1} ms, {:.2} times that alone; p99 {:.1} ms, {:.2} times; 9 of 10 behind {} orders",
+            beside.0.as_secs_f64() * 1e3, ratio(beside.0, alone.0),
+            beside.1.as_secs_f64() * 1e3, ratio(beside.1, alone.1), beside.2,
+        );
+        // Its own request is counted too, and those that go while it is under way.
+        assert!(beside.2 <= 8, "{}", beside.2);
+    }
+
     async fn what_the_sdk_sends_again_counts_too(site) {
         let kms = Kms::start(KmsConfig { requests_per_second: 20, ..site.config() });
         let arn = site.rsa_key(2048).await;

@@ -102,6 +102,18 @@ impl Backend {
         assert!(done.status.success(), "{done:?}");
     }
 
+    /// Has SoftHSM generate a key pair whose private half it gives out.
+    pub fn generate_extractable(&self, label: &str) {
+        let config = self.config();
+        let pin = fs::read_to_string(self.file("pin")).unwrap();
+        let mut generate = Command::new("pkcs11-tool");
+        generate.arg("--module").arg(&config.module).args(["--token-label", &config.token_label, "--login"]);
+        generate.args(["--pin", pin.trim(), "--keypairgen", "--key-type", "rsa:2048", "--extractable"]);
+        generate.args(["--label", label, "--id", "02"]).env("SOFTHSM2_CONF", &config.environment["SOFTHSM2_CONF"]);
+        let done = generate.output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+
     /// A key pair of openssl's, in a file of this name.
     pub fn make_pem(&self, name: &str) -> PathBuf {
         let pem = self.file(name);

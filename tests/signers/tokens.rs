@@ -133,6 +133,37 @@ async fn a_key_that_could_have_left_its_token_is_unfit_unless_policy_relaxes() {
     token.close().await;
 }
 
+/// A key that was made on the token, and that the token gives out to whoever asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_generated_as_extractable_is_unfit() {
+    let softhsm = Backend::start("softhsm");
+    softhsm.generate_extractable("quote-signing-loose");
+    let (kid, locator) = ("quote-signing-loose".parse().unwrap(), softhsm.locator("quote-signing-loose"));
+    let commands = softhsm.provisioner();
+    let refused = commands.try_out(&kid, &locator, Attributes::Require).await.unwrap_err().to_string();
+    assert!(refused.contains("CKA_EXTRACTABLE") && !refused.contains("CKA_LOCAL"), "{refused}");
+    let public = softhsm.public_of("quote-signing-loose").await;
+    let token = Token::start(softhsm.config());
+    let key = softhsm.bound(&token, &public, "quote-signing-loose");
+    contract::comes_not_to_serve(&*key, "CKA_EXTRACTABLE").await;
+    assert!(matches!(contract::sign(&*key).await, Err(SignError::Unfit(_))));
+    token.close().await;
+}
+
+/// What somebody put into a locator by mistake is not told to whoever reads logs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_in_a_locator_is_refused_and_not_told_back() {
+    let softhsm = Backend::start("softhsm");
+    let token = Token::start(softhsm.config());
+    for attribute in ["pin-value", "pin-source", "module-path"] {
+        let locator = format!("pkcs11:token=quotes;object=quote-signing-a?{attribute}=not-a-real-pin");
+        let said = token.accepts(&locator).unwrap_err();
+        assert!(said.contains(attribute) && !said.contains("not-a-real-pin"), "{said}");
+        assert!(said.contains("belong to the gateway's config"), "{said}");
+    }
+    token.close().await;
+}
+
 /// A key that is not there yet serves once it is, whether or not another signs meanwhile, and disturbs nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_comes_late_serves_by_itself() {

@@ -1,6 +1,8 @@
 //! The few calls of AWS KMS that are used, so that what they are used for can be tested without it. The words of
 //! the API are left as they are on the wire; what they mean is for `fitness`.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use super::fault::Fault;
@@ -17,6 +19,8 @@ pub(super) struct Signed {
     pub(super) key: String,
     pub(super) algorithm: String,
     pub(super) signature: Vec<u8>,
+    /// How long the request took that was answered, without those before it that were not.
+    pub(super) took: Duration,
 }
 
 /// What `DescribeKey` and `CreateKey` tell of a key.

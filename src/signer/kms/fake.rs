@@ -98,7 +98,12 @@ impl Client for Fake {
         let digest = Digest::import_less_safe(&digest.0, &SHA256).unwrap();
         self.pair.sign_digest(&RSA_PKCS1_SHA256, &digest, &mut signature).unwrap();
         let turn = *self.turn.lock();
-        turn(Signed { key: key.to_string(), algorithm: RS256.to_owned(), signature })
+        turn(Signed {
+            key: key.to_string(),
+            algorithm: RS256.to_owned(),
+            signature,
+            took: std::time::Duration::from_millis(1),
+        })
     }
 
     async fn describe(&self, key: &str) -> Result<Described, Fault> {

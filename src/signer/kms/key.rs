@@ -1,14 +1,11 @@
-//! One pinned key in AWS KMS: an order's way through turn, share and call, what an answer must be, and what its
+//! One pinned key in AWS KMS: an order's way through turn and call, what an answer must be, and what its
 //! outcome says of the key. When it is probed is left to `watch`.
 
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::{
-    sync::Notify,
-    time::{sleep_until, timeout_at},
-};
+use tokio::{sync::Notify, time::timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -89,20 +86,6 @@ impl Key {
         self.change(|breaker| breaker.verified(opened, Instant::now()));
     }
 
-    /// Waits until it is this order's turn and the share allows another request.
-    pub(super) async fn wait(&self, order: &Order) -> Result<Turn, SignError> {
-        if order.deadline <= Instant::now() {
-            return Err(SignError::TimedOut);
-        }
-        let turn = self.shared.turns.turn(order).await?;
-        let moment = self.shared.share.book(Instant::now(), order.deadline).ok_or(SignError::Full)?;
-        tokio::select! {
-            biased;
-            () = order.gone.cancelled() => Err(SignError::Gone),
-            () = sleep_until(moment.into()) => Ok(turn),
-        }
-    }
-
     /// Asks KMS. Once begun it is not torn by a caller that leaves, so that what it says of the key is not lost.
     pub(super) async fn call(
         self: &Arc<Self>,
@@ -116,8 +99,7 @@ impl Key {
     }
 
     async fn ask(&self, digest: InputDigest, deadline: Instant, turn: Turn) -> Result<Signature, SignError> {
-        let began = Instant::now();
-        let left = deadline.saturating_duration_since(began);
+        let left = deadline.saturating_duration_since(Instant::now());
         let Ok(answer) = timeout_at(deadline.into(), self.shared.client.sign(&self.arn, digest)).await else {
             // An order that leaves KMS less time than a request may take says nothing of it.
             if left >= self.shared.config.attempt_timeout {
@@ -125,16 +107,16 @@ impl Key {
             }
             return Err(SignError::TimedOut);
         };
-        self.shared.took(began.elapsed());
         let signed = answer.inspect_err(|fault| self.failed(fault)).map_err(|fault| fault.to_order())?;
         self.shared.pulse.heard();
+        let took = signed.took;
         let signature = self.accept(signed).map_err(|fault| {
             let told = fault.to_order();
             self.trip(fault);
             told
         })?;
         self.breaker.lock().signed(Instant::now());
-        turn.answered();
+        turn.answered(took);
         Ok(signature)
     }
 
@@ -179,7 +161,7 @@ impl KeySigner {
 impl Signer for KeySigner {
     async fn sign(&self, input: &SigningInput, order: &Order) -> Result<Signature, SignError> {
         self.key.check_serving()?;
-        let turn = self.key.wait(order).await?;
+        let turn = self.turns().turn(order).await?;
         // It may have gone out of service meanwhile.
         self.key.check_serving()?;
         self.key.call(input, order, turn).await

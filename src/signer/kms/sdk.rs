@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -23,6 +23,7 @@ use aws_sdk_kms::{
     primitives::Blob,
     types::{KeyManagerType, KeyMetadata, KeySpec, KeyUsageType, MessageType, OriginType, SigningAlgorithmSpec, Tag},
 };
+use parking_lot::Mutex;
 use tokio::time;
 
 use super::{
@@ -31,8 +32,10 @@ use super::{
     fault::{Fault, Kind, no_credentials, translate},
     share::Share,
 };
-use crate::domain::InputDigest;
-use crate::signer::locator::KeyArn;
+use crate::{
+    domain::InputDigest,
+    signer::{locator::KeyArn, turns::Pace as _},
+};
 
 /// How often a request is sent at most. Each retry costs quota and time, and the breaker takes over from there.
 const ATTEMPTS_MAX: u32 = 3;
@@ -91,16 +94,17 @@ async fn make(config: &KmsConfig) -> (aws_sdk_kms::Client, Option<SharedCredenti
     (aws_sdk_kms::Client::from_conf(own), found.credentials_provider())
 }
 
-/// Books those requests of one call that the SDK sends beyond the first.
-#[derive(Debug)]
-struct Retries {
+/// The requests of one call: counts those that the SDK sends beyond the first, and knows when the last began.
+#[derive(Debug, Clone)]
+struct Requests {
     share: Arc<Share>,
-    is_retry: AtomicBool,
+    is_retry: Arc<AtomicBool>,
+    began: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Intercept for Retries {
+impl Intercept for Requests {
     fn name(&self) -> &'static str {
-        "quotesign retries"
+        "quotesign requests"
     }
 
     fn read_before_attempt(
@@ -110,8 +114,9 @@ impl Intercept for Retries {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if self.is_retry.swap(true, Ordering::Relaxed) {
-            self.share.charge();
+            self.share.take(Instant::now());
         }
+        *self.began.lock() = Some(Instant::now());
         Ok(())
     }
 }
@@ -131,6 +136,7 @@ impl Client for Sdk {
     }
 
     async fn sign(&self, key: &KeyArn, digest: InputDigest) -> Result<Signed, Fault> {
+        let requests = Requests { share: Arc::clone(&self.share), is_retry: Arc::default(), began: Arc::default() };
         let call = self
             .client()
             .await
@@ -140,12 +146,13 @@ impl Client for Sdk {
             .message_type(MessageType::Digest)
             .signing_algorithm(SigningAlgorithmSpec::from(RS256))
             .customize()
-            .interceptor(Retries { share: Arc::clone(&self.share), is_retry: AtomicBool::new(false) });
+            .interceptor(requests.clone());
         let answer = call.send().await.map_err(|error| translate("Sign", &error))?;
         Ok(Signed {
             key: answer.key_id().unwrap_or_default().to_owned(),
             algorithm: answer.signing_algorithm().map_or_else(String::new, |spec| spec.as_str().to_owned()),
             signature: answer.signature.map(Blob::into_inner).unwrap_or_default(),
+            took: requests.began.lock().map(|began| began.elapsed()).unwrap_or_default(),
         })
     }
 

@@ -1,12 +1,14 @@
 //! This replica's share of the account's quota. AWS counts the signing requests of an account and region, whoever
-//! sends them, so each replica keeps to a share. A request books the moment at which it may go; one that would get
-//! its turn too late is told so at once. A retry that the SDK sends by itself is booked afterwards.
+//! sends them, so each replica keeps to a share. It is the pace at which orders get their turns; a retry that the SDK
+//! sends by itself is counted afterwards.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A token bucket that gives out moments rather than tokens, so that nobody wakes up to find them taken.
+use crate::signer::turns::Pace;
+
+/// A token bucket that tells moments rather than tokens.
 #[derive(Debug)]
 pub(super) struct Share {
     /// How far apart two requests are in the long run.
@@ -25,23 +27,20 @@ impl Share {
         let spacing = Duration::from_nanos(1_000_000_000_u64.div_ceil(u64::from(per_second - (burst - 1))));
         Self { spacing, slack: spacing * (burst - 1), next: Mutex::new(Instant::now()) }
     }
+}
 
-    /// Books a request that must go by `latest`: gives the moment at which it may, or nothing if that is later.
-    pub(super) fn book(&self, now: Instant, latest: Instant) -> Option<Instant> {
-        let mut next = self.next.lock();
-        let turn = (*next).max(now);
-        let may_go = turn.checked_sub(self.slack).map_or(now, |early| early.max(now));
-        if may_go > latest {
-            return None;
-        }
-        *next = turn + self.spacing;
-        Some(may_go)
+impl Pace for Share {
+    fn next(&self, now: Instant) -> Instant {
+        self.next.lock().checked_sub(self.slack).map_or(now, |early| early.max(now))
     }
 
-    /// Books a request that has gone already.
-    pub(super) fn charge(&self) {
+    fn spacing(&self) -> Duration {
+        self.spacing
+    }
+
+    fn take(&self, now: Instant) {
         let mut next = self.next.lock();
-        *next = (*next).max(Instant::now()) + self.spacing;
+        *next = (*next).max(now) + self.spacing;
     }
 }
 
@@ -52,25 +51,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_beyond_the_share_wait_or_are_refused_at_once() {
+    fn what_was_not_used_is_not_saved_up() {
         let share = Share::new(10);
         let now = Instant::now();
         let later = |ms| now + Duration::from_millis(ms);
-        assert_eq!(share.book(now, later(1_000)), Some(now));
-        assert_eq!(share.book(now, later(1_000)), Some(later(100)));
-        assert_eq!(share.book(now, later(150)), None);
-        assert_eq!(share.book(now, later(200)), Some(later(200)), "a refusal books nothing");
-        assert_eq!(share.book(later(5_000), later(5_000)), Some(later(5_000)), "what was not used is not saved up");
-        assert_eq!(share.book(later(5_000), later(5_050)), None);
-    }
-
-    #[test]
-    fn a_retry_is_booked_too() {
-        let share = Share::new(10);
-        let now = Instant::now() + Duration::from_millis(1);
-        share.charge();
-        share.charge();
-        assert!(share.book(now, now + Duration::from_secs(1)).unwrap() >= now + Duration::from_millis(100));
+        for (at, next) in [(0, 100), (100, 200), (5_000, 5_100)] {
+            assert_eq!(share.next(later(at)), later(at));
+            share.take(later(at));
+            assert_eq!(share.next(later(at)), later(next));
+        }
+        assert_eq!(share.next(later(6_000)), later(6_000));
     }
 
     proptest! {
@@ -84,7 +74,10 @@ mod tests {
             let mut went = Vec::new();
             for gap in gaps {
                 now += Duration::from_micros(gap);
-                went.extend(share.book(now, now + Duration::from_secs(1)));
+                if share.next(now) == now {
+                    share.take(now);
+                    went.push(now);
+                }
             }
             for (at, first) in went.iter().enumerate() {
                 let within = went.iter().skip(at).take_while(|gone| **gone < *first + Duration::from_secs(1)).count();

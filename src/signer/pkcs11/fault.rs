@@ -45,8 +45,8 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         use RvError::{
             ArgumentsBad, CryptokiNotInitialized, DeviceError, DeviceMemory, DeviceRemoved, FunctionCanceled,
-            HostMemory, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked, SessionClosed,
-            SessionHandleInvalid, SlotIdInvalid, TokenNotPresent, TokenNotRecognized,
+            HostMemory, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked, SessionClosed, SessionCount,
+            SessionHandleInvalid, SlotIdInvalid, TokenNotPresent, TokenNotRecognized, UserPinNotInitialized,
         };
         match error {
             Error::Pkcs11(code, function) => {
@@ -62,10 +62,12 @@ impl From<Error> for Fault {
                     | FunctionCanceled
                     | HostMemory
                     | SessionClosed
+                    | SessionCount
                     | SessionHandleInvalid
                     | SlotIdInvalid
                     | TokenNotPresent
-                    | TokenNotRecognized => Self::Device(text),
+                    | TokenNotRecognized
+                    | UserPinNotInitialized => Self::Device(text),
                     PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked => Self::Pin(text),
                     _ if matches!(function, Function::Login) => Self::Login(text),
                     _ => Self::Device(text),

@@ -3,7 +3,7 @@
 //! it to, or when the gateway is no more. A module that crashes, hangs or must start anew takes nothing with it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs::OpenOptions,
     io,
     os::{
@@ -53,9 +53,14 @@ struct Shared {
 /// Which jobs sessions are at.
 #[derive(Default)]
 struct Work {
-    jobs: HashSet<u64>,
-    /// Those of them whose worker ends with its job, since another stands in for it.
-    replaced: HashSet<u64>,
+    jobs: HashMap<u64, AtWork>,
+}
+
+/// A session at a job.
+struct AtWork {
+    since: Instant,
+    /// Its worker ends with this job, since another stands in for it.
+    is_replaced: bool,
 }
 
 impl Shared {
@@ -64,20 +69,24 @@ impl Shared {
     }
 
     fn begin(&self, job: u64) {
-        self.work.lock().jobs.insert(job);
+        self.work.lock().jobs.insert(job, AtWork { since: Instant::now(), is_replaced: false });
     }
 
     /// A worker is out of the module with this job: whether another stands in for it.
     fn end(&self, job: u64) -> bool {
-        let mut work = self.work.lock();
-        work.jobs.remove(&job);
-        work.replaced.remove(&job)
+        self.work.lock().jobs.remove(&job).is_some_and(|job| job.is_replaced)
     }
 
-    /// Marks a job for a stand-in, if a session is at it.
-    fn replace(&self, job: u64) -> bool {
+    /// Marks for a stand-in, `most` of them, the jobs that a session has been at for longer than `limit`.
+    fn replace(&self, limit: Duration, most: usize) -> wire::Replaced {
         let mut work = self.work.lock();
-        work.jobs.contains(&job) && work.replaced.insert(job)
+        let stuck = |job: &AtWork| !job.is_replaced && job.since.elapsed() > limit;
+        let mut stuck: Vec<_> = work.jobs.iter_mut().filter(|(_, job)| stuck(job)).collect();
+        for (_, job) in stuck.iter_mut().take(most) {
+            job.is_replaced = true;
+        }
+        let without = u32::try_from(stuck.len().saturating_sub(most)).unwrap_or(u32::MAX);
+        wire::Replaced { jobs: stuck.into_iter().map(|(job, _)| *job).collect(), without }
     }
 }
 
@@ -136,7 +145,7 @@ fn sockets() -> io::Result<(UnixStream, UnixDatagram)> {
 }
 
 fn answer(
-    reached: &mut Option<(Device, u32)>,
+    reached: &mut Option<(Device, Session, u32)>,
     host: &mut Option<Host>,
     request: Request,
     control: &mut UnixStream,
@@ -145,14 +154,16 @@ fn answer(
     match (request, host) {
         (Request::Open(open), None) => {
             let pkcs11 = module::enter(Path::new(&open.module))?;
-            *reached = Some((Device::reach(pkcs11, &open)?, open.sessions));
+            let device = Device::reach(pkcs11, &open, Arc::clone(jobs))?;
+            let keeper = device.open_session(Access::Read)?;
+            *reached = Some((device, keeper, open.sessions));
             Ok(Response::Done(Nothing {}))
         }
         (Request::Login(_), host @ None) => {
             let pin = secret(control)?;
             let out_of_turn = || Fault::Device("the host process was asked out of turn".to_owned());
-            let (device, sessions) = reached.take().ok_or_else(out_of_turn)?;
-            let (opened, answer) = Host::open(device.with_pin(pin), sessions, jobs)?;
+            let (device, keeper, sessions) = reached.take().ok_or_else(out_of_turn)?;
+            let (opened, answer) = Host::open(device.with_pin(pin), keeper, sessions, jobs)?;
             *host = Some(opened);
             Ok(Response::Opened(answer))
         }
@@ -167,13 +178,7 @@ fn answer(
             host.shared.keys.write().remove(&number);
             Ok(Response::Done(Nothing {}))
         }
-        (Request::Replace(job), Some(host)) => {
-            let is_inside = host.shared.replace(job);
-            if is_inside {
-                host.start_worker(None, jobs)?;
-            }
-            Ok(Response::Replaced(is_inside))
-        }
+        (Request::Replace(ask), Some(host)) => host.replace(&ask, jobs).map(Response::Replaced),
         (Request::Generate(ask), Some(host)) => keygen::generate(&host.shared.device, &ask).map(Response::Key),
         (Request::List(_), Some(host)) => keygen::list(&host.shared.device).map(Response::Keys),
         (Request::TryOut(ask), Some(host)) => key::try_out(&host.shared.device, &host.keeper, &ask).map(Response::Key),
@@ -183,8 +188,13 @@ fn answer(
 
 impl Host {
     /// Logs in, and opens as many sessions as the token gives: that may be fewer than it says it has.
-    fn open(device: Device, wanted: u32, jobs: &Arc<UnixDatagram>) -> Result<(Self, wire::Opened), Fault> {
-        let keeper = device.session(Access::Read)?;
+    fn open(
+        device: Device,
+        keeper: Session,
+        wanted: u32,
+        jobs: &Arc<UnixDatagram>,
+    ) -> Result<(Self, wire::Opened), Fault> {
+        device.log_in(&keeper)?;
         let room = device.sessions_max().max(1);
         let mut sessions = Vec::new();
         for _ in 0..wanted.min(room) {
@@ -211,6 +221,14 @@ impl Host {
         let thread = thread::Builder::new().name("pkcs11-session".to_owned()).spawn(move || worker.run(&jobs));
         self.workers.push(thread.map_err(|error| Fault::Device(format!("cannot start a session's thread: {error}")))?);
         Ok(())
+    }
+
+    fn replace(&mut self, ask: &wire::Replace, jobs: &Arc<UnixDatagram>) -> Result<wire::Replaced, Fault> {
+        let replaced = self.shared.replace(Duration::from_millis(ask.limit_ms), ask.most as usize);
+        for _ in replaced.without as usize..replaced.jobs.len() {
+            self.start_worker(None, jobs)?;
+        }
+        Ok(replaced)
     }
 
     /// The keeper's session may be lost like any other: then it is opened anew, once.

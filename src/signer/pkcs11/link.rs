@@ -13,7 +13,7 @@ use std::{
     },
     process::{Command as StdCommand, Stdio},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -33,7 +33,8 @@ use tokio::{
 use super::{
     TokenConfig,
     fault::Fault,
-    wire::{Answer, Ask, Done, JOB_BYTES_MAX, Job, Request, Response, frame_head, frame_len},
+    logins::Logins,
+    wire::{Answer, Ask, Done, JOB_BYTES_MAX, Job, Login, Request, Response, Said, Word, frame_head, frame_len},
 };
 use crate::{clock, jws::SigningInput, signer::turns::Turn};
 
@@ -47,6 +48,7 @@ pub(super) struct Link {
     next: AtomicU64,
     returned: AtomicUsize,
     refusal: OnceLock<Fault>,
+    logins: Arc<Logins>,
 }
 
 /// A job that the host has.
@@ -58,11 +60,12 @@ struct Pending {
 
 impl Link {
     /// Starts a host process for this token.
-    pub(super) fn start(config: &TokenConfig) -> Result<Self, Fault> {
-        Self::spawn(config).map_err(|error| Fault::Device(format!("cannot start the module's host process: {error}")))
+    pub(super) fn start(config: &TokenConfig, logins: Arc<Logins>) -> Result<Self, Fault> {
+        Self::spawn(config, logins)
+            .map_err(|error| Fault::Device(format!("cannot start the module's host process: {error}")))
     }
 
-    fn spawn(config: &TokenConfig) -> io::Result<Self> {
+    fn spawn(config: &TokenConfig, logins: Arc<Logins>) -> io::Result<Self> {
         let (control, theirs) = StdStream::pair()?;
         let (jobs, their_jobs) = StdDatagram::pair()?;
         control.set_nonblocking(true)?;
@@ -94,6 +97,7 @@ impl Link {
             next: AtomicU64::new(1),
             returned: AtomicUsize::new(0),
             refusal: OnceLock::new(),
+            logins,
         })
     }
 
@@ -157,33 +161,52 @@ impl Link {
         Err(fault)
     }
 
-    /// Takes answers to jobs in, until the socket fails.
-    pub(super) async fn take_answers(&self) -> Fault {
+    /// Takes in what the host says on the jobs socket, until that fails.
+    pub(super) async fn listen(&self) -> Fault {
         let mut buffer = vec![0; JOB_BYTES_MAX];
         loop {
-            let done = match self.jobs.recv(&mut buffer).await {
-                Ok(length) => buffer.get(..length).and_then(|bytes| Done::decode(bytes).ok()),
+            let heard = match self.jobs.recv(&mut buffer).await {
+                Ok(length) => self.hear(buffer.get(..length).unwrap_or_default()),
                 Err(error) => return Fault::Device(format!("the module's process answers no more: {error}")),
             };
-            let Some(done) = done else {
+            if heard.is_none() {
                 return Fault::Device("the module's process wrote what is no answer".to_owned());
-            };
-            let answer = done.failed.map_or(Ok(done.signature), |failed| Err(Fault::from(failed)));
-            if let Err(fault @ Fault::Pin(_)) = &answer {
-                // Whoever asked may wait no more; the PIN is refused all the same.
-                self.refusal.get_or_init(|| fault.clone());
             }
-            let Some(Pending { reply, turn, .. }) = self.taken(done.id) else {
-                // A job that counted as stuck: its session is free, and another stands in for it already.
-                self.returned.fetch_add(1, Ordering::Relaxed);
-                continue;
-            };
-            // What failed says nothing of what a signature takes.
-            if answer.is_ok() {
-                turn.answered_after(Duration::from_micros(done.took_us));
-            }
-            let _gone = reply.send(answer);
         }
+    }
+
+    /// Takes in what a host that is no more had said.
+    pub(super) fn hear_out(&self) {
+        let mut buffer = vec![0; JOB_BYTES_MAX];
+        while let Ok(length @ 1..) = self.jobs.try_recv(&mut buffer) {
+            let _nonsense = self.hear(buffer.get(..length).unwrap_or_default());
+        }
+    }
+
+    fn hear(&self, word: &[u8]) -> Option<()> {
+        match Word::decode(word).ok()?.said? {
+            Said::Done(done) => self.finish(done),
+            Said::Login(login) => self.logins.heard(Login::try_from(login).ok()?),
+        }
+        Some(())
+    }
+
+    fn finish(&self, done: Done) {
+        let answer = done.failed.map_or(Ok(done.signature), |failed| Err(Fault::from(failed)));
+        if let Err(fault @ Fault::Pin(_)) = &answer {
+            // Whoever asked may wait no more; the PIN is refused all the same.
+            self.refusal.get_or_init(|| fault.clone());
+        }
+        let Some(Pending { reply, turn, .. }) = self.taken(done.id) else {
+            // A job that counted as stuck: its session is free, and another stands in for it already.
+            self.returned.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        // What failed says nothing of what a signature takes.
+        if answer.is_ok() {
+            turn.answered(Duration::from_micros(done.took_us));
+        }
+        let _gone = reply.send(answer);
     }
 
     /// The process has ended by itself: how.
@@ -193,19 +216,17 @@ impl Link {
         Fault::Device(format!("the module's process ended: {how}"))
     }
 
-    /// The jobs that have been with the host for longer than `limit`. They are answered as lost, and their turns
-    /// are free again.
-    pub(super) fn give_up_stuck(&self, limit: Duration) -> Vec<u64> {
-        let stuck: Vec<_> = match &mut *self.pending.lock() {
-            Some(pending) => pending.extract_if(|_, job| job.sent.elapsed() > limit).collect(),
-            None => Vec::new(),
-        };
+    /// Whether a job has been with the host for longer than `limit`; it may not have begun.
+    pub(super) fn has_late_jobs(&self, limit: Duration) -> bool {
+        self.pending.lock().as_ref().is_some_and(|pending| pending.values().any(|job| job.sent.elapsed() > limit))
+    }
+
+    /// Answers a job as lost, and frees its turn. Tells whether it was still with the host.
+    pub(super) fn give_up(&self, job: u64, limit: Duration) -> bool {
+        let Some(Pending { reply, .. }) = self.taken(job) else { return false };
         let why = format!("its session has been inside the module for more than {} ms", limit.as_millis());
-        let give_up = |(id, job): (u64, Pending)| {
-            let _gone = job.reply.send(Err(Fault::Stuck(why.clone())));
-            id
-        };
-        stuck.into_iter().map(give_up).collect()
+        let _gone = reply.send(Err(Fault::Stuck(why)));
+        true
     }
 
     /// The refusal of the PIN, if it came to that in any session.

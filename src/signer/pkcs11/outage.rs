@@ -36,7 +36,7 @@ impl Outage {
     }
 
     pub async fn wait(&self, shared: &Shared, pause: Duration) {
-        time::sleep(pause).await;
+        self.during(shared, time::sleep(pause)).await;
         self.show(shared);
     }
 

@@ -1,7 +1,7 @@
 //! What commands ask of a token: each starts a host process of its own for it, and ends it again. The gateway
 //! generates no keys.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use secrecy::SecretString;
@@ -10,6 +10,7 @@ use super::{
     TokenConfig,
     fault::Fault,
     link::Link,
+    logins::Logins,
     wire::{
         self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Request, Response, TriedKey, TryOut,
     },
@@ -40,8 +41,11 @@ impl Provisioner {
     }
 
     async fn ask(&self, request: Request) -> Result<Response, ProvisionError> {
-        let link = Link::start(&self.config)?;
-        let answer = self.open_and_ask(&link, request).await;
+        let link = Link::start(&self.config, Arc::new(Logins::default()))?;
+        let answer = tokio::select! {
+            answer = self.open_and_ask(&link, request) => answer,
+            fault = link.listen() => Err(fault),
+        };
         link.close(LEAVE).await;
         Ok(answer?)
     }
@@ -98,7 +102,7 @@ impl Provision for Provisioner {
 /// # Errors
 /// Says what the module refused; a label that a token has already is.
 pub async fn init_token(config: &TokenConfig, so_pin: &SecretString) -> Result<(), ProvisionError> {
-    let link = Link::start(config)?;
+    let link = Link::start(config, Arc::new(Logins::default()))?;
     let ask = InitToken { module: config.module.display().to_string(), label: config.token_label.clone() };
     let done = async {
         let pin = config.pin.read()?;

@@ -42,27 +42,26 @@ const AHEAD_MAX: usize = 4;
 const OPEN_FACTOR: u32 = 5;
 /// How long a token whose keys are all missing or unfit is left alone before it is brought up anew.
 const UNFIT_AGAIN: Duration = Duration::from_secs(5);
-/// So many logins in a row may come to no known end. Each may have been counted by the token as a wrong PIN, and tokens
-/// lock after as few as three.
-const LOGINS_LOST_MAX: u32 = 2;
+/// A token that was up for longer, and is lost, has not been away all the time before.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// Keeps the token at work until it is closed or its PIN is refused.
 pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, Fault)>) {
     let name = &shared.config.name;
     let mut pause = Duration::ZERO;
-    let (mut outage, mut logins_lost) = (Outage::default(), 0);
+    let mut outage = Outage::default();
     for number in 1.. {
         let began = Instant::now();
-        let ended = Generation::run(&shared, number, &mut reports, &mut outage, &mut logins_lost).await;
+        let ended = Generation::run(&shared, number, &mut reports, &mut outage).await;
         let Err(fault) = ended else { break };
         if let Fault::Pin(_) = fault {
             shared.down(&fault.to_string());
             tracing::error!(signer = %name, why = %fault, "the token is given up; correct its PIN and restart");
             return;
         }
-        if logins_lost >= LOGINS_LOST_MAX {
-            shared.down(&format!("{logins_lost} logins came to no known end, the last: {fault}; none is tried again"));
-            tracing::error!(signer = %name, why = %fault, logins_lost, "the token is given up; see to it and its PIN, and restart");
+        if let Some(lost) = shared.logins.too_many_lost() {
+            shared.down(&format!("{lost} logins came to no known end, the last: {fault}; none is tried again"));
+            tracing::error!(signer = %name, why = %fault, logins_lost = lost, "the token is given up; see to it and its PIN, and restart");
             return;
         }
         outage.tell(&shared, &fault.to_string());
@@ -72,7 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, F
         }
         tokio::select! {
             () = shared.closing.cancelled() => break,
-            () = outage.wait(&shared, jittered(pause)) => {}
+            () = outage.wait(&shared, jittered(shared.logins.pause().unwrap_or(pause))) => {}
         }
         pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
     }
@@ -99,15 +98,14 @@ impl<'s> Generation<'s> {
         number: u64,
         reports: &mut mpsc::Receiver<(u64, Fault)>,
         outage: &mut Outage,
-        logins_lost: &mut u32,
     ) -> Result<(), Fault> {
         shared.generations.store(number, Ordering::Relaxed);
-        let link = Arc::new(Link::start(&shared.config)?);
-        let taking = Arc::clone(&link);
-        let answers = tokio::spawn(async move { taking.take_answers().await });
-        let _answers = AbortOnDrop(answers.abort_handle());
+        let link = Arc::new(Link::start(&shared.config, Arc::clone(&shared.logins))?);
+        let listening = Arc::clone(&link);
+        let listener = tokio::spawn(async move { listening.listen().await });
+        let _listener = AbortOnDrop(listener.abort_handle());
         let opened = tokio::select! {
-            opened = outage.during(shared, Self::open(shared, number, &link, logins_lost)) => opened,
+            opened = outage.during(shared, Self::open(shared, number, &link)) => opened,
             () = shared.closing.cancelled() => {
                 link.kill().await;
                 return Ok(());
@@ -115,31 +113,31 @@ impl<'s> Generation<'s> {
         };
         let ended = match opened {
             Ok(generation) => {
-                *outage = Outage::default();
-                generation.watch(reports).await
+                let began = Instant::now();
+                let ended = generation.watch(reports).await;
+                if began.elapsed() > STEADY {
+                    *outage = Outage::default();
+                }
+                ended
             }
             Err(fault) => Err(fault),
         };
         let why = ended.as_ref().map_or_else(Fault::to_string, |()| "the token is closing".to_owned());
-        if ended.is_err() && outage.since.is_none() && shared.is_up() {
-            outage.since = Some(Instant::now());
+        if ended.is_err() && shared.is_up() {
+            outage.since.get_or_insert_with(Instant::now);
             tracing::warn!(signer = %shared.config.name, generation = number, why, "the token failed");
             outage.tell(shared, &why);
         }
         link.settle(SETTLE).await;
         link.refuse_all(&why);
         link.close(LEAVE).await;
+        link.hear_out();
         // A refused PIN outweighs whatever else ended the generation.
         link.refusal().map_or(ended, Err)
     }
 
     /// Brings the token up, with every key bound that can be.
-    async fn open(
-        shared: &'s Arc<Shared>,
-        number: u64,
-        link: &Arc<Link>,
-        logins_lost: &mut u32,
-    ) -> Result<Self, Fault> {
+    async fn open(shared: &'s Arc<Shared>, number: u64, link: &Arc<Link>) -> Result<Self, Fault> {
         let config = &shared.config;
         let open = Open {
             module: config.module.display().to_string(),
@@ -153,7 +151,7 @@ impl<'s> Generation<'s> {
             answer = link.ask(Request::Open(open), &[], patience) => answer??,
             fault = link.ended() => return Err(fault),
         };
-        let opened = Self::log_in(link, &pin, patience, logins_lost).await?;
+        let opened = Self::log_in(link, &pin, patience).await?;
         let (bound, began) = (BTreeMap::new(), Instant::now());
         let mut generation = Self { shared, number, link: Arc::clone(link), opened, bound, replaced: 0, began };
         generation.look_after_keys().await?;
@@ -165,31 +163,15 @@ impl<'s> Generation<'s> {
         Ok(generation)
     }
 
-    /// Logs in. One that comes to no known end counts as lost, until one succeeds.
-    async fn log_in(
-        link: &Arc<Link>,
-        pin: &SecretString,
-        patience: Duration,
-        logins_lost: &mut u32,
-    ) -> Result<Opened, Fault> {
-        *logins_lost += 1;
+    async fn log_in(link: &Arc<Link>, pin: &SecretString, patience: Duration) -> Result<Opened, Fault> {
         let secrets = [pin];
         let answer = tokio::select! {
             answer = link.ask(Request::Login(wire::Nothing {}), &secrets, patience) => answer?,
             fault = link.ended() => return Err(fault),
         };
-        match answer {
-            Ok(Response::Opened(opened)) => {
-                *logins_lost = 0;
-                Ok(opened)
-            }
-            Ok(_) => Err(out_of_turn()),
-            Err(fault) => {
-                if !matches!(fault, Fault::Login(_)) {
-                    *logins_lost = logins_lost.saturating_sub(1);
-                }
-                Err(fault)
-            }
+        match answer? {
+            Response::Opened(opened) => Ok(opened),
+            _ => Err(out_of_turn()),
         }
     }
 
@@ -229,19 +211,27 @@ impl<'s> Generation<'s> {
     /// Sessions that are stuck inside the module get a stand-in, while the token has sessions to spare.
     async fn replace_stuck(&mut self) -> Result<(), Fault> {
         let limit = self.shared.config.call_timeout;
-        for job in self.link.give_up_stuck(limit) {
-            self.replaced += 1;
-            let stuck = self.replaced.saturating_sub(self.link.returned());
-            if stuck > self.opened.spare as usize {
-                let limit = limit.as_millis();
-                return Err(Fault::Device(format!(
-                    "{stuck} calls have been inside the module for more than {limit} ms"
-                )));
-            }
-            // A job that no session has begun holds none up.
-            if let Response::Replaced(true) = self.link.ask(Request::Replace(job), &[], limit).await?? {
-                tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
-            }
+        if !self.link.has_late_jobs(limit) {
+            return Ok(());
+        }
+        let stuck = self.replaced.saturating_sub(self.link.returned());
+        let most = self.opened.spare.saturating_sub(u32::try_from(stuck).unwrap_or(u32::MAX));
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let ask = Request::Replace(wire::Replace { limit_ms, most });
+        let Response::Replaced(replaced) = self.link.ask(ask, &[], limit).await?? else {
+            return Err(out_of_turn());
+        };
+        // One that has come back meanwhile is as good as another's stand-in.
+        let new = replaced.jobs.into_iter().filter(|job| self.link.give_up(*job, limit)).count();
+        self.replaced += new;
+        let stuck = self.replaced.saturating_sub(self.link.returned());
+        if replaced.without > 0 {
+            return Err(Fault::Device(format!(
+                "{stuck} calls have been inside the module for more than {limit_ms} ms"
+            )));
+        }
+        if new > 0 {
+            tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
         }
         Ok(())
     }
@@ -287,7 +277,7 @@ impl<'s> Generation<'s> {
                 Ok(())
             }
             Ok(_) => Err(out_of_turn()),
-            Err(fault @ Fault::Pin(_)) => Err(fault),
+            Err(fault @ (Fault::Pin(_) | Fault::Login(_))) => Err(fault),
             Err(fault) => {
                 key.was_refused(self.number, &fault);
                 Ok(())

@@ -1,6 +1,6 @@
 //! What the gateway and the host process of a module say to each other. On the *control* socket, a stream, the
 //! gateway asks and the host answers, one at a time: a length of four bytes, then a message. On the *jobs* socket
-//! each datagram is one [`Job`] or one [`Done`], and whichever session is free takes the next. Both sides are the
+//! each datagram is one [`Job`] or one [`Word`], and whichever session is free takes the next. Both sides are the
 //! same executable, so there are no versions.
 
 use std::io::{self, Read, Write};
@@ -24,7 +24,7 @@ pub(super) struct Ask {
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum Request {
-    /// Load the module and find the token; comes first.
+    /// Load the module, find the token and open a session; comes first.
     #[prost(message, tag = "1")]
     Open(Open),
     /// Find a key, compare it with its pin, and try it out.
@@ -33,9 +33,9 @@ pub(super) enum Request {
     /// Forget a key.
     #[prost(uint32, tag = "3")]
     Forget(u32),
-    /// A job counts as stuck: start a session in its place, and end its own when it comes back.
-    #[prost(uint64, tag = "4")]
-    Replace(u64),
+    /// Start a session in place of each that is stuck, as far as there are any, and end that one when it comes back.
+    #[prost(message, tag = "4")]
+    Replace(Replace),
     /// Leave the module and end.
     #[prost(message, tag = "5")]
     Close(Nothing),
@@ -51,8 +51,7 @@ pub(super) enum Request {
     /// Try a key out whose public half is not known yet.
     #[prost(message, tag = "9")]
     TryOut(TryOut),
-    /// Log in and open the sessions; comes second, so that the gateway knows when the PIN is out of its hands. The PIN
-    /// follows in a frame of its own.
+    /// Log in and open the sessions; comes second. The PIN follows in a frame of its own.
     #[prost(message, tag = "10")]
     Login(Nothing),
 }
@@ -153,9 +152,28 @@ pub(super) enum Response {
     Key(TriedKey),
     #[prost(message, tag = "6")]
     Keys(Keys),
-    /// Whether another session stands in: not for a job that no session is at.
-    #[prost(bool, tag = "7")]
-    Replaced(bool),
+    #[prost(message, tag = "7")]
+    Replaced(Replaced),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Replace {
+    /// A session that has been at its job for longer is stuck.
+    #[prost(uint64, tag = "1")]
+    pub limit_ms: u64,
+    /// How many sessions may be started at most.
+    #[prost(uint32, tag = "2")]
+    pub most: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Replaced {
+    /// The jobs whose sessions are stuck, those with a stand-in first.
+    #[prost(uint64, repeated, tag = "1")]
+    pub jobs: Vec<u64>,
+    /// How many of them have none, since no more may be started.
+    #[prost(uint32, tag = "2")]
+    pub without: u32,
 }
 
 /// A fault, told across the process boundary.
@@ -245,6 +263,41 @@ pub(super) struct Job {
     pub deadline_ns: u64,
     #[prost(bytes = "vec", tag = "4")]
     pub input: Vec<u8>,
+}
+
+/// What the host says on the jobs socket.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Word {
+    #[prost(oneof = "Said", tags = "1, 2")]
+    pub said: Option<Said>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Said {
+    #[prost(message, tag = "1")]
+    Done(Done),
+    #[prost(enumeration = "Login", tag = "2")]
+    Login(i32),
+}
+
+impl Said {
+    /// As it goes over the socket.
+    pub fn datagram(self) -> Vec<u8> {
+        Word { said: Some(self) }.encode_to_vec()
+    }
+}
+
+/// How far a login has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum Login {
+    /// `C_Login` is about to be called.
+    Begins = 0,
+    Succeeded = 1,
+    /// It failed with a code that says how.
+    Failed = 2,
+    /// It failed with a code that does not say whether the PIN was taken.
+    Unclear = 3,
 }
 
 /// What became of a job.

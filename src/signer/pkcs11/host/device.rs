@@ -1,7 +1,11 @@
 //! One token within reach: found by its label, never by its slot's number; its sessions, its login, and the
 //! objects on it. Which key to use, and whether it may be, is left to `key`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use cryptoki::{
     context::Pkcs11,
@@ -14,7 +18,10 @@ use cryptoki::{
 use parking_lot::Mutex;
 use secrecy::SecretString;
 
-use super::super::{fault::Fault, wire::Open};
+use super::super::{
+    fault::Fault,
+    wire::{Login, Open, Said},
+};
 use crate::jws::SigningInput;
 
 /// The DER that stands before a SHA-256 digest in a PKCS#1 v1.5 signature (RFC 8017 section 9.2).
@@ -29,7 +36,10 @@ pub(super) struct Device {
     facts: Facts,
     mechanisms: Vec<Rs256>,
     pin: SecretString,
+    /// What ended logins for good.
     refusal: Mutex<Option<Fault>>,
+    /// Where logins are told of.
+    words: Arc<UnixDatagram>,
 }
 
 /// What the token says of itself, without the padding.
@@ -78,7 +88,7 @@ impl Rs256 {
 
 impl Device {
     /// Finds the token. Its PIN comes with [`Device::with_pin`].
-    pub(super) fn reach(pkcs11: Pkcs11, open: &Open) -> Result<Self, Fault> {
+    pub(super) fn reach(pkcs11: Pkcs11, open: &Open, words: Arc<UnixDatagram>) -> Result<Self, Fault> {
         let module = PathBuf::from(&open.module);
         let (slot, facts) = find_token(&pkcs11, &module, &open.token_label, open.token_serial.as_deref())?;
         let mut mechanisms = Vec::new();
@@ -90,7 +100,8 @@ impl Device {
         if mechanisms.is_empty() {
             return Err(Fault::Device("the token offers neither CKM_SHA256_RSA_PKCS nor CKM_RSA_PKCS".to_owned()));
         }
-        Ok(Self { pkcs11, module, slot, facts, mechanisms, pin: SecretString::default(), refusal: Mutex::new(None) })
+        let (pin, refusal) = (SecretString::default(), Mutex::new(None));
+        Ok(Self { pkcs11, module, slot, facts, mechanisms, pin, refusal, words })
     }
 
     /// The same, with the PIN that its sessions log in with.
@@ -98,30 +109,51 @@ impl Device {
         Self { pin, ..self }
     }
 
-    /// A new session, logged in. Logins go one at a time, so that a PIN that went wrong is tried once,
-    /// however many sessions are opened.
+    /// A new session, logged in.
     pub(super) fn session(&self, access: Access) -> Result<Session, Fault> {
-        let session = match access {
+        let session = self.open_session(access)?;
+        self.log_in(&session)?;
+        Ok(session)
+    }
+
+    /// A new session, which may not be logged in.
+    pub(super) fn open_session(&self, access: Access) -> Result<Session, Fault> {
+        Ok(match access {
             // Some modules, CloudHSM's among them, have no sessions that only read.
             Access::Read => {
                 self.pkcs11.open_ro_session(self.slot).or_else(|_| self.pkcs11.open_rw_session(self.slot))?
             }
             Access::Write => self.pkcs11.open_rw_session(self.slot)?,
-        };
+        })
+    }
+
+    /// Logs in. Logins go one at a time, so that a PIN that went wrong is tried once, however many sessions there are.
+    /// The gateway is told of each before the module is entered, and again when it is left.
+    pub(super) fn log_in(&self, session: &Session) -> Result<(), Fault> {
         let mut refusal = self.refusal.lock();
         if let Some(fault) = &*refusal {
             return Err(fault.clone());
         }
-        match session.login(UserType::User, Some(&self.pin)) {
-            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(session),
-            Err(error) => {
-                let fault = Fault::from(error);
-                if let Fault::Pin(_) | Fault::Login(_) = fault {
-                    *refusal = Some(fault.clone());
-                }
-                Err(fault)
-            }
+        self.tell(Login::Begins)?;
+        let ended = match session.login(UserType::User, Some(&self.pin)) {
+            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(error) => Err(Fault::from(error)),
+        };
+        if let Err(fault @ (Fault::Pin(_) | Fault::Login(_))) = &ended {
+            *refusal = Some(fault.clone());
         }
+        drop(refusal);
+        self.tell(match &ended {
+            Ok(()) => Login::Succeeded,
+            Err(Fault::Login(_)) => Login::Unclear,
+            Err(_) => Login::Failed,
+        })?;
+        ended
+    }
+
+    fn tell(&self, login: Login) -> Result<(), Fault> {
+        let told = self.words.send(&Said::Login(login.into()).datagram());
+        told.map(drop).map_err(|error| Fault::Device(format!("the gateway cannot be told of a login: {error}")))
     }
 
     /// How many sessions the token has beside the one that keeps the login.

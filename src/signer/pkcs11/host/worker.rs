@@ -10,7 +10,7 @@ use prost::Message as _;
 use super::{
     super::{
         fault::Fault,
-        wire::{Done, JOB_BYTES_MAX, Job},
+        wire::{Done, JOB_BYTES_MAX, Job, Said},
     },
     Shared,
     device::Access,
@@ -26,7 +26,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Begins with `session`, or with one that its first job opens.
+    /// Begins with `session`, or with one that it opens before it takes a job.
     pub(super) fn new(shared: Arc<Shared>, session: Option<Session>) -> Self {
         Self { shared, session, handles: HashMap::new() }
     }
@@ -34,6 +34,10 @@ impl Worker {
     /// Works until the socket is shut down, or another worker stands in for this one.
     pub(super) fn run(mut self, jobs: &UnixDatagram) {
         let mut buffer = vec![0; JOB_BYTES_MAX];
+        if self.session.is_none() {
+            // Where there is none to be had now, the first job tries again, and tells.
+            self.session = self.shared.device.session(Access::Read).ok();
+        }
         loop {
             let job = match jobs.recv(&mut buffer) {
                 Ok(0) => return,
@@ -52,7 +56,7 @@ impl Worker {
             let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             let done = Done { id, signature, failed, took_us };
             let is_replaced = self.shared.end(id);
-            if jobs.send(&done.encode_to_vec()).is_err() || is_replaced {
+            if jobs.send(&Said::Done(done).datagram()).is_err() || is_replaced {
                 return;
             }
         }
