@@ -12,6 +12,7 @@ mod audit;
 mod completions;
 mod config;
 mod dev;
+mod halt;
 mod health;
 mod jwks;
 mod keys;
@@ -54,10 +55,14 @@ enum Command {
     /// Act on a running gateway as an operator.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
-    /// Make keys on a device and show their public halves.
+    /// Stop signing at once: all of it, or for one partner or key.
+    Halt(halt::Halt),
+    /// End a halt.
+    Resume(halt::Resume),
+    /// Make keys on a device and show their public halves, and revoke one.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
-    /// Create or migrate the ledger.
+    /// Create, migrate, copy and read the ledger.
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
     /// Read and verify the audit journal.
@@ -144,6 +149,8 @@ impl Cli {
             Command::Jwks(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Admin(command) => command.run(),
+            Command::Halt(command) => command.run(),
+            Command::Resume(command) => command.run(),
             Command::Keys(command) => command.run(),
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),

@@ -11,12 +11,13 @@ use crate::{
     audit::{self, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::Environment,
-    ledger::{Kept, Ledger, LedgerError, Publish},
+    ledger::{Kept, Ledger, LedgerError, Publish, Stop, StopAct},
     policy::{AttributesRule, Bundle, Problem, timeline::TimedKey},
     signer::{
         Attributes,
         keyring::{Binding, Keyring, KeyringError},
     },
+    stopped::Stopped,
 };
 
 /// Why a reload changed nothing.
@@ -84,6 +85,18 @@ impl Control {
         self.refused.lock().clone()
     }
 
+    /// Looks at what the ledger has stopped. One that cannot be read leaves what is known.
+    pub async fn look_at_stops(&self, stopped: &Stopped) {
+        match self.ledger.stops().await {
+            Ok(stops) => {
+                if let Err(fault) = stopped.learn(stops) {
+                    tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
+                }
+            }
+            Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
+        }
+    }
+
     async fn read(&self, current: &Bundle) -> Result<Bundle, Vec<String>> {
         let dir = self.dir.clone();
         let loaded = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await;
@@ -140,6 +153,23 @@ pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context)
         ledger.publish(Publish { kid, kept, context, now }).await?;
     }
     Ok(())
+}
+
+/// Has `stopped` know what the ledger says, and the ledger what it has lost.
+///
+/// # Errors
+/// Where the ledger cannot be read or written, or the mirror cannot be written.
+pub async fn know_stops(ledger: &Ledger, stopped: &Stopped, context: &audit::Context) -> Result<(), String> {
+    let text = |fault: &dyn std::fmt::Display| fault.to_string();
+    let stops = ledger.stops().await.map_err(|fault| text(&fault))?;
+    for kid in stopped.lost_by(&stops) {
+        tracing::error!(%kid, "the ledger had lost a revocation, and learns it again from the file beside its anchor");
+        let reason = "the ledger had lost it; known from the file beside its anchor".to_owned();
+        let (stop, context, now) = (Stop::Revoked(kid), context.clone(), SystemClock.now());
+        ledger.stop(StopAct { stop, stands: true, reason, context, now }).await.map_err(|fault| text(&fault))?;
+    }
+    let stops = ledger.stops().await.map_err(|fault| text(&fault))?;
+    stopped.learn(stops).map_err(|fault| text(&fault))
 }
 
 /// What a bundle's keys sign.

@@ -23,7 +23,7 @@ use crate::{
         access,
         admin::Admin,
         health::{Components, Watch},
-        jwks,
+        jwks::{self, Sets},
         keys::Keys,
         operations::{self, Operations},
         quotes::Quotes,
@@ -34,6 +34,7 @@ use crate::{
         pkcs11::{Provisioner, Token, TokenConfig},
         provision::Provision,
     },
+    stopped::Stopped,
     telemetry::Metrics,
     transport::{
         accept::{self, Bounds, Identify},
@@ -47,6 +48,7 @@ use crate::{
 use crate::signer::kms::{Kms, KmsConfig};
 
 mod fronts;
+mod upkeep;
 
 /// Why a gateway did not start. Nothing of it runs then.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,7 @@ impl Gateway {
         let bundle = Arc::new(check(&config)?);
         let listeners = Listeners::bind(&config).await?;
         let place = config.ledger.place().map_err(StartError::unfit)?;
+        let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);
         let environment = config.environment;
         let engine = tokio::task::spawn_blocking(move || place.open(environment)).await;
         let engine = engine.map_err(StartError::unfit)?.map_err(StartError::unfit)?;
@@ -153,6 +156,7 @@ impl Gateway {
         });
         let context = access::own_trail(config.environment, &bundle);
         let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
+        control::know_stops(&ledger, &stopped, &started.context).await.map_err(StartError::unfit)?;
         control::publish(&ledger, &bundle, &started.context).await.map_err(StartError::unfit)?;
         ledger.record(started).await.map_err(StartError::unfit)?;
         let pipeline = Arc::new(Pipeline {
@@ -162,6 +166,7 @@ impl Gateway {
             flows: Flows::default(),
             policy,
             ledger,
+            stopped,
             keyring,
             clock: Arc::new(guard),
             finishing: TaskTracker::new(),
@@ -194,8 +199,7 @@ impl Gateway {
             metrics: self.metrics.clone(),
         };
         let watch = tokio::spawn(watch.run(stop_watch.clone()));
-        let sweep = tokio::spawn(sweep(self.pipeline.clone(), self.config.ledger.sweep_s, stop_watch.clone()));
-        let reload = tokio::spawn(reload_on_hangup(self.control.clone(), self.pipeline.clone(), stop_watch.clone()));
+        let upkeep = self.upkeep(&stop_watch);
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
@@ -228,7 +232,8 @@ impl Gateway {
         fronts.abort_all();
         pipeline.finishing.close();
         pipeline.finishing.wait().await;
-        let _ended = tokio::join!(watch, sweep, reload);
+        let _ended = watch.await;
+        upkeep.join_all().await;
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");
@@ -236,6 +241,15 @@ impl Gateway {
             None => Ok(()),
             Some(_) => Err(StartError::Machine("a listener ended by itself; the log says why".to_owned())),
         }
+    }
+
+    fn upkeep(&self, stop: &CancellationToken) -> JoinSet<()> {
+        let (control, pipeline, ledger) = (|| self.control.clone(), || self.pipeline.clone(), &self.config.ledger);
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
+        upkeep.spawn(upkeep::look_at_stops(control(), pipeline(), stop.clone()));
+        upkeep.spawn(upkeep::reload_on_hangup(control(), pipeline(), stop.clone()));
+        upkeep
     }
 
     fn fronts<H>(
@@ -287,9 +301,10 @@ impl Gateway {
                 }
             });
         }
+        let sets = Sets { policy: self.pipeline.policy.clone(), stopped: self.pipeline.stopped.clone() };
         let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
         let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
-        fronts.spawn(fronts::serve_https(connections, jwks::routes(self.pipeline.policy.clone()), stop.clone()));
+        fronts.spawn(fronts::serve_https(connections, jwks::routes(sets), stop.clone()));
         let operations = operations::routes(Operations { components: self.components, metrics: self.metrics });
         let (listener, stop) = (self.listeners.operations, stop.clone());
         fronts.spawn(async move {
@@ -444,36 +459,4 @@ fn with_reflection<L: Clone>(router: Router<L>, section: &GrpcListener) -> Resul
     let (v1, v1alpha) = (build().build_v1(), build().build_v1alpha());
     let fault = |fault: tonic_reflection::server::Error| StartError::Machine(fault.to_string());
     Ok(router.add_service(v1.map_err(fault)?).add_service(v1alpha.map_err(fault)?))
-}
-
-/// Voids what expired unsigned, so that every burnt number is explained.
-async fn sweep(pipeline: Arc<Pipeline>, every_s: u64, stop: CancellationToken) {
-    let every = Duration::from_secs(every_s.max(1));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
-        }
-        let Ok(now) = pipeline.clock.now() else { continue };
-        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
-        match pipeline.ledger.sweep(context, now).await {
-            Ok(0) => {}
-            Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),
-            Err(fault) => tracing::warn!(%fault, "expired reservations could not be voided"),
-        }
-    }
-}
-
-async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
-    let Ok(mut hangups) = tokio::signal::unix::signal(SignalKind::hangup()) else { return };
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = hangups.recv() => {}
-        }
-        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
-        if let Err(fault) = control.reload(context).await {
-            tracing::error!(%fault, "SIGHUP: the policy bundle was not reloaded");
-        }
-    }
 }

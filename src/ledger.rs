@@ -334,6 +334,12 @@ pub enum Refusal {
         /// Which.
         kid: Kid,
     },
+    /// There is no halt of this very reach to end.
+    #[error("`{reach}` is not halted; `quotesign admin status` shows what is")]
+    NotHalted {
+        /// What was to be resumed.
+        reach: Reach,
+    },
     /// No hold has this name.
     #[error("no hold is named `{id}`")]
     NoSuchHold {

@@ -9,6 +9,7 @@ pub mod clock;
 /// Exact money.
 pub mod money;
 /// What a quote says, read into types.
+pub mod stopped;
 pub mod terms;
 /// JSON that two readers understand alike.
 pub mod json;

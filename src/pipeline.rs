@@ -54,6 +54,7 @@ use crate::{
     ledger::{Ledger, Released},
     policy::Bundle,
     signer::keyring::Keyring,
+    stopped::Stopped,
 };
 
 pub mod attempts;
@@ -92,6 +93,8 @@ pub struct Pipeline {
     pub policy: Arc<ArcSwap<Bundle>>,
     /// The memory.
     pub ledger: Ledger,
+    /// What may not be signed, as this replica knows it.
+    pub stopped: Arc<Stopped>,
     /// The keys.
     pub keyring: Arc<Keyring>,
     /// The time, where it can be trusted.
@@ -152,7 +155,7 @@ impl Pipeline {
         trail: &audit::Context,
     ) -> Result<Held, Refusal> {
         let mark = canonical.mark().clone();
-        let keyed = select::select_key(canonical, policy, &self.keyring, now).map_err(Refusal::from);
+        let keyed = select::select_key(canonical, policy, &self.keyring, &self.stopped, now).map_err(Refusal::from);
         let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
         match admitted {
             Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use tonic::transport::Channel;
 
 use crate::{
+    client::ClientFile,
     domain::Environment,
     proto::{GetStatusRequest, ReloadPolicyRequest, SeedSequenceRequest, admin_service_client::AdminServiceClient},
 };
@@ -46,6 +47,11 @@ pub(super) struct SeedSequence {
 
 type Gateway = AdminServiceClient<Channel>;
 
+/// The operator's side of a running gateway.
+pub(super) async fn gateway(client: &ClientFile) -> Result<Gateway, Failure> {
+    client.admin().await.map(Gateway::new).map_err(Failure::failed)
+}
+
 impl AdminCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let path = match &self {
@@ -54,7 +60,7 @@ impl AdminCommand {
         };
         let client = path.load()?;
         block_on(async {
-            let gateway = Gateway::new(client.admin().await.map_err(Failure::failed)?);
+            let gateway = gateway(&client).await?;
             match self {
                 Self::Status(_) => status(gateway).await,
                 Self::ReloadPolicy(_) => reload(gateway).await,
@@ -77,6 +83,9 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
     say!("policy serial {}, digest {}", status.policy_serial, status.policy_digest);
     if !status.last_reload_error.is_empty() {
         say!("the newest reload was refused: {}", status.last_reload_error);
+    }
+    for stop in status.stops {
+        say!("STOPPED     {stop}");
     }
     for part in status.components {
         say!(

@@ -12,6 +12,7 @@ use super::{ConfigPath, Failure, block_on};
 mod check;
 mod generate;
 mod list;
+mod revoke;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeysCommand {
@@ -23,6 +24,8 @@ pub(super) enum KeysCommand {
     List(list::List),
     /// Try every key of the policy bundle on every device that should hold it; exit code 0 where all sign.
     Check(check::Check),
+    /// Revoke a key for good, on every gateway of the ledger; through a running gateway.
+    Revoke(revoke::Revoke),
 }
 
 /// Which key of which device.
@@ -51,6 +54,7 @@ impl KeysCommand {
             Self::Jwk(command) => command.run(),
             Self::List(command) => command.run(),
             Self::Check(command) => command.run(),
+            Self::Revoke(command) => command.run(),
         }
     }
 }

@@ -1,61 +1,47 @@
-//! `quotesign ledger`: makes the ledger, and decides what is to become of one that has gone back in time. For a
-//! sequence while a gateway runs there is `quotesign admin seed-sequence`.
+//! `quotesign ledger`: makes, copies and reads the ledger, and decides what is to become of one that has gone back in
+//! time.
 
 use clap::{Args, Subcommand};
 
-use crate::{
-    audit::{Context, Event, Facts, Record},
-    clock::{Clock as _, SystemClock},
-    config::Config,
-    domain::{CorrelationId, SequenceNumber},
-    ledger::{Engine, EngineError, Op, Place, Seed, anchor::Anchor},
-};
+use crate::{config::Config, ledger::Place};
 
 use super::{ConfigPath, Failure, out::say};
+
+mod act;
+mod backup;
+mod gaps;
+mod hold;
+mod rollback;
+mod seed;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LedgerCommand {
     /// Create the ledger, or bring it to this version's schema. Run it before the first `serve` and at upgrades.
     Migrate(Migrate),
+    /// Create a sequence with a floor or raise its floor, with no gateway at the ledger. While one runs there is
+    /// `quotesign admin seed-sequence`.
+    Seed(seed::Seed),
+    /// Tell every number that no released quote carries: who skipped or burnt it, and why.
+    Gaps(gaps::Gaps),
+    /// Copy a SQLite ledger to a file, also while a gateway writes it.
+    Backup(backup::Backup),
+    /// Put a backup in the place of a ledger that is lost or damaged.
+    Restore(backup::Restore),
+    /// Keep what is in the ledger from being pruned.
+    Hold(hold::Hold),
+    /// Release a hold.
+    Release(hold::Release),
     /// Take a ledger that has gone back in time as it is, and raise its floors over the numbers that were lost.
-    AcceptRollback(AcceptRollback),
+    AcceptRollback(rollback::AcceptRollback),
     /// The file that tells whether the ledger has gone back in time.
     #[command(subcommand)]
-    Anchor(AnchorCommand),
+    Anchor(rollback::AnchorCommand),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
     #[command(flatten)]
     path: ConfigPath,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct AcceptRollback {
-    #[command(flatten)]
-    path: ConfigPath,
-    /// A scope and the last number that counts as taken, as `["production","acme-remit","GB-IN"]=1200`. Every scope of
-    /// the ledger must be named: ask the callers for the greatest number they were answered.
-    #[arg(long = "raise-floor", value_name = "SCOPE=NUMBER", required = true)]
-    floors: Vec<String>,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: String,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum AnchorCommand {
-    /// Write the anchor anew from the ledger as it stands, where the old one is lost.
-    Adopt(Adopt),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Adopt {
-    #[command(flatten)]
-    path: ConfigPath,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: String,
 }
 
 impl LedgerCommand {
@@ -67,8 +53,14 @@ impl LedgerCommand {
                 say!("{place}: ready for {}", config.environment);
                 Ok(())
             }
+            Self::Seed(command) => command.run(),
+            Self::Gaps(command) => command.run(),
+            Self::Backup(command) => command.run(),
+            Self::Restore(command) => command.run(),
+            Self::Hold(command) => command.run(),
+            Self::Release(command) => command.run(),
             Self::AcceptRollback(command) => command.run(),
-            Self::Anchor(AnchorCommand::Adopt(command)) => command.run(),
+            Self::Anchor(rollback::AnchorCommand::Adopt(command)) => command.run(),
         }
     }
 }
@@ -78,115 +70,4 @@ pub(super) fn migrate(config: &Config) -> Result<Place, Failure> {
     let place = config.ledger.place().map_err(Failure::unfit)?;
     place.migrate(config.environment).map_err(Failure::failed)?;
     Ok(place)
-}
-
-impl AcceptRollback {
-    fn run(self) -> Result<(), Failure> {
-        let config = self.path.load()?;
-        let place = config.ledger.place().map_err(Failure::unfit)?;
-        let mut engine = place.open_as_it_is(config.environment).map_err(Failure::failed)?;
-        let (path, anchor) = opened(&place, &config)?;
-        let anchor = anchor.ok_or_else(|| {
-            Failure::failed(format!("the anchor `{}` is missing: see `quotesign ledger anchor adopt`", path.display()))
-        })?;
-        let behind = anchor.heads().and_then(|heads| engine.gone_back(&heads)).map_err(Failure::failed)?;
-        if behind.is_empty() {
-            return Err(Failure::failed("the ledger has not gone back in time: there is nothing to accept"));
-        }
-        let context = trail(&mut *engine, &config)?;
-        let mut batch = self.seeds(&place, &context)?;
-        batch.push(act(context, Event::RollbackAccepted, format!("{}: {}", behind.join("; "), self.reason)));
-        apply(&mut *engine, &batch)?;
-        Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
-        say!("accepted: {}; {} floors raised", behind.join("; "), batch.len() - 1);
-        Ok(())
-    }
-
-    /// One for every scope of the ledger whose floor rises.
-    fn seeds(&self, place: &Place, context: &Context) -> Result<Vec<Op>, Failure> {
-        let floor = |text: &String| {
-            let (scope, number) = text.rsplit_once('=')?;
-            let number: SequenceNumber = number.parse::<u64>().ok()?.try_into().ok()?;
-            Some((scope.to_owned(), number))
-        };
-        let floors = self
-            .floors
-            .iter()
-            .map(|text| floor(text).ok_or_else(|| Failure::unfit(format!("`{text}`: write it as `SCOPE=NUMBER`"))));
-        let floors: Vec<(String, SequenceNumber)> = floors.collect::<Result<_, _>>()?;
-        let scopes = place.journal().and_then(|journal| journal.scopes()).map_err(Failure::failed)?;
-        if let Some((unknown, _)) =
-            floors.iter().find(|(name, _)| scopes.iter().all(|(scope, _)| scope.as_str() != name))
-        {
-            return Err(Failure::unfit(format!("`{unknown}` is no scope of the ledger")));
-        }
-        let seed = |(scope, last): (crate::domain::Scope, SequenceNumber)| {
-            let named = floors.iter().find(|(name, _)| name == scope.as_str());
-            let (_, floor) = named.ok_or_else(|| {
-                Failure::unfit(format!("name a floor for `{}` too: its last number here is {last}", scope.as_str()))
-            })?;
-            if *floor < last {
-                let name = scope.as_str();
-                return Err(Failure::unfit(format!(
-                    "the floor {floor} of `{name}` is below {last}, taken here already"
-                )));
-            }
-            let (floor, reason, context) = (*floor, self.reason.clone(), context.clone());
-            // Where nothing was lost the floor stands already.
-            let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
-            Ok((floor > last).then_some(Op::Seed(seed)))
-        };
-        scopes.into_iter().map(seed).filter_map(Result::transpose).collect()
-    }
-}
-
-impl Adopt {
-    fn run(self) -> Result<(), Failure> {
-        let config = self.path.load()?;
-        let place = config.ledger.place().map_err(Failure::unfit)?;
-        let mut engine = place.open_as_it_is(config.environment).map_err(Failure::failed)?;
-        // A whole anchor that says something else is for `accept-rollback` to overrule.
-        if let (_, Some(anchor)) = opened(&place, &config)? {
-            let behind = anchor.heads().and_then(|heads| engine.gone_back(&heads)).map_err(Failure::failed)?;
-            let why = if behind.is_empty() { "it agrees with the ledger".to_owned() } else { behind.join("; ") };
-            return Err(Failure::failed(format!("there is an anchor, and it is not lost: {why}")));
-        }
-        let path = path_of(&place)?;
-        let context = trail(&mut *engine, &config)?;
-        apply(&mut *engine, &[act(context, Event::AnchorAdopted, self.reason)])?;
-        Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
-        say!("{}: written from the ledger as it stands", path.display());
-        Ok(())
-    }
-}
-
-fn path_of(place: &Place) -> Result<std::path::PathBuf, Failure> {
-    place.anchor.clone().ok_or_else(|| Failure::unfit("`ledger.anchor`: the config names none"))
-}
-
-/// The anchor's place, and the anchor where it is whole.
-fn opened(place: &Place, config: &Config) -> Result<(std::path::PathBuf, Option<Anchor>), Failure> {
-    let path = path_of(place)?;
-    match Anchor::open(&path, config.environment) {
-        Ok(anchor) => Ok((path, anchor)),
-        Err(EngineError::Unfit(why)) if why.contains("holds no whole slot") => Ok((path, None)),
-        Err(error) => Err(Failure::failed(error)),
-    }
-}
-
-/// A command decides under no policy of its own: the one that the newest record names is in force still.
-fn trail(engine: &mut dyn Engine, config: &Config) -> Result<Context, Failure> {
-    let newest = engine.newest_record().map_err(Failure::failed)?.map(|newest| newest.context);
-    let (digest, serial) = newest.map_or_else(Default::default, |newest| (newest.policy_digest, newest.policy_serial));
-    Ok(Context::new(CorrelationId::made(), config.environment, digest, serial))
-}
-
-fn act(context: Context, event: Event, detail: String) -> Op {
-    Op::Record(Record::new(event, SystemClock.now(), context, Facts { detail: Some(detail), ..Facts::default() }))
-}
-
-/// Applies all of `batch` or says what was refused; a refused operation of several leaves the others applied.
-fn apply(engine: &mut dyn Engine, batch: &[Op]) -> Result<(), Failure> {
-    let replies = engine.apply(batch).map_err(Failure::failed)?;
-    replies.into_iter().try_for_each(|reply| reply.map(drop).map_err(Failure::failed))
 }

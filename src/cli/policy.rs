@@ -49,7 +49,7 @@ fn show(bundle: &Bundle) {
     let now = SystemClock.now();
     say!("good: {} serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
     for partner in bundle.partners() {
-        let current = bundle.timeline.current(&partner.id, now).map(|key| &key.kid);
+        let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| &key.kid);
         for key in bundle.timeline.of(&partner.id) {
             let mark = if current == Some(&key.kid) { "signs now" } else { "" };
             say!(

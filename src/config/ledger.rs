@@ -33,6 +33,9 @@ pub struct LedgerSection {
     /// How often expired reservations are voided, in seconds.
     #[serde(default = "defaults::sweep_s")]
     pub sweep_s: u64,
+    /// How many days after its expiry a quote is forgotten; its number stays taken.
+    #[serde(default = "defaults::keep_days")]
+    pub keep_days: u32,
 }
 
 /// A database that several gateways share.
@@ -72,6 +75,9 @@ mod defaults {
     pub(super) fn sweep_s() -> u64 {
         10
     }
+    pub(super) fn keep_days() -> u32 {
+        30
+    }
     pub(super) fn clock_offset_ms_max() -> u64 {
         1_000
     }
@@ -85,6 +91,18 @@ impl LedgerSection {
     #[must_use]
     pub fn front(&self) -> LedgerConfig {
         LedgerConfig { queue_max: self.queue_max, batch_max: self.batch_max }
+    }
+
+    /// How often it is swept.
+    #[must_use]
+    pub fn sweep(&self) -> Duration {
+        Duration::from_secs(self.sweep_s.max(1))
+    }
+
+    /// How long after its expiry a quote is kept.
+    #[must_use]
+    pub fn keep(&self) -> Duration {
+        Duration::from_hours(24) * self.keep_days
     }
 
     /// Where it is.

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Commit, Done, Engine, EngineError, LedgerError, Op, Publish, Released, Reserve, Reserved, Seed, StopAct, Void,
-    step::Quote, stops::Stops,
+    Commit, Done, Engine, EngineError, HoldAct, LedgerError, Op, Prune, Publish, Released, Reserve, Reserved, Seed,
+    StopAct, Void, step::Quote, stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
@@ -120,6 +120,28 @@ impl Ledger {
     pub async fn publish(&self, op: Publish) -> Result<(), LedgerError> {
         match self.ask(Op::Publish(op)).await? {
             Done::Published => Ok(()),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Forgets some of what expired long ago; returns how many quotes, once that is durable.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable.
+    pub async fn prune(&self, op: Prune) -> Result<usize, LedgerError> {
+        match self.ask(Op::Prune(op)).await? {
+            Done::Pruned(count) => Ok(count),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Keeps the ledger from pruning or lets it prune again; returns the record of the act once it is durable.
+    ///
+    /// # Errors
+    /// Where it is refused, or cannot be made durable.
+    pub async fn hold(&self, op: HoldAct) -> Result<Uuid, LedgerError> {
+        match self.ask(Op::Hold(op)).await? {
+            Done::Held(record) => Ok(record),
             _ => Err(misplaced()),
         }
     }

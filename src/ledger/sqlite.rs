@@ -28,8 +28,11 @@ use crate::{
 };
 use schema::After;
 
+mod copy;
 mod rows;
 mod schema;
+
+pub use copy::{backup, check_whole, lock};
 
 /// The one writer of a ledger's file.
 #[derive(Debug)]
@@ -128,13 +131,7 @@ impl Engine for Sqlite {
     }
 
     fn gone_back(&mut self, heads: &Heads) -> Result<Vec<String>, EngineError> {
-        let connection = self.connection()?;
-        let mut found = Vec::new();
-        for (lane, was) in heads {
-            let link = rows::link_before(connection, was.next_index)?;
-            found.extend(regression(lane, *was, self.chain.position, link));
-        }
-        Ok(found)
+        gone_back(self.connection()?, self.chain.position, heads)
     }
 
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
@@ -169,6 +166,15 @@ impl Engine for Sqlite {
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
         rows::newest_record_at(self.connection()?)
     }
+}
+
+fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Result<Vec<String>, EngineError> {
+    let mut found = Vec::new();
+    for (lane, was) in heads {
+        let link = rows::link_before(connection, was.next_index)?;
+        found.extend(regression(lane, *was, position, link));
+    }
+    Ok(found)
 }
 
 /// Raises the epoch, so that whoever held the file before can write no more. Its commit also makes durable
@@ -255,6 +261,16 @@ impl Reader {
     /// Where the file cannot be read.
     pub fn head(&self) -> Result<Position, EngineError> {
         rows::chain(&self.0.lock()).map(|chain| chain.position)
+    }
+
+    /// Those of `heads` that the file does not hold, each in words.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        let connection = self.0.lock();
+        let position = rows::chain(&connection)?.position;
+        gone_back(&connection, position, heads)
     }
 
     /// The quote of this identity.

@@ -231,7 +231,7 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Void(op), Some(quote)) => void(quote, op),
         (Op::Commit(_) | Op::Void(_), None) => Err(Refusal::NotReserved),
         (Op::Seed(op), _) => acts::seed(state.last, op),
-        (Op::Stop(op), _) => acts::stop(op),
+        (Op::Stop(op), _) => acts::stop(state.stops, op),
         (Op::Publish(op), _) => acts::publish(state.kept, op),
         (Op::Prune(op), _) => Ok(keep::prune(state, op)),
         (Op::Hold(op), _) => keep::hold(state.holds, op),

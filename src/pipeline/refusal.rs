@@ -80,6 +80,7 @@ impl Refusal {
             Self::Invalid(Invalid::Expired) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
+            Self::NoKey(NoKey::Revoked(_)) => Reason::KeyRevoked,
             Self::NoKey(NoKey::NoneActive(_)) | Self::Verify(VerifyError::KeyGone) => Reason::NoActiveKey,
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
@@ -146,7 +147,7 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
     match refusal {
         ledger::Refusal::Conflict { .. } => Reason::QuoteConflict,
         ledger::Refusal::NotMonotonic { .. } | ledger::Refusal::TooFarAhead { .. } => Reason::SequenceNotMonotonic,
-        ledger::Refusal::NoSuchHold { .. } => Reason::NotFound,
+        ledger::Refusal::NoSuchHold { .. } | ledger::Refusal::NotHalted { .. } => Reason::NotFound,
         ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,

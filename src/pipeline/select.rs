@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::{
     clock::UtcTime,
-    domain::{PartnerId, SequenceNumber},
+    domain::{Kid, PartnerId, SequenceNumber},
     jws::{Draft, SigningInput},
     policy::{Bundle, Partner, timeline::TimedKey},
     signer::{
         Health,
         keyring::{BoundKey, Keyring},
     },
+    stopped::Stopped,
     terms::Terms,
 };
 
@@ -26,6 +27,9 @@ pub enum NoKey {
     /// The timeline has none.
     #[error("no key of `{0}` may sign now; `quotesign policy check` shows the timeline")]
     NoneActive(PartnerId),
+    /// The one that would sign was revoked, and there is no other.
+    #[error("the key `{0}` was revoked, and no other may sign now")]
+    Revoked(Kid),
     /// The key's device cannot sign.
     #[error("the key cannot sign at the moment: {0}")]
     NotServing(String),
@@ -59,11 +63,20 @@ pub(super) enum Unsigned {
 ///
 /// # Errors
 /// Where none may sign at `now`, or the one that may cannot.
-pub fn select_key(canonical: Canonical, policy: &Bundle, keyring: &Keyring, now: UtcTime) -> Result<Keyed, NoKey> {
+pub fn select_key(
+    canonical: Canonical,
+    policy: &Bundle,
+    keyring: &Keyring,
+    stopped: &Stopped,
+    now: UtcTime,
+) -> Result<Keyed, NoKey> {
     let (subject, bytes, mark) = canonical.taken();
     let Subject { quote, terms, contract, partner } = subject;
-    let key = policy.timeline.current(&partner.id, now).cloned();
-    let key = key.ok_or_else(|| NoKey::NoneActive(partner.id.clone()))?;
+    let current = |is_revoked: &dyn Fn(&Kid) -> bool| policy.timeline.current(&partner.id, now, is_revoked).cloned();
+    let key = current(&|kid| stopped.known().is_revoked(kid)).ok_or_else(|| match current(&|_| false) {
+        Some(revoked) => NoKey::Revoked(revoked.kid.clone()),
+        None => NoKey::NoneActive(partner.id.clone()),
+    })?;
     let signer = keyring.get(&key.kid);
     let signer = signer.ok_or_else(|| NoKey::NotServing("no signer is bound to it".to_owned()))?;
     if let Health::NotServing(why) = signer.health() {

@@ -32,6 +32,16 @@ pub enum Action {
     SeedSequence,
     /// Read the policy bundle again.
     ReloadPolicy,
+    /// Revoke a key.
+    RevokeKey,
+    /// Stop signing.
+    Halt,
+    /// End a halt.
+    Resume,
+    /// Keep the ledger from pruning.
+    SetHold,
+    /// Let it prune again.
+    ReleaseHold,
 }
 
 impl Action {
@@ -47,6 +57,11 @@ impl Action {
             Self::GetStatus => "GetStatus",
             Self::SeedSequence => "SeedSequence",
             Self::ReloadPolicy => "ReloadPolicy",
+            Self::RevokeKey => "RevokeKey",
+            Self::Halt => "Halt",
+            Self::Resume => "Resume",
+            Self::SetHold => "SetHold",
+            Self::ReleaseHold => "ReleaseHold",
         }
     }
 }

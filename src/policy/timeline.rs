@@ -83,12 +83,17 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The key that signs for `partner` at `now`: of those that may, the one with the latest `sign_from`; a
-    /// standby only where no other may.
+    /// The key that signs for `partner` at `now`: of those that may and were not revoked, the one with the latest
+    /// `sign_from`; a standby only where no other may.
     #[must_use]
-    pub fn current(&self, partner: &PartnerId, now: UtcTime) -> Option<&Arc<TimedKey>> {
+    pub fn current<'t>(
+        &'t self,
+        partner: &'t PartnerId,
+        now: UtcTime,
+        is_revoked: impl Fn(&Kid) -> bool,
+    ) -> Option<&'t Arc<TimedKey>> {
         self.of(partner)
-            .filter(|key| self.may_sign(key, now))
+            .filter(|key| self.may_sign(key, now) && !is_revoked(&key.kid))
             .max_by_key(|key| (!key.standby, key.sign_from, Reverse(&key.kid)))
     }
 
@@ -103,13 +108,18 @@ impl Timeline {
         confirmed && key.state(now) == KeyState::Active && key.publish_at.plus(self.propagation) <= now
     }
 
-    /// The keys that `partner`'s JWKS shows at `now`, by `sign_from`, then kid.
-    pub fn published(&self, partner: &PartnerId, now: UtcTime) -> impl Iterator<Item = &Arc<TimedKey>> {
-        self.of(partner).filter(move |key| key.is_published(now))
+    /// The keys that `partner`'s JWKS shows at `now`, by `sign_from`, then kid: none that was revoked.
+    pub fn published<'t>(
+        &'t self,
+        partner: &'t PartnerId,
+        now: UtcTime,
+        is_revoked: impl Fn(&Kid) -> bool + 't,
+    ) -> impl Iterator<Item = &'t Arc<TimedKey>> {
+        self.of(partner).filter(move |key| key.is_published(now) && !is_revoked(&key.kid))
     }
 
     /// All keys of `partner`, by `sign_from`, then kid.
-    pub fn of(&self, partner: &PartnerId) -> impl Iterator<Item = &Arc<TimedKey>> {
+    pub fn of<'t>(&'t self, partner: &'t PartnerId) -> impl Iterator<Item = &'t Arc<TimedKey>> {
         self.keys.iter().filter(move |key| key.partner == *partner)
     }
 

@@ -29,8 +29,21 @@ pub struct Rpc {
 }
 
 /// Every RPC of the gateway's own services. A test holds it against the proto's descriptors.
-pub const RPCS: [Rpc; 8] =
-    [SIGN_QUOTE, VERIFY_QUOTE, GET_SEQUENCE, GET_JWKS, LIST_KEYS, GET_STATUS, SEED_SEQUENCE, RELOAD_POLICY];
+pub const RPCS: [Rpc; 13] = [
+    SIGN_QUOTE,
+    VERIFY_QUOTE,
+    GET_SEQUENCE,
+    GET_JWKS,
+    LIST_KEYS,
+    GET_STATUS,
+    SEED_SEQUENCE,
+    RELOAD_POLICY,
+    REVOKE_KEY,
+    HALT,
+    RESUME,
+    SET_HOLD,
+    RELEASE_HOLD,
+];
 
 /// `SignQuote`.
 pub const SIGN_QUOTE: Rpc = Rpc { method: "quotesign.v1.QuoteSigningService/SignQuote", action: Action::SignQuote };
@@ -50,6 +63,16 @@ pub const GET_STATUS: Rpc = Rpc { method: "quotesign.v1.AdminService/GetStatus",
 pub const SEED_SEQUENCE: Rpc = Rpc { method: "quotesign.v1.AdminService/SeedSequence", action: Action::SeedSequence };
 /// `ReloadPolicy`.
 pub const RELOAD_POLICY: Rpc = Rpc { method: "quotesign.v1.AdminService/ReloadPolicy", action: Action::ReloadPolicy };
+/// `RevokeKey`.
+pub const REVOKE_KEY: Rpc = Rpc { method: "quotesign.v1.AdminService/RevokeKey", action: Action::RevokeKey };
+/// `Halt`.
+pub const HALT: Rpc = Rpc { method: "quotesign.v1.AdminService/Halt", action: Action::Halt };
+/// `Resume`.
+pub const RESUME: Rpc = Rpc { method: "quotesign.v1.AdminService/Resume", action: Action::Resume };
+/// `SetHold`.
+pub const SET_HOLD: Rpc = Rpc { method: "quotesign.v1.AdminService/SetHold", action: Action::SetHold };
+/// `ReleaseHold`.
+pub const RELEASE_HOLD: Rpc = Rpc { method: "quotesign.v1.AdminService/ReleaseHold", action: Action::ReleaseHold };
 
 impl Rpc {
     /// The call behind a request.

@@ -9,7 +9,7 @@ use crate::{
     control::{Control, ReloadError},
     domain::SequenceNumber,
     json::is_hidden,
-    ledger::Seed,
+    ledger::{Seed, Stop},
     pipeline::Pipeline,
     proto::{self, Reason, admin_service_server::AdminService},
 };
@@ -17,9 +17,11 @@ use crate::{
 use super::{
     access,
     health::Components,
-    quotes::{corridor_of, timestamp},
+    quotes::{corridor_of, instant, timestamp},
     status,
 };
+
+mod stops;
 
 /// Serves operators.
 pub struct Admin {
@@ -60,6 +62,7 @@ impl AdminService for Admin {
             started_at: Some(timestamp(self.started_at)),
             components: components.collect(),
             last_reload_error: self.control.last_error().unwrap_or_default(),
+            stops: self.pipeline.stopped.known().iter().map(ToString::to_string).collect(),
         }))
     }
 
@@ -75,9 +78,7 @@ impl AdminService for Admin {
         if floor > FLOOR_MAX {
             return Err(invalid(format!("`floor` is above {FLOOR_MAX}, which would leave the sequence no room")));
         }
-        if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(is_hidden) {
-            return Err(invalid("`reason` must say in 1 to 500 bytes of one line why"));
-        }
+        let reason = why_of(reason)?;
         let floor = SequenceNumber::try_from(floor).map_err(|fault| invalid(format!("`floor`: {fault}")))?;
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
         context.partner = Some(partner.id.clone());
@@ -115,6 +116,63 @@ impl AdminService for Admin {
             audit_record_id: reloaded.record.to_string(),
         }))
     }
+
+    async fn revoke_key(
+        &self,
+        request: Request<proto::RevokeKeyRequest>,
+    ) -> Result<Response<proto::RevokeKeyResponse>, Status> {
+        let call = access::REVOKE_KEY.call(&request)?;
+        let proto::RevokeKeyRequest { kid, reason } = request.into_inner();
+        let stop = stops::kid_of(&kid).map(Stop::Revoked);
+        let record = self.put_stop(access::REVOKE_KEY, &call, stop, true, reason).await?;
+        Ok(Response::new(proto::RevokeKeyResponse { audit_record_id: record.to_string() }))
+    }
+
+    async fn halt(&self, request: Request<proto::HaltRequest>) -> Result<Response<proto::HaltResponse>, Status> {
+        let call = access::HALT.call(&request)?;
+        let proto::HaltRequest { reach, reason } = request.into_inner();
+        let stop = stops::reach_of(reach).map(Stop::Halted);
+        let record = self.put_stop(access::HALT, &call, stop, true, reason).await?;
+        Ok(Response::new(proto::HaltResponse { audit_record_id: record.to_string() }))
+    }
+
+    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
+        let call = access::RESUME.call(&request)?;
+        let proto::ResumeRequest { reach, reason } = request.into_inner();
+        let stop = stops::reach_of(reach).map(Stop::Halted);
+        let record = self.put_stop(access::RESUME, &call, stop, false, reason).await?;
+        Ok(Response::new(proto::ResumeResponse { audit_record_id: record.to_string() }))
+    }
+
+    async fn set_hold(
+        &self,
+        request: Request<proto::SetHoldRequest>,
+    ) -> Result<Response<proto::SetHoldResponse>, Status> {
+        let call = access::SET_HOLD.call(&request)?;
+        let proto::SetHoldRequest { hold, since, reason } = request.into_inner();
+        let since = since.ok_or_else(|| invalid("`since` must say from when on everything is kept"));
+        let since = since.and_then(|since| instant("since", since)).map(Some);
+        let record = self.put_hold(access::SET_HOLD, &call, hold, since, reason).await?;
+        Ok(Response::new(proto::SetHoldResponse { audit_record_id: record.to_string() }))
+    }
+
+    async fn release_hold(
+        &self,
+        request: Request<proto::ReleaseHoldRequest>,
+    ) -> Result<Response<proto::ReleaseHoldResponse>, Status> {
+        let call = access::RELEASE_HOLD.call(&request)?;
+        let proto::ReleaseHoldRequest { hold, reason } = request.into_inner();
+        let record = self.put_hold(access::RELEASE_HOLD, &call, hold, Ok(None), reason).await?;
+        Ok(Response::new(proto::ReleaseHoldResponse { audit_record_id: record.to_string() }))
+    }
+}
+
+/// Why an operator acts, in words that fit a record.
+fn why_of(reason: String) -> Result<String, Status> {
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(is_hidden) {
+        return Err(invalid("`reason` must say in 1 to 500 bytes of one line why"));
+    }
+    Ok(reason)
 }
 
 fn invalid(message: impl Into<String>) -> Status {

@@ -10,6 +10,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     clock::{Clock as _, SystemClock},
     domain::PartnerId,
+    ledger::{Reach, Stop},
     pipeline::Pipeline,
     signer::Health,
     telemetry::Metrics,
@@ -137,7 +138,12 @@ impl Watch {
 
     fn partner_fault(&self, partner: &PartnerId) -> Option<String> {
         let policy = self.pipeline.policy.load();
-        match policy.timeline.current(partner, SystemClock.now()) {
+        let stopped = self.pipeline.stopped.known();
+        let halted = [Stop::Halted(Reach::All), Stop::Halted(Reach::Partner(partner.clone()))];
+        if let Some(stop) = halted.iter().find(|stop| stopped.contains(stop)) {
+            return Some(format!("signing is stopped ({stop})"));
+        }
+        match policy.timeline.current(partner, SystemClock.now(), |kid| stopped.is_revoked(kid)) {
             None => Some("no key may sign now".to_owned()),
             Some(key) => match self.pipeline.keyring.key_health(&key.kid) {
                 Some(health) => fault_of(health),

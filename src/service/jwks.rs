@@ -17,38 +17,47 @@ use crate::{
     domain::{PartnerId, sha256},
     jwk,
     policy::{Bundle, Partner},
+    stopped::Stopped,
 };
 
-type Policy = Arc<ArcSwap<Bundle>>;
+/// What the sets are made of.
+#[derive(Clone)]
+pub struct Sets {
+    /// The bundle in force.
+    pub policy: Arc<ArcSwap<Bundle>>,
+    /// Which of its keys were revoked.
+    pub stopped: Arc<Stopped>,
+}
 
 /// How long a fetcher may keep the set; a key is published at least this long before it signs.
 const CACHE_CONTROL: &str = "public, max-age=300";
 
 /// The routes: nothing but the key sets.
-pub fn routes(policy: Policy) -> Router {
+pub fn routes(sets: Sets) -> Router {
     Router::new()
         .route("/partners/{partner}/.well-known/jwks.json", get(of_partner))
         .route("/.well-known/jwks.json", get(of_host))
-        .with_state(policy)
+        .with_state(sets)
 }
 
-async fn of_partner(State(policy): State<Policy>, Path(partner): Path<String>, headers: HeaderMap) -> Response {
-    let policy = policy.load();
+async fn of_partner(State(sets): State<Sets>, Path(partner): Path<String>, headers: HeaderMap) -> Response {
+    let policy = sets.policy.load();
     let found = partner.parse::<PartnerId>().ok().and_then(|id| policy.partner(&id));
-    answer(&policy, found, &headers)
+    answer(&sets, &policy, found, &headers)
 }
 
-async fn of_host(State(policy): State<Policy>, uri: http::Uri, headers: HeaderMap) -> Response {
-    let policy = policy.load();
+async fn of_host(State(sets): State<Sets>, uri: http::Uri, headers: HeaderMap) -> Response {
+    let policy = sets.policy.load();
     let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     // HTTP/2 carries the host in the request target.
     let host = uri.host().or(header.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host)));
-    answer(&policy, host.and_then(|host| policy.partner_of_host(host)), &headers)
+    answer(&sets, &policy, host.and_then(|host| policy.partner_of_host(host)), &headers)
 }
 
-fn answer(policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
+fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
     let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
-    let published = policy.timeline.published(&partner.id, SystemClock.now());
+    let stopped = sets.stopped.known();
+    let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
     let set = jwk::jwks(published.map(|key| &*key.public));
     let etag = format!("\"{}\"", hex::encode(sha256(set.as_bytes())));
     let fresh = [(header::CACHE_CONTROL, CACHE_CONTROL.to_owned()), (header::ETAG, etag.clone())];

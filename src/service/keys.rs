@@ -29,7 +29,8 @@ impl KeyDirectoryService for Keys {
         let call = access::GET_JWKS.call(&request)?;
         let policy = self.pipeline.policy.load();
         let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
-        let published = policy.timeline.published(&partner.id, SystemClock.now());
+        let stopped = self.pipeline.stopped.known();
+        let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
         Ok(Response::new(proto::GetJwksResponse { jwks: jwk::jwks(published.map(|key| &*key.public)) }))
     }
 
@@ -42,13 +43,18 @@ impl KeyDirectoryService for Keys {
         let (partner, _) =
             access::LIST_KEYS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         let now = SystemClock.now();
-        let current = policy.timeline.current(&partner.id, now);
+        let stopped = self.pipeline.stopped.known();
+        let current = policy.timeline.current(&partner.id, now, |kid| stopped.is_revoked(kid));
         let keys = policy
             .timeline
             .of(&partner.id)
             .map(|key| proto::Key {
                 kid: key.kid.to_string(),
-                state: state(key.state(now)).into(),
+                state: if stopped.is_revoked(&key.kid) {
+                    proto::KeyState::Revoked.into()
+                } else {
+                    state(key.state(now)).into()
+                },
                 current: current.is_some_and(|current| current.kid == key.kid),
                 thumbprint: key.public.thumbprint(),
                 publish_at: Some(timestamp(key.publish_at)),

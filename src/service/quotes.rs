@@ -31,7 +31,7 @@ impl QuoteSigningService for Quotes {
     ) -> Result<Response<proto::SignQuoteResponse>, Status> {
         let call = access::SIGN_QUOTE.call(&request)?;
         let proto::SignQuoteRequest { environment, payload, quote_id, values_fixed_at } = request.into_inner();
-        let values_fixed_at = values_fixed_at.map(instant).transpose()?;
+        let values_fixed_at = values_fixed_at.map(|at| instant("values_fixed_at", at)).transpose()?;
         let policy = self.pipeline.policy.load_full();
         let mut trail = access::trail(&call, self.pipeline.environment, &policy);
         let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
@@ -62,10 +62,11 @@ impl QuoteSigningService for Quotes {
         let policy = self.pipeline.policy.load_full();
         let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let now = self.pipeline.clock.now().map_err(|fault| status::of(&fault.into()))?;
+        let stopped = self.pipeline.stopped.known();
         let report = {
             let evidence = Evidence {
                 key: &|kid| {
-                    let mut published = policy.timeline.published(&partner.id, now);
+                    let mut published = policy.timeline.published(&partner.id, now, |kid| stopped.is_revoked(kid));
                     published.find(|key| key.kid == *kid).map(|key| &*key.public)
                 },
                 partner: Some(&partner.id),
@@ -143,14 +144,15 @@ pub(super) fn corridor_of(partner: &Partner, text: &str) -> Result<Option<Corrid
 }
 
 /// An instant of a request, to the millisecond.
-fn instant(at: prost_types::Timestamp) -> Result<UtcTime, Status> {
+pub(super) fn instant(field: &str, at: prost_types::Timestamp) -> Result<UtcTime, Status> {
     let millis = at.seconds.checked_mul(1000).zip(u32::try_from(at.nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
     let millis = millis.and_then(|(millis, nanos)| millis.checked_add(i64::from(nanos / 1_000_000)));
     // A time that its own spelling does not give back would make a record that nobody can read.
     let readable = |at: &UtcTime| UtcTime::parse(&at.to_string()) == Ok(*at);
-    millis.map(UtcTime::from_millis).filter(readable).ok_or_else(|| {
-        status::plain(Reason::InvalidRequest, "`values_fixed_at` is no instant; leave it out or mend it")
-    })
+    millis
+        .map(UtcTime::from_millis)
+        .filter(readable)
+        .ok_or_else(|| status::plain(Reason::InvalidRequest, format!("`{field}` is no instant; mend it")))
 }
 
 pub(super) fn timestamp(at: UtcTime) -> prost_types::Timestamp {

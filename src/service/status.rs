@@ -117,6 +117,7 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::Halted { .. }
         | ledger::Refusal::KidReused { .. }
         | ledger::Refusal::NoSuchHold { .. }
+        | ledger::Refusal::NotHalted { .. }
         | ledger::Refusal::FloorNotRaised { .. } => {}
     }
 }

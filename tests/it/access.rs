@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use quotesign::{
     proto::{
-        GetJwksRequest, GetSequenceRequest, GetStatusRequest, ListKeysRequest, ReloadPolicyRequest,
-        SeedSequenceRequest, SignQuoteRequest, VerifyQuoteRequest, admin_service_client::AdminServiceClient,
+        GetJwksRequest, GetSequenceRequest, GetStatusRequest, HaltReach, HaltRequest, ListKeysRequest,
+        ReleaseHoldRequest, ReloadPolicyRequest, ResumeRequest, RevokeKeyRequest, SeedSequenceRequest, SetHoldRequest,
+        SignQuoteRequest, VerifyQuoteRequest, admin_service_client::AdminServiceClient,
         key_directory_service_client::KeyDirectoryServiceClient,
         quote_signing_service_client::QuoteSigningServiceClient,
     },
@@ -27,9 +28,12 @@ use crate::harness::{Authority, Gateway, PARTNER, Quote, Site, client_certificat
 /// pricing; `stranger` has a good SPIFFE id that policy does not know; `nameless` has two ids, and so none.
 const CALLERS: [&str; 6] = ["pricing", "operator", "auditor", "desk", "stranger", "nameless"];
 
+const OPERATOR_ALONE: [Code; CALLERS.len()] =
+    [PermissionDenied, Good, PermissionDenied, PermissionDenied, PermissionDenied, Unauthenticated];
+
 /// Which listener serves a method, and what each caller is answered there. On the other one it is not there; who
 /// has no name learns neither.
-const TABLE: [(&str, &str, [Code; CALLERS.len()]); 8] = [
+const TABLE: [(&str, &str, [Code; CALLERS.len()]); 13] = [
     (
         "quotesign.v1.QuoteSigningService/SignQuote",
         "grpc",
@@ -54,7 +58,20 @@ const TABLE: [(&str, &str, [Code; CALLERS.len()]); 8] = [
         "admin",
         [PermissionDenied, Good, PermissionDenied, PermissionDenied, PermissionDenied, Unauthenticated],
     ),
+    ("quotesign.v1.AdminService/RevokeKey", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/Halt", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/Resume", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/SetHold", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/ReleaseHold", "admin", OPERATOR_ALONE),
 ];
+
+fn test() -> String {
+    "a test".to_owned()
+}
+
+fn elsewhere() -> HaltReach {
+    HaltReach { to: Some(quotesign::proto::halt_reach::To::Partner("nobody".to_owned())) }
+}
 
 /// Calls a method with a request that nothing but access can refuse.
 async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status> {
@@ -80,6 +97,19 @@ async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status>
             admin.seed_sequence(SeedSequenceRequest { partner, corridor, floor: number, reason }).await.map(drop)
         }
         "ReloadPolicy" => admin.reload_policy(ReloadPolicyRequest {}).await.map(drop),
+        // A key and a partner that sign nothing here, so that the rows after it see what those before it saw.
+        "RevokeKey" => {
+            admin.revoke_key(RevokeKeyRequest { kid: "quote-other".to_owned(), reason: test() }).await.map(drop)
+        }
+        "Halt" => admin.halt(HaltRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
+        "Resume" => admin.resume(ResumeRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
+        "SetHold" => {
+            let since = Some(prost_types::Timestamp::default());
+            admin.set_hold(SetHoldRequest { hold: "case-1".to_owned(), since, reason: test() }).await.map(drop)
+        }
+        "ReleaseHold" => {
+            admin.release_hold(ReleaseHoldRequest { hold: "case-1".to_owned(), reason: test() }).await.map(drop)
+        }
         other => panic!("say here how `{other}` is called"),
     }
 }

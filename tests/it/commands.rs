@@ -19,7 +19,7 @@ mod config;
 mod reload;
 
 /// Runs a client command to its end, with pricing's certificate for gRPC and the operator's for admin.
-fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
+pub fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
     let file = site.path("client-now.toml");
     let text = format!(
         "environment = 'development'\npartner = '{PARTNER}'\nca = 'tls/ca.pem'\njwks = 'https://{}'\n\

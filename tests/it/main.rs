@@ -29,6 +29,7 @@ mod harness;
 mod health;
 mod history;
 mod jwks;
+mod keeping;
 mod kills;
 #[cfg(feature = "kms")]
 mod kms;
@@ -41,6 +42,7 @@ mod rollback;
 #[path = "../ledger/server.rs"]
 mod server;
 mod stages;
+mod stops;
 mod tidy;
 mod tls;
 mod versions;

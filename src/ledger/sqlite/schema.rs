@@ -172,7 +172,7 @@ fn same_environment(path: &Path, stamped: &str, wanted: Environment) -> Result<(
     Err(unfit(path, &why))
 }
 
-fn private() -> OpenOptions {
+pub(super) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     options
@@ -182,7 +182,7 @@ fn newer(path: &Path) -> EngineError {
     unfit(path, "has a newer schema than this gateway knows")
 }
 
-fn unusable(path: &Path, error: &io::Error) -> EngineError {
+pub(super) fn unusable(path: &Path, error: &io::Error) -> EngineError {
     unfit(path, &format!("cannot be used: {error}"))
 }
 

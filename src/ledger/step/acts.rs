@@ -1,6 +1,6 @@
 //! What people do to the ledger: scopes are seeded, signing is stopped and resumed, keys are made known.
 
-use super::{Step, Stop};
+use super::{Step, Stop, Stops};
 use crate::{
     audit::{Event, Facts, Record},
     domain::SequenceNumber,
@@ -23,11 +23,14 @@ pub(super) fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refu
     Ok(Step { taken: Some((op.scope.clone(), op.floor)), record: Some(record), ..Step::unchanged(done) })
 }
 
-pub(super) fn stop(op: &StopAct) -> Result<Step, Refusal> {
+pub(super) fn stop(stops: &Stops, op: &StopAct) -> Result<Step, Refusal> {
     let event = match (&op.stop, op.stands) {
         (Stop::Revoked(_), true) => Event::Revoked,
         (Stop::Revoked(kid), false) => return Err(Refusal::KidRevoked { kid: kid.clone() }),
         (Stop::Halted(_), true) => Event::Halted,
+        (Stop::Halted(reach), false) if !stops.contains(&op.stop) => {
+            return Err(Refusal::NotHalted { reach: reach.clone() });
+        }
         (Stop::Halted(_), false) => Event::Resumed,
     };
     let kid = if let Stop::Revoked(kid) = &op.stop { Some(kid.clone()) } else { None };

@@ -1,0 +1,139 @@
+//! `quotesign ledger accept-rollback` and `anchor adopt`: somebody decides what is to become of a ledger that has gone
+//! back in time, or has lost the file that tells.
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    audit::{Context, Event},
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    domain::SequenceNumber,
+    ledger::{EngineError, Op, Place, Seed, anchor::Anchor},
+};
+
+use super::{
+    super::{ConfigPath, Failure, out::say},
+    act::{apply, record, trail},
+};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct AcceptRollback {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// A scope and the last number that counts as taken, as `["production","acme-remit","GB-IN"]=1200`. Every scope of
+    /// the ledger must be named: ask the callers for the greatest number they were answered.
+    #[arg(long = "raise-floor", value_name = "SCOPE=NUMBER", required = true)]
+    floors: Vec<String>,
+    /// Why, for the record.
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum AnchorCommand {
+    /// Write the anchor anew from the ledger as it stands, where the old one is lost.
+    Adopt(Adopt),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Adopt {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// Why, for the record.
+    #[arg(long)]
+    reason: String,
+}
+
+impl AcceptRollback {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.path.load()?;
+        let place = config.ledger.place().map_err(Failure::unfit)?;
+        let mut engine = place.open_as_it_is(config.environment).map_err(Failure::failed)?;
+        let (path, anchor) = opened(&place, &config)?;
+        let anchor = anchor.ok_or_else(|| {
+            Failure::failed(format!("the anchor `{}` is missing: see `quotesign ledger anchor adopt`", path.display()))
+        })?;
+        let behind = anchor.heads().and_then(|heads| engine.gone_back(&heads)).map_err(Failure::failed)?;
+        if behind.is_empty() {
+            return Err(Failure::failed("the ledger has not gone back in time: there is nothing to accept"));
+        }
+        let context = trail(&mut *engine, &config)?;
+        let mut batch = self.seeds(&place, &context)?;
+        batch.push(record(context, Event::RollbackAccepted, format!("{}: {}", behind.join("; "), self.reason)));
+        apply(&mut *engine, &batch)?;
+        Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
+        say!("accepted: {}; {} floors raised", behind.join("; "), batch.len() - 1);
+        Ok(())
+    }
+
+    /// One for every scope of the ledger whose floor rises.
+    fn seeds(&self, place: &Place, context: &Context) -> Result<Vec<Op>, Failure> {
+        let floor = |text: &String| {
+            let (scope, number) = text.rsplit_once('=')?;
+            let number: SequenceNumber = number.parse::<u64>().ok()?.try_into().ok()?;
+            Some((scope.to_owned(), number))
+        };
+        let floors = self
+            .floors
+            .iter()
+            .map(|text| floor(text).ok_or_else(|| Failure::unfit(format!("`{text}`: write it as `SCOPE=NUMBER`"))));
+        let floors: Vec<(String, SequenceNumber)> = floors.collect::<Result<_, _>>()?;
+        let scopes = place.journal().and_then(|journal| journal.scopes()).map_err(Failure::failed)?;
+        if let Some((unknown, _)) =
+            floors.iter().find(|(name, _)| scopes.iter().all(|(scope, _)| scope.as_str() != name))
+        {
+            return Err(Failure::unfit(format!("`{unknown}` is no scope of the ledger")));
+        }
+        let seed = |(scope, last): (crate::domain::Scope, SequenceNumber)| {
+            let named = floors.iter().find(|(name, _)| name == scope.as_str());
+            let (_, floor) = named.ok_or_else(|| {
+                Failure::unfit(format!("name a floor for `{}` too: its last number here is {last}", scope.as_str()))
+            })?;
+            if *floor < last {
+                let name = scope.as_str();
+                return Err(Failure::unfit(format!(
+                    "the floor {floor} of `{name}` is below {last}, taken here already"
+                )));
+            }
+            let (floor, reason, context) = (*floor, self.reason.clone(), context.clone());
+            // Where nothing was lost the floor stands already.
+            let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
+            Ok((floor > last).then_some(Op::Seed(seed)))
+        };
+        scopes.into_iter().map(seed).filter_map(Result::transpose).collect()
+    }
+}
+
+impl Adopt {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.path.load()?;
+        let place = config.ledger.place().map_err(Failure::unfit)?;
+        let mut engine = place.open_as_it_is(config.environment).map_err(Failure::failed)?;
+        // A whole anchor that says something else is for `accept-rollback` to overrule.
+        if let (_, Some(anchor)) = opened(&place, &config)? {
+            let behind = anchor.heads().and_then(|heads| engine.gone_back(&heads)).map_err(Failure::failed)?;
+            let why = if behind.is_empty() { "it agrees with the ledger".to_owned() } else { behind.join("; ") };
+            return Err(Failure::failed(format!("there is an anchor, and it is not lost: {why}")));
+        }
+        let path = path_of(&place)?;
+        let context = trail(&mut *engine, &config)?;
+        apply(&mut *engine, &[record(context, Event::AnchorAdopted, self.reason)])?;
+        Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
+        say!("{}: written from the ledger as it stands", path.display());
+        Ok(())
+    }
+}
+
+fn path_of(place: &Place) -> Result<std::path::PathBuf, Failure> {
+    place.anchor.clone().ok_or_else(|| Failure::unfit("`ledger.anchor`: the config names none"))
+}
+
+/// The anchor's place, and the anchor where it is whole.
+fn opened(place: &Place, config: &Config) -> Result<(std::path::PathBuf, Option<Anchor>), Failure> {
+    let path = path_of(place)?;
+    match Anchor::open(&path, config.environment) {
+        Ok(anchor) => Ok((path, anchor)),
+        Err(EngineError::Unfit(why)) if why.contains("holds no whole slot") => Ok((path, None)),
+        Err(error) => Err(Failure::failed(error)),
+    }
+}

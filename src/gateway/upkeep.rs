@@ -1,0 +1,82 @@
+//! What a gateway does by itself beside its calls.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::signal::unix::SignalKind;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    control::Control,
+    ledger::Prune,
+    pipeline::Pipeline,
+    service::access,
+};
+
+/// How often it looks at what others have stopped: their key sets must follow within a second.
+const LOOK: Duration = Duration::from_millis(500);
+/// How many quotes are pruned in one batch, and in one round.
+const PRUNE_MAX: u32 = 256;
+const PRUNES_MAX: u32 = 64;
+
+/// Voids what expired unsigned, so that every burnt number is explained, and forgets what expired more than `keep` ago.
+pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Duration, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let Ok(now) = pipeline.clock.now() else { continue };
+        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+        match pipeline.ledger.sweep(context.clone(), now).await {
+            Ok(0) => {}
+            Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),
+            Err(fault) => tracing::warn!(%fault, "expired reservations could not be voided"),
+        }
+        let prune = Prune { before: now.minus(keep), count_max: PRUNE_MAX, context, now };
+        if let Err(fault) = prune_some(&pipeline, &prune, &stop).await {
+            tracing::warn!(%fault, "expired quotes could not be pruned");
+        }
+    }
+}
+
+/// A bounded number of batches, each of which lets calls in between.
+async fn prune_some(
+    pipeline: &Pipeline,
+    prune: &Prune,
+    stop: &CancellationToken,
+) -> Result<(), crate::ledger::LedgerError> {
+    for _ in 0..PRUNES_MAX {
+        let pruned = pipeline.ledger.prune(prune.clone()).await?;
+        if pruned < prune.count_max as usize || stop.is_cancelled() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Looks at what is stopped, here and by others.
+pub(super) async fn look_at_stops(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        control.look_at_stops(&pipeline.stopped).await;
+    }
+}
+
+/// Reads the bundle again at SIGHUP.
+pub(super) async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    let Ok(mut hangups) = tokio::signal::unix::signal(SignalKind::hangup()) else { return };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangups.recv() => {}
+        }
+        let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+        if let Err(fault) = control.reload(context).await {
+            tracing::error!(%fault, at = %SystemClock.now(), "SIGHUP: the policy bundle was not reloaded");
+        }
+    }
+}

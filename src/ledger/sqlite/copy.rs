@@ -1,0 +1,64 @@
+//! A ledger's file as a whole: copied while it is written, and checked from end to end.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+};
+
+use rusqlite::Connection;
+
+use super::{Position, rows, schema};
+use crate::{domain::Environment, ledger::EngineError};
+
+/// Holds the file at `path`, which need not be there, for this process until it is dropped.
+///
+/// # Errors
+/// Where another process holds it.
+pub fn lock(path: &Path) -> Result<File, EngineError> {
+    schema::lock(path)
+}
+
+/// Copies the file at `path` as of one instant to `target`, also while a gateway writes it; says where the copy's journal
+/// stands. The copy is durable when this returns.
+///
+/// # Errors
+/// Where the file cannot be read, or `target` is there already or cannot be written. Nothing is left behind then.
+pub fn backup(path: &Path, target: &Path) -> Result<Position, EngineError> {
+    let source = schema::open_to_read(path)?;
+    schema::private().create_new(true).open(target).map_err(|error| schema::unusable(target, &error))?;
+    let head = copy(&source, target);
+    if head.is_err() {
+        // What there is of it is of no use, and would pass for a backup.
+        let _removed = fs::remove_file(target);
+    }
+    head
+}
+
+fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
+    let name = target.to_str().ok_or_else(|| EngineError::Unfit("the target's path must be UTF-8".to_owned()))?;
+    source.execute("VACUUM INTO ?1", [name])?;
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(target).and_then(|file| file.sync_all()).and_then(|()| File::open(parent)?.sync_all());
+    synced.map_err(|error| schema::unusable(target, &error))?;
+    rows::chain(&schema::open_to_read(target)?).map(|chain| chain.position)
+}
+
+/// Whether the file at `path` is a whole ledger of this environment and version: by its own pages, and with a journal that
+/// ends where its chain says. Reads all of it.
+///
+/// # Errors
+/// Why it is not.
+pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineError> {
+    schema::check(path, environment)?;
+    let connection = schema::open_to_read(path)?;
+    let found: String = connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))?;
+    if found != "ok" {
+        return Err(EngineError::Unfit(format!("the ledger `{}` is damaged: {found}", path.display())));
+    }
+    let newest = rows::tail(&connection, 1)?.pop();
+    let end = newest.map_or(0, |newest| newest.index.saturating_add(1));
+    if end < rows::chain(&connection)?.position.next_index {
+        return Err(EngineError::Unfit(format!("the ledger `{}` lacks its newest records", path.display())));
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The acts that stop signing and let it go on, and those that keep evidence.
+
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{Admin, invalid, why_of};
+use crate::{
+    audit,
+    call::Call,
+    clock::{Clock as _, SystemClock, UtcTime},
+    domain::Kid,
+    ledger::{HoldAct, Reach, Stop, StopAct},
+    proto::{HaltReach, halt_reach},
+    service::{
+        access::{self, Rpc},
+        status,
+    },
+};
+
+/// The longest name of a hold.
+const HOLD_BYTES_MAX: usize = 64;
+
+/// A kid of a request, of whatever bundle.
+pub(super) fn kid_of(kid: &str) -> Result<Kid, Status> {
+    kid.parse().map_err(|fault| invalid(format!("`kid`: {fault}")))
+}
+
+/// How far a request reaches.
+pub(super) fn reach_of(reach: Option<HaltReach>) -> Result<Reach, Status> {
+    match reach.and_then(|reach| reach.to) {
+        Some(halt_reach::To::All(true)) => Ok(Reach::All),
+        Some(halt_reach::To::Partner(partner)) => {
+            partner.parse().map(Reach::Partner).map_err(|fault| invalid(format!("`reach.partner`: {fault}")))
+        }
+        Some(halt_reach::To::Kid(kid)) => kid_of(&kid).map(Reach::Kid),
+        Some(halt_reach::To::All(false)) | None => {
+            Err(invalid("`reach` must be one of `all` = true, `partner` and `kid`"))
+        }
+    }
+}
+
+/// The name of a hold.
+pub(super) fn hold_of(hold: String) -> Result<String, Status> {
+    let fits = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    if (1..=HOLD_BYTES_MAX).contains(&hold.len()) && hold.chars().all(fits) {
+        Ok(hold)
+    } else {
+        Err(invalid("`hold` must be 1 to 64 letters, digits, `.`, `_` or `-`"))
+    }
+}
+
+impl Admin {
+    /// Has the ledger stop or resume, and answers once that is durable: the record of the act.
+    pub(super) async fn put_stop(
+        &self,
+        rpc: Rpc,
+        call: &Call,
+        stop: Result<Stop, Status>,
+        stands: bool,
+        reason: String,
+    ) -> Result<Uuid, Status> {
+        // Who may not act learns nothing of what the act would need.
+        let context = self.allowed(rpc, call)?;
+        let (stop, reason) = (stop?, why_of(reason)?);
+        let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
+        let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
+        // This replica's own key set follows at once, others' within their next look.
+        self.control.look_at_stops(&self.pipeline.stopped).await;
+        Ok(record)
+    }
+
+    /// Has the ledger hold what expired or was journalled since an instant, or let go of it.
+    pub(super) async fn put_hold(
+        &self,
+        rpc: Rpc,
+        call: &Call,
+        id: String,
+        since: Result<Option<UtcTime>, Status>,
+        reason: String,
+    ) -> Result<Uuid, Status> {
+        let context = self.allowed(rpc, call)?;
+        let (id, since, reason) = (hold_of(id)?, since?, why_of(reason)?);
+        let act = HoldAct { id, since, reason, context, now: SystemClock.now() };
+        self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
+    }
+
+    fn allowed(&self, rpc: Rpc, call: &Call) -> Result<audit::Context, Status> {
+        let policy = self.pipeline.policy.load_full();
+        let verdict = rpc.with_gateway(&self.pipeline, &policy, call)?;
+        let context = access::trail(call, self.pipeline.environment, &policy);
+        Ok(audit::Context { rule_ids: verdict.rule_ids, ..context })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reach_is_exactly_one_thing() {
+        let of = |to| reach_of(Some(HaltReach { to })).map(|reach| reach.to_string()).map_err(|_| ());
+        assert_eq!(of(Some(halt_reach::To::All(true))), Ok("all".to_owned()));
+        assert_eq!(of(Some(halt_reach::To::Partner("acme-remit".to_owned()))), Ok("partner/acme-remit".to_owned()));
+        assert_eq!(of(Some(halt_reach::To::Kid("quote-a".to_owned()))), Ok("kid/quote-a".to_owned()));
+        for to in [None, Some(halt_reach::To::All(false)), Some(halt_reach::To::Kid(String::new()))] {
+            assert_eq!(of(to), Err(()));
+        }
+        assert!(reach_of(None).is_err());
+    }
+
+    #[test]
+    fn a_hold_has_a_name_that_can_be_typed() {
+        assert!(hold_of("case-2026.4_a".to_owned()).is_ok());
+        for name in ["", "a b", "a/b", &"a".repeat(65)] {
+            assert!(hold_of(name.to_owned()).is_err(), "{name}");
+        }
+    }
+}

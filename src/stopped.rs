@@ -1,0 +1,146 @@
+//! What this replica knows may not be signed, as it was a moment ago, for those that must not wait for the ledger: the
+//! key sets and the choice of a key. What decides is the ledger, in the transaction of each reservation and commit.
+//!
+//! Revoked kids are also kept in a small file, the *mirror*, beside the anchor and so on another volume than the
+//! ledger: a ledger that has gone back in time, and its revocations with it, learns them again from there.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+
+use crate::{
+    domain::Kid,
+    ledger::{Stop, stops::Stops},
+};
+
+/// The first line of a mirror; it says what the file is to whoever finds it.
+const HEAD: &str = "# Kids that were revoked, for good. Written by quotesign; do not edit.";
+
+/// What is stopped, as far as this replica knows.
+#[derive(Debug, Default)]
+pub struct Stopped {
+    known: ArcSwap<Stops>,
+    mirror: Option<PathBuf>,
+    /// What the mirror holds; held while it is written.
+    mirrored: Mutex<BTreeSet<Kid>>,
+}
+
+/// The mirror cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the file of revoked kids `{}`: {why}", path.display())]
+pub struct MirrorError {
+    path: PathBuf,
+    why: String,
+}
+
+impl Stopped {
+    /// Knows what the mirror beside `anchor` tells; nothing where there is none yet.
+    ///
+    /// # Errors
+    /// Where there is a mirror that cannot be read: publishing a key that it revokes would be worse than not starting.
+    pub fn open(anchor: Option<&Path>) -> Result<Self, MirrorError> {
+        let mirror = anchor.map(|anchor| anchor.with_added_extension("revoked"));
+        let mirrored = mirror.as_deref().map(read).transpose()?.unwrap_or_default();
+        let known: Stops = mirrored.iter().cloned().map(Stop::Revoked).collect();
+        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored) })
+    }
+
+    /// What is known.
+    pub fn known(&self) -> Guard<Arc<Stops>> {
+        self.known.load()
+    }
+
+    /// Kids that the mirror holds and `ledger` does not: the ledger has lost them.
+    pub fn lost_by(&self, ledger: &Stops) -> Vec<Kid> {
+        self.mirrored.lock().iter().filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
+    }
+
+    /// Takes over what the ledger says, with the revocations that are known already.
+    ///
+    /// # Errors
+    /// Where the mirror cannot be written; what is stopped is known all the same.
+    pub fn learn(&self, ledger: Stops) -> Result<(), MirrorError> {
+        let mut mirrored = self.mirrored.lock();
+        let revoked = ledger.iter().filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
+        let all: BTreeSet<Kid> = mirrored.iter().chain(revoked).cloned().collect();
+        let known: Stops = ledger.iter().cloned().chain(all.iter().cloned().map(Stop::Revoked)).collect();
+        self.known.store(Arc::new(known));
+        if let Some(path) = self.mirror.as_deref().filter(|_| all != *mirrored) {
+            write(path, &all).map_err(|why| MirrorError { path: path.to_owned(), why: why.to_string() })?;
+        }
+        *mirrored = all;
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeSet<Kid>, MirrorError> {
+    let fault = |why: String| MirrorError { path: path.to_owned(), why };
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        read => read.map_err(|error| fault(error.to_string()))?,
+    };
+    let mut lines = text.lines();
+    if lines.next() != Some(HEAD) {
+        return Err(fault("it is something else; move it away".to_owned()));
+    }
+    let kid = |line: &str| line.parse().map_err(|_| fault(format!("`{line}` is no kid; restore the file")));
+    lines.map(kid).collect()
+}
+
+/// In one piece or not at all, and on the disk when this returns.
+fn write(path: &Path, kids: &BTreeSet<Kid>) -> io::Result<()> {
+    let new = path.with_added_extension("new");
+    let text =
+        std::iter::once(HEAD).chain(kids.iter().map(Kid::as_str)).fold(String::new(), |text, line| text + line + "\n");
+    let file = fs::File::create(&new)?;
+    io::Write::write_all(&mut &file, text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    fs::File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn stops(texts: &[&str]) -> Stops {
+        texts.iter().map(|text| text.parse::<Stop>().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_revocation_is_known_after_a_restart_and_whatever_the_ledger_forgets() {
+        let home = TempDir::new().unwrap();
+        let anchor = home.path().join("anchor");
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        assert!(!home.path().join("anchor.revoked").exists());
+        stopped.learn(stops(&["revoked/quote-a", "halted/all"])).unwrap();
+        assert_eq!(**stopped.known(), stops(&["revoked/quote-a", "halted/all"]));
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        assert_eq!(**stopped.known(), stops(&["revoked/quote-a"]), "a halt may have ended since");
+        assert_eq!(stopped.lost_by(&stops(&["halted/all"])), ["quote-a".parse::<Kid>().unwrap()]);
+        stopped.learn(stops(&["revoked/quote-b"])).unwrap();
+        assert_eq!(**stopped.known(), stops(&["revoked/quote-a", "revoked/quote-b"]));
+        assert!(stopped.lost_by(&stops(&["revoked/quote-a", "revoked/quote-b"])).is_empty());
+    }
+
+    #[test]
+    fn a_mirror_that_is_none_is_refused_and_one_that_cannot_be_written_is_told() {
+        let home = TempDir::new().unwrap();
+        let anchor = home.path().join("anchor");
+        for text in ["", "quote-a\n", &format!("{HEAD}\na b\n")] {
+            fs::write(home.path().join("anchor.revoked"), text).unwrap();
+            assert!(Stopped::open(Some(&anchor)).is_err(), "{text:?}");
+        }
+        let nowhere = Stopped::open(Some(&home.path().join("none/anchor"))).unwrap();
+        assert!(nowhere.learn(stops(&["revoked/quote-a"])).is_err());
+        assert!(nowhere.known().is_revoked(&"quote-a".parse().unwrap()));
+    }
+}

@@ -1,0 +1,175 @@
+//! What is kept of the ledger, and for how long: gaps, backups and their way back, holds and pruning.
+
+use std::{fs, path::Path};
+
+use quotesign::ledger::sqlite::Reader;
+use serde_json::Value;
+
+use crate::{
+    commands::client,
+    harness::{DAY, PARTNER, Quote, Site, done, failed, reason, until},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_number_without_a_released_quote_is_explained() {
+    let site = Site::new().with("QUOTESIGN__LEDGER__SWEEP_S", "1");
+    let seed = |floor: &str| {
+        let args = ["ledger", "seed", "--partner", PARTNER, "--floor", floor, "--reason", "OPS-1"];
+        site.run(&args)
+    };
+    assert!(done(seed("10")).starts_with("the sequence was created with the floor 10\naudit record "));
+    assert!(failed(seed("10"), 1).contains("is not above"));
+    let nobody = ["ledger", "seed", "--partner", "nobody", "--floor", "1", "--reason", "x"];
+    assert!(failed(site.run(&nobody), 2).contains("policy has no `nobody`"));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    for number in [11, 12, 15] {
+        pricing.sign(&Quote::number(number)).await.unwrap();
+    }
+    let held = failed(seed("20"), 1);
+    assert!(held.contains("is in use by another process"), "{held}");
+    let raised = done(client(&site, &gateway, &["admin", "seed-sequence", "--floor", "20", "--reason", "OPS-2"]));
+    assert!(raised.contains("from 15 to 20"), "{raised}");
+    pricing.sign(&Quote::number(21)).await.unwrap();
+    assert!(gateway.stop().success());
+
+    // One that is reserved when the gateway is killed, open until it expires, and then burnt by us.
+    let site = site.with("FAILPOINTS", "pipeline::before-sign=pause");
+    let gateway = site.serve().await;
+    let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(22).valid(0, 12));
+    let call = tokio::spawn({
+        let quote = quote.clone();
+        async move { pricing.sign(&quote).await }
+    });
+    site.until_stage(&quote, "it is reserved", |_| true).await;
+    gateway.kill();
+    assert!(call.await.unwrap().is_err());
+    let told = |gaps: &str, line: &str| assert!(gaps.lines().any(|told| told.contains(line)), "{line}: {gaps}");
+    let gaps = done(site.run(&["ledger", "gaps"]));
+    told(&gaps, "13 to 14: skipped: the next one asked for was greater (caller)");
+    told(&gaps, "16 to 20: the floor was raised: OPS-2 (operator)");
+    told(&gaps, "22: reserved, and neither signed nor voided yet (open)");
+    told(&gaps, "8 numbers without a released quote, in 3 places");
+    let mut site = site;
+    site.env.remove("FAILPOINTS");
+    let gateway = site.serve().await;
+    until("it is voided", async || {
+        done(site.run(&["ledger", "gaps", "--json"])).lines().any(|line| {
+            let gap: Value = serde_json::from_str(line).unwrap();
+            gap["first"] == 22 && gap["by"] == "gateway"
+        })
+    })
+    .await;
+    assert_eq!(done(site.run(&["ledger", "gaps", "--json", "--scope", "[\"other\"]"])), "");
+    gateway.kill();
+}
+
+/// Removes the ledger, as a lost disk would.
+fn lose(site: &Site) {
+    for end in ["", "-wal", "-shm"] {
+        drop(fs::remove_file(site.path(&format!("ledger.sqlite{end}"))));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_taken_while_the_gateway_signs_and_comes_back_by_command() {
+    let site = Site::new();
+    let anchor = site.path("ledger.anchor");
+    let site = site.with("QUOTESIGN__LEDGER__ANCHOR", anchor.to_str().unwrap());
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let first = Quote::number(1);
+    let signed = pricing.sign(&first).await.unwrap();
+    let calls = tokio::spawn({
+        let pricing = pricing.clone();
+        async move {
+            for number in 2..60 {
+                pricing.sign(&Quote::number(number)).await.unwrap();
+            }
+        }
+    });
+    let backup = |name: &str| site.run(&["ledger", "backup", site.path(name).to_str().unwrap()]);
+    let told = done(backup("under-load"));
+    assert!(told.contains(": a copy of the ledger up to record "), "{told}");
+    calls.await.unwrap();
+    assert!(failed(backup("under-load"), 1).contains("File exists"));
+    assert!(gateway.stop().success());
+    done(backup("newest"));
+    assert_eq!(mode(&site.path("newest")), 0o600);
+    let restore = |name: &str, more: &[&str]| {
+        let path = site.path(name);
+        site.run(&[&["ledger", "restore", path.to_str().unwrap()], more].concat())
+    };
+
+    let whole = failed(restore("newest", &[]), 1);
+    assert!(whole.contains("the ledger is whole"), "{whole}");
+    lose(&site);
+    fs::write(site.path("torn"), &fs::read(site.path("newest")).unwrap()[..40_000]).unwrap();
+    let torn = failed(restore("torn", &[]), 1);
+    assert!(torn.contains("damaged") || torn.contains("malformed"), "{torn}");
+    let older = failed(restore("under-load", &[]), 1);
+    assert!(older.contains("the backup is older than the ledger was") && older.contains("--go-back"), "{older}");
+    assert!(!site.path("ledger.sqlite").exists(), "a refusal leaves nothing behind");
+    done(restore("newest", &[]));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    assert_eq!(pricing.sign(&first).await.unwrap().jws, signed.jws);
+    assert_eq!(pricing.last().await, 59);
+    assert!(gateway.stop().success());
+    done(site.run(&["audit", "verify"]));
+
+    // A damaged one is put aside, and an older backup is taken only by who says so, and decides afterwards.
+    fs::write(site.path("ledger.sqlite"), "no ledger").unwrap();
+    let told = done(restore("under-load", &["--go-back"]));
+    assert!(told.contains("what was there is now") && told.contains("accept-rollback"), "{told}");
+    let mut serve = site.command();
+    serve.args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN__LOG__FILTER", "off");
+    let refused = failed(serve.output().unwrap(), 2);
+    assert!(refused.contains("has gone back in time"), "{refused}");
+}
+
+fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotes_are_forgotten_when_their_time_is_over_and_nobody_holds_them() {
+    let site = Site::new().with("QUOTESIGN__LEDGER__SWEEP_S", "1").with("QUOTESIGN__LEDGER__KEEP_DAYS", "0");
+    let since = quotesign::clock::Clock::now(&quotesign::clock::SystemClock).minus(DAY).to_string();
+    let hold = ["ledger", "hold", "case-1", "--since", &since, "--reason", "OPS-12"];
+    done(site.run(&[&hold[..], &["--offline"]].concat()));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1).valid(0, 8);
+    pricing.sign(&quote).await.unwrap();
+    let there = || {
+        let id = quote.id();
+        let reader = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+        let sql = "SELECT count(*) FROM quote WHERE identity LIKE '%' || ?1 || '%'";
+        reader.query_row(sql, [id], |row| row.get::<_, u32>(0)).unwrap() == 1
+    };
+    until("it has expired", async || reason_of(&pricing, &quote).await == "QUOTE_EXPIRED").await;
+    // Several sweeps.
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert!(there(), "the hold keeps it");
+    let nobody = failed(client(&site, &gateway, &["ledger", "release", "case-2", "--reason", "x"]), 1);
+    assert!(nobody.contains("no hold is named `case-2`"), "{nobody}");
+    done(client(&site, &gateway, &["ledger", "release", "case-1", "--reason", "OPS-12 closed"]));
+    until("it is pruned", async || !there()).await;
+    assert_eq!(reason_of(&pricing, &quote).await, "QUOTE_EXPIRED", "and never signed again");
+    assert_eq!(pricing.last().await, 1, "its number stays taken");
+    done(client(&site, &gateway, &[&hold[..3], &["--since", "2026-01-01T00:00:00Z", "--reason", "OPS-13"]].concat()));
+    gateway.kill();
+    assert_eq!(
+        site.journalled("ledger.hold_set", 2).await[0]["facts"]["detail"],
+        format!("case-1 since {since}: OPS-12")
+    );
+    site.journalled("ledger.pruned", 1).await;
+    done(site.run(&["audit", "verify"]));
+    drop(Reader::open(&site.path("ledger.sqlite")).unwrap());
+}
+
+async fn reason_of(pricing: &crate::harness::Caller, quote: &Quote) -> String {
+    pricing.sign(quote).await.map_or_else(|status| reason(&status), |_| String::new())
+}
