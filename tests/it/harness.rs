@@ -243,7 +243,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn spawn(mut command: Command, site: &Site) -> Self {
+    pub fn spawn(command: Command, site: &Site) -> Self {
+        Self::try_spawn(command, site).unwrap_or_else(|log| panic!("the gateway did not start: {log:#?}"))
+    }
+
+    /// The same, where it may not start: what it said then.
+    pub fn try_spawn(mut command: Command, site: &Site) -> Result<Self, Vec<String>> {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -259,14 +264,15 @@ impl Gateway {
         while addresses.len() < 4 {
             let Ok(line) = told.recv_timeout(PATIENCE) else {
                 let _it_may_have_ended = child.kill();
-                panic!("the gateway did not start: {:#?}", log.lock().unwrap());
+                let _reaped = child.wait();
+                return Err(log.lock().unwrap().clone());
             };
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
             if let (Some(front), Some(address)) = (line["front"].as_str(), line["address"].as_str()) {
                 addresses.insert(front.to_owned(), address.parse().unwrap());
             }
         }
-        Self { child, addresses, tls: site.path("tls"), log }
+        Ok(Self { child, addresses, tls: site.path("tls"), log })
     }
 
     pub fn address(&self, front: &str) -> SocketAddr {

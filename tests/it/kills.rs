@@ -29,6 +29,9 @@ fn site(actions: &str) -> Site {
     Site::new().with("FAILPOINTS", actions).with("TOKIO_WORKER_THREADS", "4")
 }
 
+/// How many ask at once while the gateway is killed.
+const CALLERS: usize = 64;
+
 fn is_reserved(stage: &Stage) -> bool {
     *stage == Stage::Reserved
 }
@@ -110,8 +113,8 @@ fn is_being_written(site: &Site) -> bool {
     db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_err()
 }
 
-/// Kills the gateway at the `nth` transaction after the two of its start (the kid, and that it started), the first being the reservation and the
-/// second the commit, when `reached`; the quote is then at `stage`.
+/// Kills the gateway at the `nth` transaction after the two of its start (the kid, and that it started), the first being
+/// the reservation and the second the commit, when `reached`; the quote is then at `stage`.
 async fn killed_in_the_ledger(
     point: &str,
     nth: u32,
@@ -263,7 +266,7 @@ async fn killed_at_random_under_load_nothing_told_is_lost_and_no_number_is_used_
     let (publish, current) = watch::channel(gateway.quotes("pricing").await);
     let (next, told, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
     let mut callers = JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..CALLERS {
         callers.spawn(keep_asking(next.clone(), current.clone(), told.clone(), stop.clone()));
     }
     for _ in 0..trials {
