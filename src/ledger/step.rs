@@ -345,6 +345,10 @@ fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
 
 fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
     may_sign(state.stops, op.reservation.identity(), &quote.kid)?;
+    // Whoever is second gets nothing that has expired either.
+    if quote.expires_at <= op.now {
+        return Err(Refusal::Expired);
+    }
     if let Some(first) = quote.released() {
         let facts = Facts { jws_sha256: Some(first.jws.digest().to_string()), ..quote.facts() };
         let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
@@ -355,9 +359,6 @@ fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal
         == (held.sequence, &held.kid, held.generation, held.input);
     if quote.stage != Stage::Reserved || !same {
         return Err(Refusal::NotReserved);
-    }
-    if quote.expires_at <= op.now {
-        return Err(Refusal::Expired);
     }
     let facts = Facts { jws_sha256: Some(op.jws.digest().to_string()), ..quote.facts() };
     let record = Record::new(Event::Committed, op.now, op.context.clone(), facts);

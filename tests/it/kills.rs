@@ -30,7 +30,7 @@ fn site(actions: &str) -> Site {
 }
 
 /// How many ask at once while the gateway is killed.
-const CALLERS: usize = 64;
+pub const CALLERS: usize = 64;
 
 fn is_reserved(stage: &Stage) -> bool {
     *stage == Stage::Reserved

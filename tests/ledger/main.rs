@@ -10,6 +10,7 @@
 )]
 
 mod contract;
+mod model;
 mod ops;
 mod postgres;
 #[allow(dead_code, reason = "the trials of replicas use the rest of it")]
