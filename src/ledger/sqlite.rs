@@ -26,8 +26,10 @@ use crate::{
     clock::UtcTime,
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
+use checkpoint::Checkpoints;
 use schema::After;
 
+mod checkpoint;
 mod copy;
 mod rows;
 mod schema;
@@ -39,13 +41,20 @@ pub use copy::{backup, check_whole, lock};
 pub struct Sqlite {
     path: PathBuf,
     environment: Environment,
-    /// Absent after an error that leaves the connection's state in doubt.
-    connection: Option<Connection>,
+    /// Absent after an error that leaves the connection's state in doubt, together with what moves the log.
+    connection: Option<Writing>,
     /// Where this gateway left the journal. The file must agree before anything is written.
     chain: Lane,
     /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
     undecided: Option<(Lane, Replies)>,
     _lock: File,
+}
+
+/// What writes the file. The thread that moves the log ends first, so that the last connection closes the log.
+#[derive(Debug)]
+struct Writing {
+    checkpoints: Checkpoints,
+    connection: Connection,
 }
 
 impl Sqlite {
@@ -73,24 +82,27 @@ impl Sqlite {
     pub fn open(path: &Path, environment: Environment) -> Result<Self, EngineError> {
         schema::present(path)?;
         let lock = schema::lock(path)?;
-        let mut connection = schema::open(path, environment, After::Start)?;
-        let chain = take_over(&mut connection)?;
-        let (path, connection) = (path.to_owned(), Some(connection));
+        let (writing, chain) = begin(path, environment, After::Start)?;
+        let (path, connection) = (path.to_owned(), Some(writing));
         Ok(Self { path, environment, connection, chain, undecided: None, _lock: lock })
     }
 
     fn connection(&self) -> Result<&Connection, EngineError> {
-        self.connection.as_ref().ok_or_else(|| unknown("the ledger is closed"))
+        let writing = self.connection.as_ref().ok_or_else(|| unknown("the ledger is closed"))?;
+        Ok(&writing.connection)
     }
 
     fn transact(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
-        let connection = self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+        let Writing { checkpoints, connection } =
+            self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+        checkpoints.before_batch(connection)?;
         // No operation is to blame where a transaction cannot begin: the store is to be opened again.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
         self.undecided = Some(write(&transaction, self.chain, batch)?);
         fail::fail_point!("ledger::before-commit");
         transaction.commit().map_err(unknown)?;
         fail::fail_point!("ledger::after-commit");
+        checkpoints.after_batch(batch.len());
         let (chain, replies) = self.undecided.take().ok_or_else(|| unknown("the replies are gone"))?;
         self.chain = chain;
         Ok(replies)
@@ -105,7 +117,7 @@ impl Engine for Sqlite {
                 Err(EngineError::Unknown(why))
             }
             // Rolled back; where even that failed, only closing ends the transaction.
-            Err(error) if self.connection.as_ref().is_some_and(|connection| !connection.is_autocommit()) => {
+            Err(error) if self.connection().is_ok_and(|connection| !connection.is_autocommit()) => {
                 self.connection = None;
                 Err(unknown(error))
             }
@@ -115,14 +127,13 @@ impl Engine for Sqlite {
 
     fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
         self.connection = None;
-        let mut connection = schema::open(&self.path, self.environment, After::Unknown)?;
-        let chain = take_over(&mut connection)?;
+        let (writing, chain) = begin(&self.path, self.environment, After::Unknown)?;
         let replies = match self.undecided.take_if(|(after, _)| after.position == chain.position) {
             Some((_, replies)) => Some(replies),
             None if self.chain.position == chain.position => None,
             None => return Err(moved()),
         };
-        (self.connection, self.chain, self.undecided) = (Some(connection), chain, None);
+        (self.connection, self.chain, self.undecided) = (Some(writing), chain, None);
         Ok(replies)
     }
 
@@ -166,6 +177,13 @@ impl Engine for Sqlite {
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
         rows::newest_record_at(self.connection()?)
     }
+}
+
+/// Opens the file to write, and takes its journal over.
+fn begin(path: &Path, environment: Environment, after: After) -> Result<(Writing, Lane), EngineError> {
+    let mut connection = schema::open(path, environment, after)?;
+    let chain = take_over(&mut connection)?;
+    Ok((Writing { checkpoints: Checkpoints::start(path)?, connection }, chain))
 }
 
 fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Result<Vec<String>, EngineError> {

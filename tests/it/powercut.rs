@@ -22,7 +22,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 
 use crate::{
-    harness::{Caller, Quote, Site, reason},
+    harness::{Caller, Quote, Site, reason, until},
     history::{Answer, Store, Told, faults},
     kills::{CALLERS, Dice, number_from, seed_from},
 };
@@ -196,4 +196,42 @@ async fn a_ledger_that_does_not_synchronise_its_commits_is_found_out() {
     .await;
     println!("synchronous = NORMAL: {faulty} of {cut} cuts lost something that was answered");
     assert!(faulty > 0);
+}
+
+/// A disk that is full for a while: refused, nothing lost, and resumed by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() {
+    let site = Site::new();
+    let (anchor, full, noted) = (site.path("ledger.anchor"), site.path("disk-is-full"), site.path("ledger."));
+    let site = site
+        .with("QUOTESIGN__LEDGER__ANCHOR", anchor.to_str().unwrap())
+        .with("POWERCUT_FILES", noted.to_str().unwrap())
+        .with("POWERCUT_FULL", full.to_str().unwrap());
+    let mut site = site.with("LD_PRELOAD", library().to_str().unwrap());
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let mut told = Vec::new();
+    let quotes: Vec<_> = (1..=6).map(Quote::number).collect();
+    for quote in &quotes[..3] {
+        told.push(Told::signed(quote, &pricing.sign(quote).await.unwrap()));
+    }
+    for round in 0..2 {
+        fs::write(&full, "").unwrap();
+        for quote in &quotes[3..] {
+            assert_eq!(reason(&pricing.sign(quote).await.unwrap_err()), "LEDGER_UNAVAILABLE", "round {round}");
+        }
+        until("health tells", async || !gateway.can_sign().await).await;
+        fs::remove_file(&full).unwrap();
+        gateway.signing().await;
+        // What was signed is given again, and what was refused is signed.
+        let again = pricing.sign(&quotes[0]).await.unwrap();
+        assert!(again.replayed);
+        told.push(Told::signed(&quotes[0], &again));
+    }
+    for quote in &quotes[3..] {
+        told.push(Told::signed(quote, &pricing.sign(quote).await.unwrap()));
+    }
+    assert!(gateway.stop().success());
+    site.env.remove("LD_PRELOAD");
+    assert_eq!(faults(&told, &Store::read(&site)), Vec::<String>::new());
 }

@@ -105,7 +105,7 @@ pub(super) fn check(path: &Path, environment: Environment) -> Result<(), EngineE
     same_environment(path, &stamped, environment)
 }
 
-fn connect(path: &Path) -> Result<Connection, EngineError> {
+pub(super) fn connect(path: &Path) -> Result<Connection, EngineError> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_MAX)?;
@@ -116,6 +116,8 @@ fn connect(path: &Path) -> Result<Connection, EngineError> {
     }
     connection.pragma_update(None, "synchronous", synchronous())?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
+    // No commit moves the log: see `checkpoint`.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)
 }
 

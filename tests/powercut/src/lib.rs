@@ -84,7 +84,7 @@ unsafe fn opened(
 fn on_file<T: PartialOrd + From<i8>>(file: c_int, call: impl FnOnce() -> T, note: impl FnOnce(&Notes, &[u8], &T)) -> T {
     let Some(notes) = Notes::of_process() else { return call() };
     let open = notes.open();
-    let Some(path) = open.get(&file) else {
+    let Some(path) = open.get(&file).filter(|_| notes.keeps()) else {
         // Others must not wait for this one.
         drop(open);
         return call();
@@ -92,6 +92,30 @@ fn on_file<T: PartialOrd + From<i8>>(file: c_int, call: impl FnOnce() -> T, note
     let done = call();
     if done >= T::from(0) {
         note(notes, path, &done);
+    }
+    done
+}
+
+/// Whether a write to this file finds the disk full; `errno` is set then.
+fn is_full(file: c_int) -> bool {
+    let Some(notes) = Notes::of_process() else { return false };
+    if !notes.is_full() {
+        return false;
+    }
+    let is_full = notes.open().get(&file).is_some_and(|path| notes.is_noted(path));
+    if is_full {
+        // SAFETY: this thread's own `errno`.
+        unsafe { *libc::__errno_location() = libc::ENOSPC };
+    }
+    is_full
+}
+
+/// Waits after a synchronisation of a noted file, and holds nobody up meanwhile.
+fn waited(file: c_int, done: c_int) -> c_int {
+    let Some(notes) = Notes::of_process() else { return done };
+    let is_noted = notes.open().contains_key(&file);
+    if is_noted {
+        notes.wait();
     }
     done
 }
@@ -144,6 +168,9 @@ pub unsafe extern "C" fn close(file: c_int) -> c_int {
 /// As for the C library's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: size_t) -> ssize_t {
+    if is_full(file) {
+        return -1;
+    }
     on_file(
         file,
         // SAFETY: the caller's arguments.
@@ -162,6 +189,9 @@ pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: size_t)
 /// As for the C library's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwrite(file: c_int, bytes: *const c_void, count: size_t, offset: off_t) -> ssize_t {
+    if is_full(file) {
+        return -1;
+    }
     on_file(
         file,
         // SAFETY: the caller's arguments.
@@ -175,6 +205,9 @@ pub unsafe extern "C" fn pwrite(file: c_int, bytes: *const c_void, count: size_t
 /// As for the C library's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwrite64(file: c_int, bytes: *const c_void, count: size_t, offset: off_t) -> ssize_t {
+    if is_full(file) {
+        return -1;
+    }
     on_file(
         file,
         // SAFETY: the caller's arguments.
@@ -207,7 +240,8 @@ pub unsafe extern "C" fn ftruncate64(file: c_int, length: off_t) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fsync(file: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    on_file(file, || unsafe { (real().fsync)(file) }, |notes, path, _| synced(notes, path))
+    let done = on_file(file, || unsafe { (real().fsync)(file) }, |notes, path, _| synced(notes, path));
+    waited(file, done)
 }
 
 /// # Safety
@@ -215,7 +249,8 @@ pub unsafe extern "C" fn fsync(file: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
     // SAFETY: the caller's arguments.
-    on_file(file, || unsafe { (real().fdatasync)(file) }, |notes, path, _| synced(notes, path))
+    let done = on_file(file, || unsafe { (real().fdatasync)(file) }, |notes, path, _| synced(notes, path));
+    waited(file, done)
 }
 
 /// # Safety

@@ -25,7 +25,11 @@ pub(crate) enum Noted {
 /// Which files are noted, and where the notes go.
 pub(crate) struct Notes {
     prefix: Vec<u8>,
-    log: c_int,
+    log: Option<c_int>,
+    /// How much longer each synchronisation takes, in microseconds.
+    sync_us: u32,
+    /// While a file of this name is there, the disk is full.
+    full: Option<CString>,
     open: Mutex<HashMap<c_int, Vec<u8>>>,
 }
 
@@ -37,11 +41,33 @@ impl Notes {
     }
 
     fn begin() -> Option<Self> {
-        let (prefix, log) = (variable(c"POWERCUT_FILES")?.into_bytes(), variable(c"POWERCUT_LOG")?);
+        let prefix = variable(c"POWERCUT_FILES")?.into_bytes();
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_CLOEXEC;
-        // SAFETY: a C string and plain flags.
-        let log = unsafe { (real().open)(log.as_ptr(), flags, 0o600) };
-        (log >= 0).then(|| Self { prefix, log, open: Mutex::default() })
+        let log = variable(c"POWERCUT_LOG").map(|log| {
+            // SAFETY: a C string and plain flags.
+            unsafe { (real().open)(log.as_ptr(), flags, 0o600) }
+        });
+        let sync_us = variable(c"POWERCUT_SYNC_US").and_then(|text| text.to_str().ok()?.parse().ok());
+        let (sync_us, full) = (sync_us.unwrap_or_default(), variable(c"POWERCUT_FULL"));
+        Some(Self { prefix, log: log.filter(|log| *log >= 0), sync_us, full, open: Mutex::default() })
+    }
+
+    /// Whether anything is noted: only then must calls go one at a time.
+    pub(crate) fn keeps(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Whether the disk is full at the moment.
+    pub(crate) fn is_full(&self) -> bool {
+        // SAFETY: a C string.
+        self.full.as_ref().is_some_and(|full| unsafe { libc::access(full.as_ptr(), libc::F_OK) } == 0)
+    }
+
+    /// Waits for as much longer as a synchronisation takes.
+    pub(crate) fn wait(&self) {
+        if self.sync_us > 0 {
+            std::thread::sleep(std::time::Duration::from_micros(self.sync_us.into()));
+        }
     }
 
     /// The paths of the files that are open. Calls on them go one at a time, under this lock.
@@ -60,6 +86,7 @@ impl Notes {
     }
 
     pub(crate) fn note(&self, what: Noted, at: u64, path: &[u8], data: &[u8]) {
+        let Some(log) = self.log else { return };
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: a whole timespec.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
@@ -81,7 +108,7 @@ impl Notes {
         note.extend(u32::try_from(data.len()).unwrap_or_default().to_le_bytes());
         note.extend(data);
         // SAFETY: the note's own bytes; whoever reads the log sees whether all of them are there.
-        unsafe { (real().write)(self.log, note.as_ptr().cast(), note.len()) };
+        unsafe { (real().write)(log, note.as_ptr().cast(), note.len()) };
     }
 }
 

@@ -1,0 +1,125 @@
+//! Moves the log into the file beside the writer, so that no commit pays for it. A thread with a connection of its own does
+//! nearly all of it while commits go on; the writer does what is left between two batches, when that is little, since the
+//! log begins anew only where all of it has been moved.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+use super::schema;
+use crate::ledger::EngineError;
+
+/// After so many operations the thread looks at the log.
+const LOOK_AFTER: usize = 256;
+/// With so many pages in it the log is moved: 4 MiB.
+const PAGES_MOVED: u32 = 1_000;
+/// So few pages the writer moves itself.
+const PAGES_LEFT: u32 = 500;
+/// A log of so many pages, 256 MiB, is told: somebody reads the file without end.
+const PAGES_TOLD: u32 = 64_000;
+
+/// The thread, and what it found.
+#[derive(Debug)]
+pub(super) struct Checkpoints {
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    found: Arc<Mutex<Found>>,
+    ops: usize,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Pages in the log, and how many of them are not in the file yet.
+    log: Log,
+    /// Why it could not be moved. Then nothing is known of what is on the disk.
+    fault: Option<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Log {
+    pages: u32,
+    left: u32,
+}
+
+impl Checkpoints {
+    /// Starts the thread for the file at `path`; the writer's own connection must not move the log by itself.
+    pub(super) fn start(path: &Path) -> Result<Self, EngineError> {
+        let connection = schema::connect(path)?;
+        let found = Arc::new(Mutex::new(Found::default()));
+        let (wake, woken) = mpsc::sync_channel(1);
+        let finding = Arc::clone(&found);
+        let work = move || {
+            while woken.recv().is_ok() {
+                let mut found = match move_log(&connection) {
+                    Ok(log) => Found { log, fault: None },
+                    Err(fault) => Found { log: Log::default(), fault: Some(fault.to_string()) },
+                };
+                let mut known = finding.lock();
+                if found.log.pages > PAGES_TOLD && known.log.pages <= PAGES_TOLD {
+                    let pages = found.log.pages;
+                    tracing::warn!(pages, "the ledger's log grows: another process reads the file and does not end");
+                }
+                found.fault = known.fault.take().or(found.fault);
+                *known = found;
+            }
+        };
+        let thread = thread::Builder::new().name("ledger-checkpoint".to_owned()).spawn(work);
+        let thread = thread.map_err(|error| EngineError::RolledBack(format!("a thread cannot be started: {error}")))?;
+        Ok(Self { wake: Some(wake), thread: Some(thread), found, ops: 0 })
+    }
+
+    /// Before a batch: moves what little is left of a long log.
+    ///
+    /// # Errors
+    /// Where the log could not be moved: the file is to be opened again.
+    pub(super) fn before_batch(&mut self, writer: &Connection) -> Result<(), EngineError> {
+        let Log { pages, left } = {
+            let mut found = self.found.lock();
+            if let Some(fault) = found.fault.take() {
+                return Err(EngineError::Unknown(format!("the ledger's log could not be moved: {fault}")));
+            }
+            // Once for each look.
+            std::mem::take(&mut found.log)
+        };
+        if pages >= PAGES_MOVED && left <= PAGES_LEFT {
+            move_log(writer).map_err(|fault| EngineError::Unknown(fault.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// After a batch of so many operations: has the thread look now and then.
+    pub(super) fn after_batch(&mut self, ops: usize) {
+        self.ops += ops;
+        if self.ops >= LOOK_AFTER {
+            self.ops = 0;
+            // One that is at work looks again when it is done.
+            let _awake = self.wake.as_ref().map(|wake| wake.try_send(()));
+        }
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.wake = None;
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// Moves as much as can be without waiting for anybody.
+fn move_log(connection: &Connection) -> rusqlite::Result<Log> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| {
+        let [pages, moved] =
+            [row.get::<_, i64>(1)?, row.get::<_, i64>(2)?].map(|pages| u32::try_from(pages).unwrap_or(0));
+        Ok(Log { pages, left: pages.saturating_sub(moved) })
+    })
+}
