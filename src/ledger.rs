@@ -74,15 +74,27 @@ pub enum Numbering {
     Assigned(Arc<Draft>),
 }
 
-/// One unit taken from a quota, by GCRA: `burst` at once, one more each `interval`.
+/// One unit taken from a quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
-    /// The quota's name and what it is counted for, such as `burst/partner/acme-remit`.
+    /// The quota's name and what it is counted for, such as `signed_per_partner/acme-remit`.
     pub quota: String,
-    /// The time in which one unit comes back.
-    pub interval: Duration,
-    /// How many units may be taken at once.
-    pub burst: u32,
+    /// What it gives.
+    pub allowance: Allowance,
+}
+
+/// What a quota gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowance {
+    /// By GCRA: `burst` at once, one more each `interval`.
+    Rate {
+        /// The time in which one unit comes back.
+        interval: Duration,
+        /// How many units may be taken at once.
+        burst: u32,
+    },
+    /// So many in each day of UTC.
+    Day(u32),
 }
 
 /// Stores the verified JWS of a reservation and its audit record, so that it may be released.

@@ -340,7 +340,7 @@ mod tests {
 
     use super::{
         super::{
-            Charge, Done, Refusal, Reserve, Reserved, Seed,
+            Allowance, Charge, Done, Refusal, Reserve, Reserved, Seed,
             chain::{self, Break, Summary},
             step::tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
         },
@@ -435,7 +435,10 @@ mod tests {
     #[test]
     fn quotas_survive_reopening() {
         let home = Home::new();
-        let charges = vec![Charge { quota: "daily".to_owned(), interval: Duration::from_secs(10), burst: 2 }];
+        let charges = vec![Charge {
+            quota: "q".to_owned(),
+            allowance: Allowance::Rate { interval: Duration::from_secs(10), burst: 2 },
+        }];
         let charged = |quote, number| Op::Reserve(Reserve { charges: charges.clone(), ..reserve(quote, number) });
         let mut ledger = home.seeded();
         assert!(ledger.one(charged("q1", 1)).is_ok());
@@ -443,7 +446,7 @@ mod tests {
         drop(ledger);
         let mut ledger = home.open();
         let retry_after = Duration::from_secs(10);
-        assert_eq!(ledger.one(charged("q3", 3)), Err(Refusal::QuotaSpent { quota: "daily".to_owned(), retry_after }));
+        assert_eq!(ledger.one(charged("q3", 3)), Err(Refusal::QuotaSpent { quota: "q".to_owned(), retry_after }));
         assert!(ledger.one(charged("q2", 2)).is_ok(), "a retry is free");
         assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(2));
     }

@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 use super::{
-    Charge, Commit, Done, Kept, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void,
-    stops::Stops,
+    Commit, Done, Kept, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void, stops::Stops,
 };
 use crate::{
     audit::{Event, Facts, Record},
@@ -21,6 +20,9 @@ use crate::{
 
 mod acts;
 mod keep;
+mod quota;
+
+use quota::charge;
 
 /// What the store holds that bears on one operation.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +50,8 @@ pub struct State<'a> {
 /// What keeps the ledger from pruning, by name: all since then.
 pub type Holds = BTreeMap<String, UtcTime>;
 
-/// GCRA's theoretical arrival time of each quota, in nanoseconds since 1970: milliseconds would bend a rate such
-/// as 400 a second.
+/// What is taken of each quota. Of a rate it is GCRA's theoretical arrival time, in nanoseconds since 1970: milliseconds would
+/// bend a rate such as 400 a second. Of a day it is the day's beginning, likewise, and the number of units taken in it.
 pub type Quotas = BTreeMap<String, i64>;
 
 /// A quote, as the ledger keeps it.
@@ -382,30 +384,6 @@ fn void(quote: &Quote, op: &Void) -> Result<Step, Refusal> {
         record: Some(Record::new(Event::Voided, op.now, op.context.clone(), facts)),
         ..Step::unchanged(Done::Voided)
     })
-}
-
-/// Takes one unit from every quota by GCRA, or none from any. Wide integers, so that nothing overflows or is
-/// rounded but the wait, upwards.
-fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Refusal> {
-    const NANOS_PER_MILLI: i128 = 1_000_000;
-    let now = i128::from(now.millis()) * NANOS_PER_MILLI;
-    let mut taken = Quotas::new();
-    for Charge { quota, interval, burst } in charges {
-        let interval = i128::try_from(interval.as_nanos()).unwrap_or(i128::from(i64::MAX));
-        // No use of a quota reaches further than its burst; what lies beyond comes from a clock that ran ahead.
-        let furthest = now.saturating_add(interval.saturating_mul(i128::from(*burst)));
-        let arrival =
-            taken.get(quota).or_else(|| held.get(quota)).map_or(now, |at| i128::from(*at).clamp(now, furthest));
-        let next = arrival.saturating_add(interval);
-        let opens = next.saturating_sub(interval.saturating_mul(i128::from(*burst)));
-        if opens > now {
-            let wait_ms = u64::try_from((opens - now - 1) / NANOS_PER_MILLI + 1).unwrap_or(u64::MAX);
-            let retry_after = std::time::Duration::from_millis(wait_ms);
-            return Err(Refusal::QuotaSpent { quota: quota.clone(), retry_after });
-        }
-        taken.insert(quota.clone(), i64::try_from(next).unwrap_or(i64::MAX));
-    }
-    Ok(taken)
 }
 
 #[cfg(test)]
@@ -794,43 +772,6 @@ pub(in crate::ledger) mod tests {
     }
 
     #[test]
-    fn quotas_admit_their_burst_and_then_their_rate() {
-        let charge = |quota: &str, per_s: u32, burst| Charge {
-            quota: quota.to_owned(),
-            interval: Duration::from_secs(1) / per_s,
-            burst,
-        };
-        let charges = [charge("burst", 400, 3), charge("daily", 100, 5)];
-        let mut held = Quotas::new();
-        let mut take = |millis| match super::charge(&held, &charges, at(millis)) {
-            Ok(taken) => {
-                held = taken;
-                Ok(())
-            }
-            Err(Refusal::QuotaSpent { quota, retry_after }) => Err((quota, retry_after.as_millis())),
-            Err(other) => panic!("{other}"),
-        };
-        for _ in 0..3 {
-            assert_eq!(take(0), Ok(()));
-        }
-        assert_eq!(take(0), Err(("burst".to_owned(), 3)));
-        assert_eq!(take(2), Err(("burst".to_owned(), 1)));
-        assert_eq!(take(3), Ok(()));
-        assert_eq!(take(5), Ok(()));
-        // The refusals took nothing from the second quota either: five of five were admitted.
-        assert_eq!(take(8), Err(("daily".to_owned(), 2)));
-        assert_eq!(take(10), Ok(()));
-    }
-
-    #[test]
-    fn a_quota_that_gives_nothing_or_gives_it_never_admits_nothing() {
-        for (interval, burst) in [(Duration::from_secs(1), 0), (Duration::MAX, 0)] {
-            let charge = Charge { quota: "q".to_owned(), interval, burst };
-            assert!(super::charge(&Quotas::new(), &[charge], at(0)).is_err());
-        }
-    }
-
-    #[test]
     fn a_scopes_reservations_come_by_number_and_all_else_stays() {
         let other = Op::Reserve(Reserve { scope: scope("GB-US"), ..reserve("x", 5) });
         let batch = [
@@ -971,30 +912,6 @@ pub(in crate::ledger) mod tests {
                     },
                     (Ok(_), _) => {}
                 }
-            }
-        }
-
-        /// However the calls fall, a window admits its burst and what comes back in it, and never one more.
-        #[test]
-        fn quotas_never_admit_more(pauses in prop::collection::vec(0..30_i64, 1..200), per_s in 1..2_000_u32, burst in 1..20_u32) {
-            let charge = [Charge { quota: "q".to_owned(), interval: Duration::from_secs(1) / per_s, burst }];
-            let (mut held, mut millis, mut admitted) = (Quotas::new(), 0, 0_u128);
-            for pause in pauses {
-                millis += pause;
-                match super::charge(&held, &charge, at(millis)) {
-                    Ok(taken) => {
-                        held = taken;
-                        admitted += 1;
-                    }
-                    Err(Refusal::QuotaSpent { retry_after, .. }) => {
-                        let wait = i64::try_from(retry_after.as_millis()).unwrap();
-                        prop_assert!(wait >= 1 && super::charge(&held, &charge, at(millis + wait)).is_ok());
-                        prop_assert!(super::charge(&held, &charge, at(millis + wait - 1)).is_err());
-                    }
-                    Err(other) => panic!("{other}"),
-                }
-                let back = u128::try_from(millis).unwrap() * 1_000_000 / charge[0].interval.as_nanos();
-                prop_assert!(admitted <= u128::from(burst) + back);
             }
         }
     }

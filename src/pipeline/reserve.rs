@@ -9,8 +9,8 @@ use crate::{
     clock::UtcTime,
     domain::Environment,
     jws::SigningInput,
-    ledger::{Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
-    policy::{Bundle, Quota, timeline::TimedKey},
+    ledger::{Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
+    policy::{Bundle, Quotas, timeline::TimedKey},
     signer::keyring::BoundKey,
 };
 
@@ -70,10 +70,7 @@ pub async fn reserve(
         kid: key.kid.clone(),
         expires_at: terms.expires_at,
         useful: policy.validity.useful(),
-        charges: vec![
-            charge("signed_per_partner", partner.id.as_str(), policy.quotas.signed_per_partner),
-            charge("signed_per_caller", &call.caller.to_string(), policy.quotas.signed_per_caller),
-        ],
+        charges: charges(&policy.quotas, partner.id.as_str(), &call.caller.to_string(), key.kid.as_str()),
         context: trail.clone(),
         now,
     };
@@ -122,9 +119,22 @@ fn input_of(unsigned: Unsigned, reservation: &Reservation) -> Result<SigningInpu
     if input.digest() == reservation.input() { Ok(input) } else { Err(Refusal::InputMismatch) }
 }
 
-fn charge(quota: &str, of: &str, rate: Quota) -> Charge {
-    let interval = Duration::from_nanos(1_000_000_000 / u64::from(rate.per_second.get()));
-    Charge { quota: format!("{quota}/{of}"), interval, burst: rate.burst.get() }
+/// The days stand first, so that whoever has spent both is told the longer wait.
+fn charges(quotas: &Quotas, partner: &str, caller: &str, kid: &str) -> Vec<Charge> {
+    let all = [
+        ("signed_per_partner", partner, quotas.signed_per_partner),
+        ("signed_per_caller", caller, quotas.signed_per_caller),
+        ("signed_per_key", kid, quotas.signed_per_key),
+    ];
+    let days = all.iter().filter_map(|(name, of, quota)| {
+        let allowance = Allowance::Day(quota.per_day?.get());
+        Some(Charge { quota: format!("{name}.per_day/{of}"), allowance })
+    });
+    let rates = all.iter().map(|(name, of, quota)| {
+        let interval = Duration::from_nanos(1_000_000_000 / u64::from(quota.per_second.get()));
+        Charge { quota: format!("{name}/{of}"), allowance: Allowance::Rate { interval, burst: quota.burst.get() } }
+    });
+    days.chain(rates).collect()
 }
 
 impl Pending {

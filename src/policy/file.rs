@@ -210,9 +210,23 @@ pub struct Quotas {
     /// Calls of one caller, counted in memory before anything is parsed.
     pub attempts_per_caller: Quota,
     /// Signed quotes of one partner, counted in the ledger.
-    pub signed_per_partner: Quota,
+    pub signed_per_partner: SignedQuota,
     /// Signed quotes of one caller, counted in the ledger.
-    pub signed_per_caller: Quota,
+    pub signed_per_caller: SignedQuota,
+    /// Signed quotes of one key, counted in the ledger.
+    pub signed_per_key: SignedQuota,
+}
+
+/// A rate with a burst, and how many in a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedQuota {
+    /// How many come back in a second.
+    pub per_second: std::num::NonZeroU32,
+    /// How many may be used at once.
+    pub burst: std::num::NonZeroU32,
+    /// How many in each day of UTC; as many as the rate gives where it is absent.
+    pub per_day: Option<std::num::NonZeroU32>,
 }
 
 /// A rate with a burst.

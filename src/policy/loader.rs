@@ -118,14 +118,26 @@ impl Check<'_> {
                     .to_owned(),
             );
         }
-        for (name, quota) in [
-            ("attempts_per_caller", self.file.quotas.attempts_per_caller),
-            ("signed_per_partner", self.file.quotas.signed_per_partner),
-            ("signed_per_caller", self.file.quotas.signed_per_caller),
-        ] {
-            if quota.per_second.get() > 1_000_000 {
+        let quotas = self.file.quotas;
+        let signed = [
+            ("signed_per_partner", quotas.signed_per_partner),
+            ("signed_per_caller", quotas.signed_per_caller),
+            ("signed_per_key", quotas.signed_per_key),
+        ];
+        let rates = signed.map(|(name, quota)| (name, quota.per_second));
+        for (name, per_second) in
+            rates.into_iter().chain([("attempts_per_caller", quotas.attempts_per_caller.per_second)])
+        {
+            if per_second.get() > 1_000_000 {
                 self.problem(format!(
                     "policy.toml: `quotas.{name}.per_second` is above 1000000, which is no limit; lower it"
+                ));
+            }
+        }
+        for (name, quota) in signed {
+            if quota.per_day.is_some_and(|per_day| per_day < quota.burst) {
+                self.problem(format!(
+                    "policy.toml: `quotas.{name}.per_day` is below its `burst`, which then never holds; raise it or lower `burst`"
                 ));
             }
         }

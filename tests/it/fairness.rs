@@ -29,7 +29,7 @@ fn site() -> (Site, Shim) {
     site.edit_signer("queue_max", 36.into());
     site.edit_policy(|policy| {
         policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign");
-        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
             policy["quotas"][quota] = toml("{ per_second = 100000, burst = 100000 }");
         }
         let mut other = policy["callers"][0].clone();

@@ -257,7 +257,7 @@ async fn killed_at_random_under_load_nothing_told_is_lost_and_no_number_is_used_
     let points = ["pipeline::before-sign", "pipeline::before-commit", "ledger::before-commit", "ledger::after-commit"];
     let site = site(&points.map(|point| format!("{point}=5%sleep(10)")).join(";"));
     site.edit_policy(|policy| {
-        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
             policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
             policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
         }

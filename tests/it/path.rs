@@ -184,7 +184,7 @@ async fn many_at_once_get_one_jws_for_one_quote_and_no_number_twice() {
     const MANY: u64 = 64;
     let site = Site::new();
     site.edit_policy(|policy| {
-        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
             policy["quotas"][quota] = toml("{ per_second = 10000, burst = 10000 }");
         }
     });

@@ -85,7 +85,7 @@ impl Run {
             .with("POWERCUT_FILES", noted.to_str().unwrap())
             .with("POWERCUT_LOG", log.to_str().unwrap());
         site.edit_policy(|policy| {
-            for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+            for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
                 policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
                 policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
             }

@@ -45,7 +45,7 @@ impl Replicas {
     async fn new(database: Database, count: usize, lies: &'static [(&'static str, &'static str)]) -> Self {
         let site = Site::new();
         site.edit_policy(|policy| {
-            for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller"] {
+            for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
                 policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
                 policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
             }

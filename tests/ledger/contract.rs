@@ -7,7 +7,7 @@ use quotesign::{
     audit::{Event, Facts, Record},
     domain::SequenceNumber,
     ledger::{
-        Charge, Done, Engine, HoldAct, Op, Prune, Refusal, Reserve, Reserved,
+        Allowance, Charge, Done, Engine, HoldAct, Op, Prune, Refusal, Reserve, Reserved,
         chain::{self, Position, StoredRecord},
         step::Stage,
     },
@@ -158,8 +158,11 @@ fn refuses_alone(store: &dyn Store) {
 
 fn quotas(store: &dyn Store) {
     let charges = vec![
-        Charge { quota: "burst/caller/x".to_owned(), interval: Duration::from_hours(1), burst: 2 },
-        Charge { quota: "daily/partner/y".to_owned(), interval: Duration::from_hours(1), burst: 9 },
+        Charge {
+            quota: "caller/x".to_owned(),
+            allowance: Allowance::Rate { interval: Duration::from_hours(1), burst: 9 },
+        },
+        Charge { quota: "caller.per_day/x".to_owned(), allowance: Allowance::Day(2) },
     ];
     let charged = |quote, number| Op::Reserve(Reserve { charges: charges.clone(), ..reserve(quote, number) });
     let mut engine = seeded(store);
@@ -169,7 +172,7 @@ fn quotas(store: &dyn Store) {
     let batch = [charged("q2", 2), charged("q3", 3), charged("q1", 1)];
     let replies = engine.apply(&batch).unwrap();
     assert!(replies[0].is_ok() && replies[2].is_ok(), "{replies:?}");
-    assert!(matches!(&replies[1], Err(Refusal::QuotaSpent { quota, .. }) if quota == "burst/caller/x"));
+    assert!(matches!(&replies[1], Err(Refusal::QuotaSpent { quota, .. }) if quota == "caller.per_day/x"));
     assert_eq!(engine.last_taken(&scope("GB-IN")).unwrap().map(SequenceNumber::get), Some(2), "no number was taken");
 }
 

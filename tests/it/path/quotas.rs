@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::harness::{Caller, Quote, Site, quotas, refused, toml, wait};
+use crate::harness::{Caller, DAY, Quote, Site, quotas, reason, refused, toml, wait};
 
 /// The largest number of calls in which a spent quota must show.
 const CALLS_MAX: u64 = 200;
@@ -75,4 +75,25 @@ async fn a_spent_quota_of_signed_quotes_stays_spent_over_a_restart_and_replays_a
         let (again, _) = spend(&pricing, number).await;
         assert!(again - number < BURST, "{} more were signed", again - number);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_of_a_key_is_spent_once_and_says_when_the_next_begins() {
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        policy["quotas"]["signed_per_key"] = toml("{ per_second = 50, burst = 3, per_day = 3 }");
+    });
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let (number, limited) = spend(&pricing, 1).await;
+    assert_eq!(number, 4);
+    let limited = refused::<()>(Err(limited), Code::ResourceExhausted, "RATE_LIMITED");
+    let [quota] = &*quotas(&limited) else { panic!() };
+    assert!(quota.starts_with("signed_per_key.per_day/"), "{quota}");
+    let (wait, day) = (wait(&limited), DAY);
+    assert!(wait <= day && wait > std::time::Duration::ZERO, "{wait:?}");
+    assert!(gateway.stop().success());
+    let gateway = site.serve().await;
+    let again = gateway.quotes("pricing").await.sign(&Quote::number(4)).await.unwrap_err();
+    assert_eq!(reason(&again), "RATE_LIMITED", "a restart gives nothing back");
 }

@@ -1,0 +1,94 @@
+//! The speed of a ledger with many quotes in it, and how long it takes to open after a kill. The quotes are put in by SQL, as the
+//! engine would leave them but for shorter records, and before all others: only where new ones come to stand matters here.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use quotesign::{
+    domain::Environment,
+    ledger::{Engine as _, sqlite::Sqlite},
+};
+use rusqlite::Connection;
+
+use crate::{home, measure, started};
+
+const COUNTS: [u64; 3] = [100_000, 5_000_000, 10_000_000];
+const CALLERS: usize = 64;
+
+pub(crate) fn run() {
+    println!("| quotes | size | ledger, pairs/s | CPU a pair | p50 | p99 | open after a kill |");
+    println!("|---|---|---|---|---|---|---|");
+    let most = std::env::var("QUOTES").map_or(u64::MAX, |text| text.parse().unwrap());
+    let path = home().join("log.sqlite");
+    Sqlite::migrate(&path, Environment::Sandbox).unwrap();
+    drop(started(Box::new(Sqlite::open(&path, Environment::Sandbox).unwrap())));
+    let mut there = 0;
+    for count in COUNTS.into_iter().filter(|count| *count <= most) {
+        // What the rounds before have added stands behind.
+        fill(&path, there, count);
+        there = count;
+        let first = 2 * count + 1;
+        let engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
+        let measured = measure(vec![started(Box::new(engine))], CALLERS, first);
+        let bytes = fs::metadata(&path).unwrap().len();
+        let opened = open_after_a_kill(&path);
+        println!("| {count} | {} MB | {} | {} ms |", bytes >> 20, measured.cells(), opened.as_millis());
+    }
+}
+
+/// Makes the file hold so many quotes. Identities are random, as those of quotes are; here they come in order, which is
+/// quicker to fill and leaves the same tree.
+fn fill(path: &Path, from: u64, to: u64) {
+    let db = Connection::open(path).unwrap();
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; PRAGMA temp_store = FILE",
+    )
+    .unwrap();
+    let scope = crate::ops::scope("GB-IN");
+    let fill = format!(
+        "BEGIN;
+         CREATE TEMP TABLE fresh AS WITH RECURSIVE n(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {to})
+           SELECT i, lower(hex(randomblob(16))) AS id FROM n;
+         INSERT INTO audit SELECT -2 * i - 2, 1, 'quote.reserved', NULL, randomblob(16), zeroblob(600), zeroblob(32), NULL
+           FROM fresh;
+         INSERT INTO release SELECT -2 * i - 2, hex(zeroblob(300)) FROM fresh;
+         INSERT INTO quote SELECT '[\"sandbox\",\"acme-remit\",\"' || id || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
+           zeroblob(32), 4000000000000, 2, -2 * i - 2, zeroblob(16) FROM fresh ORDER BY id;
+         DROP TABLE fresh;
+         UPDATE scope SET last = {};
+         COMMIT;",
+        scope.as_str(),
+        2 * to,
+    );
+    db.execute_batch(&fill).unwrap();
+}
+
+/// A copy of the files as a killed gateway leaves them, opened.
+fn open_after_a_kill(path: &Path) -> Duration {
+    let mut engine = Sqlite::open(path, Environment::Sandbox).unwrap();
+    let first = engine.last_taken(&crate::ops::scope("GB-IN")).unwrap().unwrap().get() + 1;
+    let ledger = started(Box::new(engine));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        for number in first..first + 500 {
+            assert!(crate::pair(&ledger, number).await);
+        }
+    });
+    // The log is full and the process is gone: its files are left as they are, and only the lock with it.
+    let left = path.with_extension("left");
+    for end in ["", "-wal"] {
+        let named = |path: &Path| format!("{}{end}", path.display());
+        fs::copy(named(path), named(&left)).unwrap();
+    }
+    runtime.block_on(ledger.close());
+    let since = Instant::now();
+    drop(Sqlite::open(&left, Environment::Sandbox).unwrap());
+    let took = since.elapsed();
+    for end in ["", "-wal", "-shm", ".lock"] {
+        drop(fs::remove_file(format!("{}{end}", left.display())));
+    }
+    took
+}
