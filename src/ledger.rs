@@ -419,6 +419,9 @@ pub enum EngineError {
     /// Whether the batch was applied is not known; the engine was closed and must be opened again.
     #[error("the outcome of a transaction is unknown: {0}")]
     Unknown(String),
+    /// The store cannot be reached; nothing was begun.
+    #[error("{0}")]
+    Away(String),
     /// The store is not what this gateway can use: another environment, another version, a broken chain.
     #[error("{0}")]
     Unfit(String),

@@ -290,7 +290,7 @@ impl Engine for Postgres {
             let timeout = inner.settings.server.timeout.saturating_mul(2);
             let outcome = in_time(timeout, Box::pin(inner.apply(batch))).await;
             match outcome {
-                Err(EngineError::Unknown(_) | EngineError::Unfit(_)) => inner.open = None,
+                Err(EngineError::Unknown(_) | EngineError::Unfit(_) | EngineError::Away(_)) => inner.open = None,
                 _ => inner.undecided = None,
             }
             outcome

@@ -13,6 +13,7 @@ mod contract;
 mod model;
 mod ops;
 mod postgres;
+mod reached;
 #[allow(dead_code, reason = "the trials of replicas use the rest of it")]
 mod server;
 

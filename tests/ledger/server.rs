@@ -84,6 +84,32 @@ impl Cluster {
         cluster
     }
 
+    /// A standby of this server, which follows it under the name `standby`.
+    pub fn standby(&self) -> Self {
+        let made = as_postgres("mktemp").args(["-d", "/tmp/quotesign-pg-XXXXXX"]).current_dir("/").output().unwrap();
+        let home = PathBuf::from(done(made).trim());
+        let mut copy = as_postgres(&format!("{BIN}/pg_basebackup"));
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--pgdata"]).arg(home.join("data"));
+        let source = format!("host=127.0.0.1 port={} user=postgres application_name=standby", self.port);
+        done(copy.args(["--dbname", &source]).current_dir("/").output().unwrap());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let files = keeper(KEPT).arg(&home).spawn().unwrap();
+        let mut standby = Self { port, home, server: None, files };
+        standby.start(&[]);
+        standby
+    }
+
+    /// Writes a file beside the server's data, for nobody else to read, and says where.
+    pub fn put(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.home.join(name);
+        let mut write = as_postgres("sh");
+        write.args(["-c", "umask 077; cat > \"$1\"", "sh"]).arg(&path).current_dir("/").stdin(Stdio::piped());
+        let mut write = write.spawn().unwrap();
+        std::io::Write::write_all(&mut write.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(write.wait().unwrap().success());
+        path
+    }
+
     /// Starts the server, which must not run.
     pub fn start(&mut self, settings: &[&str]) {
         let mut keeper = keeper(SERVED);

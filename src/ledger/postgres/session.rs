@@ -56,7 +56,7 @@ impl Session {
             session.check(server.high_availability).await?;
             Ok(session)
         });
-        opened.await.unwrap_or_else(|_| Err(EngineError::Unknown(format!("the server gave no answer in {timeout:?}"))))
+        opened.await.unwrap_or_else(|_| Err(EngineError::Away(format!("the server gave no answer in {timeout:?}"))))
     }
 
     async fn connect(server: &Server) -> Result<Self, EngineError> {
@@ -139,7 +139,7 @@ where
 }
 
 fn cannot_connect(error: tokio_postgres::Error) -> EngineError {
-    EngineError::Unknown(format!("the ledger's server cannot be reached: {}", told(&error)))
+    EngineError::Away(format!("the ledger's server cannot be reached: {}", told(&error)))
 }
 
 /// An error and its causes, in a line.

@@ -62,6 +62,11 @@ impl Broken {
         self.dir.path().join(name)
     }
 
+    /// A database in the place of the file.
+    fn postgres(&mut self, section: &str) {
+        self.swap("sqlite = \"ledger.sqlite\"\n", &format!("[ledger.postgres]\n{section}\n"));
+    }
+
     fn swap(&mut self, from: &str, to: &str) {
         assert!(self.config.contains(from), "{from}");
         self.config = self.config.replacen(from, to, 1);
@@ -210,6 +215,49 @@ const UNFIT: &[Case] = &[
     }),
     ("quotesign.toml: `limits.payload_bytes_max` = `2000000` is above 65536; a quote is small, lower it", |it| {
         it.add("[limits]", "payload_bytes_max = 2000000");
+    }),
+    (
+        "quotesign.toml: `ledger.postgres.address` cannot be read; write it as `postgresql://user@host:5432/database`",
+        |it| it.postgres(r#"address = "127.0.0.1""#),
+    ),
+    (
+        "quotesign.toml: `ledger.postgres.address` holds a password; put it into the file that `password_file` names",
+        |it| it.postgres(r#"address = "postgresql://gw:not-a-real-one@127.0.0.1/ledger""#),
+    ),
+    (
+        "quotesign.toml: `ledger.postgres.address` lacks a part; write it as `postgresql://user@host:5432/database`",
+        |it| it.postgres(r#"address = "postgresql://127.0.0.1/ledger""#),
+    ),
+    ("quotesign.toml: `ledger.postgres.address` sets options; the gateway sets its own, leave them out", |it| {
+        it.postgres(r#"address = "postgresql://gw@127.0.0.1/ledger?options=-cfsync%3Doff""#);
+    }),
+    (
+        "quotesign.toml: `ledger.postgres.ca`: give the CA of the server's certificate; only a server on this machine is talked to without TLS",
+        |it| it.postgres(r#"address = "postgresql://gw@db.example/ledger""#),
+    ),
+    ("quotesign.toml: `ledger.postgres`: give `certificate`, `private_key` and `ca` together", |it| {
+        it.postgres(
+            r#"address = "postgresql://gw@127.0.0.1/ledger"
+certificate = "tls/server.pem""#,
+        );
+    }),
+    (
+        "quotesign.toml: `ledger.postgres.replica` = `a b` is no name; give 1 to 63 letters, digits, `-`, `.` or `_`",
+        |it| {
+            it.postgres(
+                r#"address = "postgresql://gw@127.0.0.1/ledger"
+replica = "a b""#,
+            );
+        },
+    ),
+    ("quotesign.toml: `ledger.postgres.timeout_ms` = `0` is out of range; give 1 to 60000", |it| {
+        it.postgres(
+            r#"address = "postgresql://gw@127.0.0.1/ledger"
+timeout_ms = 0"#,
+        );
+    }),
+    ("quotesign.toml: `ledger`: give the ledger's place by `sqlite` or by `postgres`, one of them", |it| {
+        it.swap("sqlite = \"ledger.sqlite\"\n", "");
     }),
     ("quotesign.toml: `ledger.queue_max` = `0` lets nothing through; raise it", |it| {
         it.add("[ledger]", "queue_max = 0");
