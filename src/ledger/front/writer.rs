@@ -41,7 +41,9 @@ impl Writer {
             for read in batch.reads {
                 // Its caller learns of a panic from the answer that never comes.
                 match self.guarded(|engine| read(engine)) {
-                    Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why)) if self.outage.is_none() => {
+                    Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why))
+                        if self.outage.is_none() =>
+                    {
                         self.fail(&why, PAUSES.0);
                     }
                     _ => {}
