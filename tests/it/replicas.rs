@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml},
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml, until},
     history::{Answer, Store, Told, faults},
     kills::{Dice, number_from, seed_from},
     server::{Cluster, Database},
@@ -312,4 +312,54 @@ async fn a_server_that_loses_what_it_acknowledged_is_found_out() {
         }
     }
     panic!("what was lost was not found to be missing");
+}
+
+/// One gateway is killed at each point between two steps; the other finishes, or gives again, what it had begun.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_gateway_had_begun_another_finishes() {
+    let cluster = Cluster::shared();
+    // The two transactions of a start come first. Then what the ledger holds when the gateway waits there.
+    for (point, state) in [
+        ("ledger::before-commit=2*off->pause", ""),
+        ("ledger::after-commit=2*off->pause", "1"),
+        ("pipeline::before-sign=pause", "1"),
+        ("pipeline::before-commit=pause", "1"),
+        ("ledger::before-commit=3*off->pause", "1"),
+        ("ledger::after-commit=3*off->pause", "2"),
+    ] {
+        let replicas = Replicas::new(cluster.empty(), 2, &[]).await;
+        let mut command = replicas.command(0);
+        command.env("FAILPOINTS", point).env("TOKIO_WORKER_THREADS", "4");
+        let doomed = Gateway::spawn(command, &replicas.site);
+        let other = replicas.start(1);
+        for gateway in [&doomed, &other] {
+            gateway.signing().await;
+        }
+        let (pricing, quote) = (doomed.quotes("pricing").await, Quote::number(1));
+        let call = tokio::spawn({
+            let quote = quote.clone();
+            async move { pricing.sign(&quote).await }
+        });
+        let stands = || replicas.database.sql("SELECT state FROM quote");
+        until(point, async || stands() == state).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(stands(), state, "{point}: it did not wait");
+        doomed.kill();
+        assert!(call.await.unwrap().is_err(), "{point}");
+        let pricing = other.quotes("pricing").await;
+        let signed = pricing.sign(&quote).await.unwrap();
+        assert_eq!(signed.replayed, state == "2", "{point}");
+        let again = pricing.sign(&quote).await.unwrap();
+        assert!(again.replayed && again.jws == signed.jws);
+        let mut told = vec![Told::signed(&quote, &signed), Told::signed(&quote, &again)];
+        // The one that was killed comes back on its own lane.
+        let back = replicas.start(0);
+        back.signing().await;
+        let next = Quote::number(2);
+        told.push(Told::signed(&next, &back.quotes("pricing").await.sign(&next).await.unwrap()));
+        for gateway in [back, other] {
+            assert!(gateway.stop().success());
+        }
+        assert_eq!(faults(&told, &replicas.store()), Vec::<String>::new(), "{point}");
+    }
 }
