@@ -78,40 +78,40 @@ pub enum Event {
 /// What all records of one call share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
+    /// Who called; absent for what the gateway does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Caller>,
+    /// The contract the quote was held against.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contract: Option<String>,
     /// Joins the call's log lines, records and answers.
     pub correlation_id: CorrelationId,
+    /// The quote's corridor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corridor: Option<Corridor>,
     /// Where.
     pub environment: Environment,
     /// The gateway's version.
     pub gateway_version: String,
-    /// The policy bundle under which it was decided: SHA-256, lower-case hex.
-    pub policy_digest: String,
-    /// That bundle's serial.
-    pub policy_serial: u64,
-    /// Who called; absent for what the gateway does by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub caller: Option<Caller>,
     /// The gRPC method; absent for what the gateway does by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// The partner concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<PartnerId>,
+    /// The policy bundle under which it was decided: SHA-256, lower-case hex.
+    pub policy_digest: String,
+    /// That bundle's serial.
+    pub policy_serial: u64,
     /// The quote concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quote_id: Option<QuoteId>,
-    /// The quote's corridor.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub corridor: Option<Corridor>,
-    /// When the values shown to the customer were fixed, as the caller says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub values_fixed_at: Option<UtcTime>,
-    /// The contract the quote was held against.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub contract: Option<String>,
     /// The Cedar rules that decided, by `@id`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub rule_ids: Vec<String>,
+    /// When the values shown to the customer were fixed, as the caller says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values_fixed_at: Option<UtcTime>,
 }
 
 impl Context {
@@ -136,63 +136,63 @@ impl Context {
     }
 }
 
-/// One record. Its bytes are its RFC 8785 form.
+/// One record. Its bytes are its RFC 8785 form: fields stand in the order of their names, here and in what they hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// This record's own id.
-    pub id: Uuid,
-    /// What it tells of.
-    pub event: Event,
     /// When, by the gateway's clock.
     pub at: UtcTime,
     /// Who, where, under which policy.
     pub context: Context,
+    /// What it tells of.
+    pub event: Event,
     /// What came of it.
     #[serde(default)]
     pub facts: Facts,
+    /// This record's own id.
+    pub id: Uuid,
+    /// [`SCHEMA`].
+    pub schema: String,
 }
 
 /// What a record says beyond its context; each is absent where it does not apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The sequence's scope.
+    /// A fixed text or a person's own words for an administrative act; no payload value.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scope: Option<String>,
-    /// The number.
+    pub detail: Option<String>,
+    /// The quote's expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequence: Option<SequenceNumber>,
-    /// The number before it in its scope, so that a removed record shows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub previous_sequence: Option<SequenceNumber>,
-    /// The key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kid: Option<Kid>,
+    pub expires_at: Option<UtcTime>,
     /// How often the reservation was bound to a key; the first time is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// SHA-256 of the payload's RFC 8785 form, hex.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub payload_sha256: Option<String>,
     /// SHA-256 of the JWS signing input, hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_sha256: Option<String>,
     /// SHA-256 of the compact JWS, hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jws_sha256: Option<String>,
-    /// The quote's expiry.
+    /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<UtcTime>,
-    /// What was stopped or resumed, as `revoked/<kid>` or `halted/<reach>`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub stop: Option<String>,
+    pub kid: Option<Kid>,
+    /// SHA-256 of the payload's RFC 8785 form, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_sha256: Option<String>,
+    /// The number before it in its scope, so that a removed record shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_sequence: Option<SequenceNumber>,
     /// The stable reason of a refusal or a void.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// A fixed text or a person's own words for an administrative act; no payload value.
+    /// The sequence's scope.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
+    pub scope: Option<String>,
+    /// The number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceNumber>,
+    /// What was stopped or resumed, as `revoked/<kid>` or `halted/<reach>`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stop: Option<String>,
 }
 
 impl Record {
@@ -202,12 +202,13 @@ impl Record {
         Self { schema: SCHEMA.to_owned(), id: Uuid::now_v7(), event, at, context, facts }
     }
 
-    /// The record's bytes: its RFC 8785 form.
+    /// The record's bytes: its RFC 8785 form. That takes no sorting, as the fields are in order and hold texts, lists of
+    /// texts and numbers that RFC 8785 writes as any JSON writer does.
     ///
     /// # Errors
     /// Never for a record of this type, which holds nothing that JSON cannot; the error is passed on all the same.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_jcs::to_vec(self)
+        serde_json::to_vec(self)
     }
 }
 
@@ -232,3 +233,56 @@ pub fn link(before: &[u8; 32], first_index: u64, leaves: &[[u8; 32]]) -> [u8; 32
 
 /// The link before the first batch of a lane.
 pub const GENESIS: [u8; 32] = [0; 32];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever texts a record holds, its bytes are those of an implementation of RFC 8785.
+        #[test]
+        fn a_records_bytes_are_its_canonical_form(
+            texts in prop::collection::vec(any::<String>(), 6),
+            serial in 0_u64..1 << 53,
+            generation in any::<Option<u32>>(),
+            at in 0_i64..4_000_000_000_000,
+            is_full in any::<bool>(),
+        ) {
+            let [digest, method, contract, rule, reason, detail] = <[String; 6]>::try_from(texts).unwrap();
+            let mut context = Context::new(CorrelationId::made(), Environment::Sandbox, digest, serial);
+            let mut facts = Facts { generation, ..Facts::default() };
+            if is_full {
+                let at = UtcTime::from_millis(at);
+                context = Context {
+                    caller: Some("spiffe://example.org/pricing".parse().unwrap()),
+                    contract: Some(contract),
+                    corridor: Some("GB-IN".parse().unwrap()),
+                    method: Some(method),
+                    partner: Some("acme-remit".parse().unwrap()),
+                    quote_id: Some("q1".parse().unwrap()),
+                    rule_ids: vec![rule.clone(), rule],
+                    values_fixed_at: Some(at),
+                    ..context
+                };
+                facts = Facts {
+                    detail: Some(detail),
+                    expires_at: Some(at),
+                    input_sha256: Some("00".to_owned()),
+                    jws_sha256: Some("01".to_owned()),
+                    kid: Some("quote-a".parse().unwrap()),
+                    payload_sha256: Some("02".to_owned()),
+                    previous_sequence: Some(SequenceNumber::ZERO),
+                    reason: Some(reason),
+                    scope: Some("[]".to_owned()),
+                    sequence: Some(SequenceNumber::try_from((1_u64 << 53) - 1).unwrap()),
+                    stop: Some("halted/all".to_owned()),
+                    ..facts
+                };
+            }
+            let record = Record::new(Event::Committed, UtcTime::from_millis(at), context, facts);
+            prop_assert_eq!(record.to_bytes().unwrap(), serde_jcs::to_vec(&record).unwrap());
+        }
+    }
+}

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Done, EngineError, Kept, Op, Refusal, Stop,
     chain::Position,
-    encoding::state_of,
+    encoding::{is_timed, state_of},
     step::{Holds, Quotas, Quote, Stage, State, Step, in_order, step},
     stops::Stops,
 };
@@ -131,6 +131,12 @@ pub struct Changes<'a> {
 }
 
 impl Changes<'_> {
+    /// The greatest time of a record that is made only while the clock is trusted.
+    #[must_use]
+    pub fn newest(&self) -> Option<UtcTime> {
+        self.entries.iter().filter(|entry| is_timed(entry.record.event)).map(|entry| entry.record.at).max()
+    }
+
     /// Whether any of it depends on what is stopped.
     #[must_use]
     pub fn heed_stops(batch: &[Op]) -> bool {

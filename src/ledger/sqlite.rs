@@ -208,7 +208,7 @@ fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
         return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
     }
     let chain = Lane { epoch: epoch.saturating_add(1), position };
-    rows::put_chain(&transaction, chain, position.next_index)?;
+    rows::put_chain(&transaction, chain, None)?;
     transaction.commit()?;
     Ok(chain)
 }
@@ -223,7 +223,7 @@ fn write(transaction: &Connection, held: Lane, batch: &[Op]) -> Result<(Lane, Re
     rows::append(transaction, held.position, &changes)?;
     let chain = Lane { position: changes.position, ..held };
     if chain != held {
-        rows::put_chain(transaction, chain, held.position.next_index)?;
+        rows::put_chain(transaction, chain, changes.newest())?;
     }
     Ok((chain, changes.replies))
 }

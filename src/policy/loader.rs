@@ -25,6 +25,8 @@ use super::{
 
 /// How long a fetcher may keep the JWKS, in seconds; the endpoint says so.
 const JWKS_MAX_AGE_S: u32 = 300;
+/// The greatest number that every reader of JSON takes for what it is.
+const SERIAL_MAX: u64 = (1 << 53) - 1;
 
 pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
     let file = policy_file(files).map_err(|problem| vec![problem])?;
@@ -111,6 +113,11 @@ impl Check<'_> {
     }
 
     fn bounds(&mut self) {
+        if self.file.serial > SERIAL_MAX {
+            self.problem(format!(
+                "policy.toml: `serial` is above {SERIAL_MAX}, which audit records cannot hold; lower it"
+            ));
+        }
         let validity = self.file.validity;
         if validity.longest_s == 0 || validity.useful_s >= validity.longest_s {
             self.problem(

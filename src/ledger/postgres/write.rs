@@ -9,7 +9,7 @@ use crate::{
         EngineError, Kept, Op,
         batch::{Changes, version},
         chain::{Lane, Position},
-        encoding::{is_timed, name_of, state_of, stored},
+        encoding::{name_of, state_of, stored},
         step::{Quote, Stage},
     },
 };
@@ -43,8 +43,7 @@ pub(super) fn arguments<'a>(
     changes: &'a Changes<'a>,
 ) -> Result<Arguments<'a>, EngineError> {
     let Position { next_index, link } = changes.position;
-    let timed = changes.entries.iter().filter(|entry| is_timed(entry.record.event));
-    let newest = timed.map(|entry| entry.record.at.millis()).max().unwrap_or(0);
+    let newest = changes.newest().map_or(0, UtcTime::millis);
     let mut arguments: Arguments<'a> = vec![
         Box::new(name),
         Box::new(lane.epoch),

@@ -269,14 +269,11 @@ pub(super) fn first(db: &Connection) -> Result<Position, EngineError> {
     Ok(db.prepare_cached("SELECT first_idx, first_link FROM chain WHERE one = 1")?.query_row((), read)?)
 }
 
-/// Stores where the journal stands after the records from `first` on.
-pub(super) fn put_chain(db: &Connection, chain: Lane, first: u64) -> Result<(), EngineError> {
-    let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3,
-               newest_at = max(newest_at, coalesce((SELECT max(at) FROM audit WHERE idx >= ?4 AND event IN
-                 ('quote.reserved', 'quote.rekeyed', 'quote.committed', 'quote.voided')), newest_at))
-               WHERE one = 1";
-    let (next_index, first) = (stored(chain.position.next_index)?, stored(first)?);
-    db.prepare_cached(sql)?.execute(params![chain.epoch, next_index, chain.position.link, first])?;
+/// Stores where the journal stands, and the greatest time of its records that were made while the clock was trusted.
+pub(super) fn put_chain(db: &Connection, chain: Lane, newest: Option<UtcTime>) -> Result<(), EngineError> {
+    let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3, newest_at = max(newest_at, ?4) WHERE one = 1";
+    let (next_index, newest) = (stored(chain.position.next_index)?, newest.map_or(0, UtcTime::millis));
+    db.prepare_cached(sql)?.execute(params![chain.epoch, next_index, chain.position.link, newest])?;
     Ok(())
 }
 
