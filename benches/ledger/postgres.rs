@@ -10,7 +10,7 @@ pub(crate) fn run() {
     println!("|---|---|---|---|---|---|");
     for gateways in 1..=3 {
         for callers in [1, 8, 64, 256] {
-            let database = cluster.empty();
+            let database = cluster.database();
             let ledgers: Vec<Ledger> =
                 (0..gateways).map(|at| started(Box::new(database.open(&format!("gw-{at}"))))).collect();
             println!("| {gateways} | {callers} | {} |", measure(ledgers, callers, 1).cells());
