@@ -65,6 +65,7 @@ fn main() {
     }
     match which.as_str() {
         "large" => large::run(),
+        "killed" => large::be_killed(Path::new(&env::args().nth(2).unwrap())),
         "postgres" => postgres::run(),
         _ => small(),
     }

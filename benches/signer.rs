@@ -58,8 +58,14 @@ fn main() {
         "| device | raw loop | threads | host process | host process, verified | one at a time: raw, threads, host |"
     );
     println!("|---|---|---|---|---|---|");
-    for bits in [2048, 3072] {
-        bench.row(&format!("SoftHSM, RSA-{bits}, 2 sessions"), Path::new(MODULE), bits, 2, 32);
+    for (bits, sessions) in [(2048, 1), (2048, 2), (3072, 1), (3072, 2)] {
+        bench.row(
+            &format!("SoftHSM, RSA-{bits}, {sessions} sessions"),
+            Path::new(MODULE),
+            bits,
+            sessions,
+            16 * sessions,
+        );
     }
     fs::write(bench.home.join("control"), "C_Sign delay 5\nC_Sign cache\n").unwrap();
     bench.row("waiting 5 ms, RSA-2048, 64 sessions", &shim(), 2048, 64, 256);

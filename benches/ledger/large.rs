@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt as _,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -30,8 +32,8 @@ pub(crate) fn run() {
         // What the rounds before have added stands behind.
         fill(&path, there, count);
         there = count;
-        let first = 2 * count + 1;
-        let engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
+        let mut engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
+        let first = next_number(&mut engine);
         let measured = measure(vec![started(Box::new(engine))], CALLERS, first);
         let bytes = fs::metadata(&path).unwrap().len();
         let opened = open_after_a_kill(&path);
@@ -47,48 +49,47 @@ fn fill(path: &Path, from: u64, to: u64) {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; PRAGMA temp_store = FILE",
     )
     .unwrap();
-    let scope = crate::ops::scope("GB-IN");
+    // A sequence of their own, so that their numbers are in nobody's way.
+    let scope = crate::ops::scope("GB-NG");
     let fill = format!(
         "BEGIN;
          CREATE TEMP TABLE fresh AS WITH RECURSIVE n(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {to})
            SELECT i, lower(hex(randomblob(16))) AS id FROM n;
-         INSERT INTO audit SELECT -2 * i - 2, 1, 'quote.reserved', NULL, randomblob(16), zeroblob(600), zeroblob(32), NULL
+         INSERT INTO audit SELECT -2 * i - 2, 1, 'quote.reserved', NULL, randomblob(16), zeroblob(300), zeroblob(32), NULL
            FROM fresh;
-         INSERT INTO release SELECT -2 * i - 2, hex(zeroblob(300)) FROM fresh;
+         INSERT INTO release SELECT -2 * i - 2, hex(zeroblob(150)) FROM fresh;
          INSERT INTO quote SELECT '[\"sandbox\",\"acme-remit\",\"' || id || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
            zeroblob(32), 4000000000000, 2, -2 * i - 2, zeroblob(16) FROM fresh ORDER BY id;
          DROP TABLE fresh;
-         UPDATE scope SET last = {};
          COMMIT;",
         scope.as_str(),
-        2 * to,
     );
     db.execute_batch(&fill).unwrap();
 }
 
-/// A copy of the files as a killed gateway leaves them, opened.
+fn next_number(engine: &mut Sqlite) -> u64 {
+    engine.last_taken(&crate::ops::scope("GB-IN")).unwrap().unwrap().get() + 1
+}
+
+/// Makes pairs in a process that is then killed, its log full, and opens what it leaves.
 fn open_after_a_kill(path: &Path) -> Duration {
+    let killed = Command::new(std::env::current_exe().unwrap()).arg("killed").arg(path).status().unwrap();
+    assert_eq!(killed.signal(), Some(9));
+    assert!(Path::new(&format!("{}-wal", path.display())).exists());
+    let since = Instant::now();
+    drop(Sqlite::open(path, Environment::Sandbox).unwrap());
+    since.elapsed()
+}
+
+/// The process that is killed.
+pub(crate) fn be_killed(path: &Path) {
     let mut engine = Sqlite::open(path, Environment::Sandbox).unwrap();
-    let first = engine.last_taken(&crate::ops::scope("GB-IN")).unwrap().unwrap().get() + 1;
+    let first = next_number(&mut engine);
     let ledger = started(Box::new(engine));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         for number in first..first + 500 {
             assert!(crate::pair(&ledger, number).await);
         }
     });
-    // The log is full and the process is gone: its files are left as they are, and only the lock with it.
-    let left = path.with_extension("left");
-    for end in ["", "-wal"] {
-        let named = |path: &Path| format!("{}{end}", path.display());
-        fs::copy(named(path), named(&left)).unwrap();
-    }
-    runtime.block_on(ledger.close());
-    let since = Instant::now();
-    drop(Sqlite::open(&left, Environment::Sandbox).unwrap());
-    let took = since.elapsed();
-    for end in ["", "-wal", "-shm", ".lock"] {
-        drop(fs::remove_file(format!("{}{end}", left.display())));
-    }
-    took
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
 }

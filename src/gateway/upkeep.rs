@@ -17,7 +17,7 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(500);
 /// How many quotes are pruned in one batch, and in one round.
 const PRUNE_MAX: u32 = 256;
-const PRUNES_MAX: u32 = 64;
+const PRUNES_MAX: u32 = 1_000;
 
 /// Voids what expired unsigned, so that every burnt number is explained, and forgets what expired more than `keep` ago.
 pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Duration, stop: CancellationToken) {

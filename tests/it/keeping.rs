@@ -64,6 +64,25 @@ async fn every_number_without_a_released_quote_is_explained() {
     gateway.kill();
 }
 
+/// Whoever has the file and the plain shell can read it, also while the gateway writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_is_read_with_the_plain_shell() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quote = Quote::number(7);
+    let signed = gateway.quotes("pricing").await.sign(&quote).await.unwrap();
+    let shell = |sql: &str| {
+        let file = site.path("ledger.sqlite");
+        let shell = std::process::Command::new("sqlite3").arg("-readonly").arg(file).arg(sql).output().unwrap();
+        done(shell).trim().to_owned()
+    };
+    let told = shell("SELECT identity, sequence, jws FROM quote JOIN release ON release.idx = quote.release_idx");
+    assert_eq!(told, format!("[\"development\",\"{PARTNER}\",\"{}\"]|7|{}", quote.id(), signed.jws));
+    let events = shell("SELECT CAST(record AS TEXT) ->> '$.event' FROM audit ORDER BY idx DESC LIMIT 2");
+    assert_eq!(events, "quote.committed\nquote.reserved");
+    assert!(gateway.stop().success());
+}
+
 /// Removes the ledger, as a lost disk would.
 fn lose(site: &Site) {
     for end in ["", "-wal", "-shm"] {

@@ -10,7 +10,7 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Done, Engine, EngineError, Op, Refusal,
+        Allowance, Charge, Done, Engine, EngineError, Op, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
         postgres::{Postgres, Server},
     },
@@ -18,7 +18,7 @@ use quotesign::{
 
 use crate::{
     contract::{CASES, Store},
-    ops::{A, commit, one, pending, reserve, seed, stop},
+    ops::{self, A, commit, one, pending, reserve, seed, stop},
     server::{Cluster, Database},
 };
 
@@ -219,7 +219,7 @@ fn what_one_gateway_stops_no_gateway_signs() {
             let mut committed = Vec::new();
             for number in 10..2_000 {
                 let quote = format!("q{number}");
-                let op = crate::ops::reserve_with(&quote, number, crate::ops::B);
+                let op = ops::reserve_with(&quote, number, ops::B);
                 let held = match one(&mut third, Op::Reserve(op)) {
                     Ok(done) => pending(Ok(done)),
                     Err(_) => break,
@@ -240,4 +240,47 @@ fn what_one_gateway_stops_no_gateway_signs() {
     let (begun, answered) = committed;
     assert!(!begun.is_empty(), "it signed before");
     assert!(begun.iter().all(|begun| *begun < answered), "a commit begun after the halt's answer went through");
+}
+
+/// Three gateways on sequences of their own, and one quota: it gives what it gives, whoever asks.
+#[test]
+fn a_quota_is_exact_across_gateways() {
+    let database = Cluster::shared().database();
+    let corridors = ["GB-IN", "GB-NG", "GB-US"];
+    let mut engine = database.open("gw-0");
+    for corridor in corridors {
+        one(&mut engine, Op::Seed(seed(corridor, 0))).unwrap();
+    }
+    drop(engine);
+    for (name, allowance) in
+        [("rate", Allowance::Rate { interval: Duration::from_hours(1), burst: 50 }), ("day", Allowance::Day(40))]
+    {
+        let admitted = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for (at, corridor) in corridors.iter().enumerate() {
+                let (database, admitted) = (&database, &admitted);
+                scope.spawn(move || {
+                    let mut engine = database.open(&format!("gw-{at}"));
+                    for round in 0..20 {
+                        let reserve = |number: u64| Reserve {
+                            scope: ops::scope(corridor),
+                            charges: vec![Charge { quota: name.to_owned(), allowance }],
+                            ..reserve(&format!("{name}-{at}-{number}"), number)
+                        };
+                        let last = engine.last_taken(&ops::scope(corridor)).unwrap().unwrap().get();
+                        let batch: Vec<Op> = (1..=3).map(|more| Op::Reserve(reserve(last + more + round))).collect();
+                        for reply in engine.apply(&batch).unwrap() {
+                            match reply {
+                                Ok(_) => drop(admitted.fetch_add(1, Ordering::Relaxed)),
+                                Err(Refusal::QuotaSpent { quota, .. }) => assert_eq!(quota, name),
+                                Err(other) => panic!("{other}"),
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let most = if let Allowance::Day(most) = allowance { most.into() } else { 50 };
+        assert_eq!(admitted.into_inner(), most, "{name}");
+    }
 }
