@@ -58,7 +58,7 @@ fn fill(path: &Path, from: u64, to: u64) {
          INSERT INTO audit SELECT -2 * i - 2, 1, 'quote.reserved', NULL, randomblob(16), zeroblob(300), zeroblob(32), NULL
            FROM fresh;
          INSERT INTO release SELECT -2 * i - 2, hex(zeroblob(150)) FROM fresh;
-         INSERT INTO quote SELECT '[\"sandbox\",\"acme-remit\",\"' || id || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
+         INSERT INTO quote SELECT NULL, '[\"sandbox\",\"acme-remit\",\"' || id || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
            zeroblob(32), 4000000000000, 2, -2 * i - 2, zeroblob(16) FROM fresh ORDER BY id;
          DROP TABLE fresh;
          COMMIT;",

@@ -519,7 +519,7 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         drop(held);
 
-        home.shell("UPDATE meta SET version = 4");
+        home.shell("UPDATE meta SET version = 5");
         assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         home.shell("UPDATE meta SET version = 0");
@@ -541,11 +541,18 @@ mod tests {
         let mut ledger = home.seeded();
         let held = pending(ledger.one(Op::Reserve(reserve("q1", 5))).unwrap());
         drop(ledger);
-        home.shell(
-            "DROP INDEX quote_number; DROP INDEX quote_done; DROP TABLE stop; DROP TABLE kid; DROP TABLE hold;
-             ALTER TABLE meta DROP COLUMN pruned; ALTER TABLE chain DROP COLUMN first_idx;
-             ALTER TABLE chain DROP COLUMN first_link; UPDATE meta SET version = 1",
-        );
+        let now = home.0.path().join("now.sqlite");
+        fs::rename(home.path(), &now).unwrap();
+        home.shell(&format!(
+            "ATTACH '{}' AS now; {}
+             INSERT INTO meta SELECT one, 1, environment FROM now.meta; INSERT INTO scope SELECT * FROM now.scope;
+             INSERT INTO audit SELECT * FROM now.audit; DELETE FROM chain;
+             INSERT INTO chain SELECT one, epoch, next_idx, link, newest_at FROM now.chain;
+             INSERT INTO quote SELECT identity, scope, sequence, payload, kid, generation, input, expires_at, state,
+               release_idx, record_id FROM now.quote",
+            now.display(),
+            include_str!("sqlite/v1.sql"),
+        ));
         assert!(home.refusal().ends_with("has an older schema: run `quotesign ledger migrate`"));
         Sqlite::migrate(&home.path(), HERE).unwrap();
         let mut ledger = home.open();

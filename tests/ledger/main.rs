@@ -21,7 +21,7 @@ use contract::{CASES, Store};
 use quotesign::{
     domain::Environment,
     ledger::{
-        Engine,
+        Engine, EngineError,
         chain::StoredRecord,
         sqlite::{Reader, Sqlite},
     },
@@ -37,8 +37,18 @@ impl File {
 }
 
 impl Store for File {
+    /// A program that another test starts holds all that is open here for a moment, the lock of an engine that was dropped
+    /// among it.
     fn open(&self) -> Box<dyn Engine> {
-        Box::new(Sqlite::open(&self.path(), Environment::Sandbox).unwrap())
+        let tries = (0..100).map(|_| Sqlite::open(&self.path(), Environment::Sandbox));
+        let is_held = |opened: &Result<Sqlite, EngineError>| {
+            let is_held = matches!(opened, Err(EngineError::Unfit(why)) if why.ends_with("in use by another process"));
+            if is_held {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            is_held
+        };
+        Box::new({ tries }.find(|opened| !is_held(opened)).unwrap().unwrap())
     }
 
     fn journal(&self) -> Vec<StoredRecord> {

@@ -188,7 +188,7 @@ fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: Option<
             (SIGNED, Some(index), Some(record.as_bytes()))
         }
     };
-    let sql = "INSERT INTO quote VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+    let sql = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                ON CONFLICT (identity) DO UPDATE SET
                kid = ?5, generation = ?6, input = ?7, state = ?9, release_idx = ?10, record_id = ?11";
     db.prepare_cached(sql)?.execute(params![
