@@ -22,6 +22,7 @@ mod front;
 mod kept;
 mod place;
 pub mod postgres;
+mod reads;
 pub mod sqlite;
 pub mod step;
 pub mod stops;
@@ -29,6 +30,7 @@ pub mod stops;
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
 pub use place::{Journal, Place, Store, Stretch};
+pub use reads::{OpenReads, Reads};
 pub use stops::{Reach, Stop};
 
 /// Binds a number and a key to a payload, before anything is signed.
@@ -428,7 +430,10 @@ pub enum EngineError {
 }
 
 /// One durable transaction per call. Queueing, batching and retrying live above it, once.
-pub trait Engine: Send + 'static {
+pub trait Engine: Reads + Send + 'static {
+    /// How another connection to the same store is opened, that only reads.
+    fn reads(&self) -> OpenReads;
+
     /// Carries a batch out by [`batch::run`], appends the records with one link, and commits once. A refused operation
     /// is refused alone.
     ///
@@ -457,30 +462,6 @@ pub trait Engine: Send + 'static {
     /// # Errors
     /// Where the store cannot be read.
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError>;
-
-    /// The quote of this identity.
-    ///
-    /// # Errors
-    /// Where the store cannot be read.
-    fn quote(&mut self, identity: &Identity) -> Result<Option<step::Quote>, EngineError>;
-
-    /// The quote that holds this number of `scope`.
-    ///
-    /// # Errors
-    /// Where the store cannot be read.
-    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<step::Quote>, EngineError>;
-
-    /// What may not be signed now.
-    ///
-    /// # Errors
-    /// Where the store cannot be read.
-    fn stops(&mut self) -> Result<stops::Stops, EngineError>;
-
-    /// The last number taken in `scope`; absent where it was never seeded.
-    ///
-    /// # Errors
-    /// Where the store cannot be read.
-    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError>;
 
     /// The newest record; absent in an empty journal.
     ///

@@ -158,9 +158,11 @@ impl Pipeline {
         let keyed = select::select_key(canonical, policy, &self.keyring, &self.stopped, now).map_err(Refusal::from);
         let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
         match admitted {
-            Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),
+            Ok(admitted) => {
+                Ok(reserve::reserve(admitted, policy, &self.ledger, &self.stopped, call, now, trail).await?)
+            }
             Err(refusal) => {
-                let stored = reserve::recall(&mark, &self.ledger, now, trail).await?;
+                let stored = reserve::recall(&mark, &self.ledger, &self.stopped, now, trail).await?;
                 stored.map(Held::Replay).ok_or(refusal)
             }
         }

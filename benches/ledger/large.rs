@@ -11,7 +11,7 @@ use std::{
 
 use quotesign::{
     domain::Environment,
-    ledger::{Engine as _, sqlite::Sqlite},
+    ledger::{Reads as _, sqlite::Sqlite},
 };
 use rusqlite::Connection;
 

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Engine, EngineError, Op,
+    Engine, EngineError, Op, OpenReads, Reads,
     batch::Replies,
     chain::{Heads, Position},
     step::Quote,
@@ -260,7 +260,29 @@ impl Drop for Keeper {
     }
 }
 
+impl Reads for Anchored {
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        self.inner.quote(identity)
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        self.inner.numbered(scope, sequence)
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        self.inner.stops()
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        self.inner.last_taken(scope)
+    }
+}
+
 impl Engine for Anchored {
+    fn reads(&self) -> OpenReads {
+        self.inner.reads()
+    }
+
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         // A store that runs ahead of an anchor that cannot be written could go back unnoticed.
         if let Err(error) = self.keeper.settle() {
@@ -290,22 +312,6 @@ impl Engine for Anchored {
 
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
         self.inner.expired(now, count)
-    }
-
-    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-        self.inner.quote(identity)
-    }
-
-    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
-        self.inner.numbered(scope, sequence)
-    }
-
-    fn stops(&mut self) -> Result<Stops, EngineError> {
-        self.inner.stops()
-    }
-
-    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
-        self.inner.last_taken(scope)
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {

@@ -1,10 +1,11 @@
 //! The ledger's front: a bounded queue before one writer thread, which commits whatever waits together (group
 //! commit, no timer).
 //!
-//! The queue bounds and batches, the writer retries and reopens: once, for all engines. What an operation comes to
+//! What only reads has a thread and a connection of its own. The queue bounds and batches, the writer retries and reopens: once, for all engines. What an operation comes to
 //! is for [`step`](super::step()) to say, and making it durable is the engine's.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -14,8 +15,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Commit, Done, Engine, EngineError, HoldAct, LedgerError, Op, Prune, Publish, Released, Reserve, Reserved, Seed,
-    StopAct, Void, step::Quote, stops::Stops,
+    Commit, Done, Engine, EngineError, HoldAct, LedgerError, Op, Prune, Publish, Reads, Released, Reservation, Reserve,
+    Reserved, Seed, StopAct, Void, step::Quote, stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
@@ -23,9 +24,11 @@ use crate::{
     domain::{Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
+mod desk;
 mod queue;
 mod writer;
 
+use desk::Desk;
 use queue::{Job, Outcome, Queue};
 use writer::Writer;
 
@@ -48,11 +51,15 @@ pub struct Ledger(Arc<Handle>);
 #[derive(Debug)]
 struct Handle {
     queue: Arc<Queue>,
+    desk: Desk,
+    /// The last number that this gateway has seen taken in each scope.
+    passed: Mutex<HashMap<Scope, SequenceNumber>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.desk.close();
         self.queue.close();
     }
 }
@@ -62,10 +69,11 @@ impl Ledger {
     #[must_use]
     pub fn start(engine: Box<dyn Engine>, config: LedgerConfig) -> Self {
         let queue = Arc::new(Queue::new(config));
-        let writer = Writer::new(engine, Arc::clone(&queue));
+        let (desk, reader) = Desk::start(engine.reads(), config.queue_max);
+        let writer = Writer::new(engine, Arc::clone(&queue), reader);
         // A thread that cannot start drops the writer, which closes the queue: every call is then refused.
         let writer = thread::Builder::new().name("ledger-writer".to_owned()).spawn(move || writer.run());
-        Self(Arc::new(Handle { queue, writer: Mutex::new(writer.ok()) }))
+        Self(Arc::new(Handle { queue, desk, passed: Mutex::default(), writer: Mutex::new(writer.ok()) }))
     }
 
     /// Binds a number and a key to a payload; returns once that is durable.
@@ -73,10 +81,24 @@ impl Ledger {
     /// # Errors
     /// Where it is refused, or cannot be made durable.
     pub async fn reserve(&self, op: Reserve) -> Result<Reserved, LedgerError> {
+        let scope = op.scope.clone();
         match self.ask(Op::Reserve(op)).await? {
-            Done::Reserved(reserved) => Ok(reserved),
+            Done::Reserved(reserved) => {
+                let (Reserved::Pending(Reservation { sequence, .. }) | Reserved::Replay(Released { sequence, .. })) =
+                    &reserved;
+                let mut passed = self.0.passed.lock();
+                let last = passed.entry(scope).or_insert(*sequence);
+                *last = (*last).max(*sequence);
+                Ok(reserved)
+            }
             _ => Err(misplaced()),
         }
+    }
+
+    /// Whether this gateway has seen this number taken in `scope`, or a greater one: a quote that carries it is no new one.
+    #[must_use]
+    pub fn has_passed(&self, scope: &Scope, sequence: SequenceNumber) -> bool {
+        self.0.passed.lock().get(scope).is_some_and(|last| sequence <= *last)
     }
 
     /// Stores a verified JWS; returns what may be released once that is durable, and whether it is this very one.
@@ -168,7 +190,7 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn quote(&self, identity: Identity) -> Result<Option<Quote>, LedgerError> {
-        self.read(move |engine| engine.quote(&identity)).await
+        self.look(move |reads| reads.quote(&identity)).await
     }
 
     /// What an earlier call had signed for this identity, where it may be given again.
@@ -176,9 +198,9 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn released(&self, identity: Identity) -> Result<Option<(Quote, Released)>, LedgerError> {
-        self.read(move |engine| {
-            let Some(quote) = engine.quote(&identity)? else { return Ok(None) };
-            let stopped = engine.stops()?.on(&identity, &quote.kid).is_some();
+        self.look(move |reads| {
+            let Some(quote) = reads.quote(&identity)? else { return Ok(None) };
+            let stopped = reads.stops()?.on(&identity, &quote.kid).is_some();
             Ok(quote.released().filter(|_| !stopped).map(|released| (quote, released)))
         })
         .await
@@ -189,7 +211,7 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn stops(&self) -> Result<Stops, LedgerError> {
-        self.read(Engine::stops).await
+        self.look(|reads| reads.stops()).await
     }
 
     /// The quote that holds this number of `scope`.
@@ -197,7 +219,7 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn numbered(&self, scope: Scope, sequence: SequenceNumber) -> Result<Option<Quote>, LedgerError> {
-        self.read(move |engine| engine.numbered(&scope, sequence)).await
+        self.look(move |reads| reads.numbered(&scope, sequence)).await
     }
 
     /// The last number taken in `scope`; absent where it was never seeded.
@@ -205,7 +227,7 @@ impl Ledger {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn last_taken(&self, scope: Scope) -> Result<Option<SequenceNumber>, LedgerError> {
-        self.read(move |engine| engine.last_taken(&scope)).await
+        self.look(move |reads| reads.last_taken(&scope)).await
     }
 
     /// The newest record; absent in an empty journal.
@@ -257,7 +279,8 @@ impl Ledger {
     /// # Errors
     /// Why it does not.
     pub fn health(&self) -> Result<(), String> {
-        self.0.queue.health()
+        self.0.queue.health()?;
+        self.0.desk.health()
     }
 
     /// How many journalled records were dropped since the start.
@@ -268,6 +291,7 @@ impl Ledger {
 
     /// Takes no more operations, finishes those that wait, and returns when the engine is closed.
     pub async fn close(&self) {
+        self.0.desk.close();
         self.0.queue.close();
         let writer = self.0.writer.lock().take();
         if let Some(writer) = writer {
@@ -284,6 +308,19 @@ impl Ledger {
         let (answer, outcome) = oneshot::channel();
         self.0.queue.push(Job::Op(op, answer))?;
         Ok(outcome)
+    }
+
+    /// Reads on the connection that only reads, as of the last commit.
+    async fn look<T: Send + 'static>(
+        &self,
+        mut read: impl FnMut(&mut dyn Reads) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (answer, outcome) = oneshot::channel();
+        self.0.desk.ask(Box::new(move |reader| {
+            let found = reader.read(&mut read).map_err(|error| LedgerError::Unavailable(error.to_string()));
+            drop(answer.send(found));
+        }))?;
+        answered(outcome).await
     }
 
     /// Reads on the writer's connection, between two batches.
@@ -323,7 +360,7 @@ mod tests {
 
     use super::{
         super::{
-            Refusal,
+            OpenReads, Refusal,
             chain::{self, Position, Summary},
             sqlite::{Reader, Sqlite},
             step::tests::{at, commit, context, identity, reserve, scope, seed},
@@ -359,7 +396,29 @@ mod tests {
         lost: Option<Vec<Result<Done, Refusal>>>,
     }
 
+    impl Reads for Flaky {
+        fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+            self.inner.quote(identity)
+        }
+
+        fn stops(&mut self) -> Result<Stops, EngineError> {
+            self.inner.stops()
+        }
+
+        fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+            self.inner.numbered(scope, sequence)
+        }
+
+        fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+            self.inner.last_taken(scope)
+        }
+    }
+
     impl Engine for Flaky {
+        fn reads(&self) -> OpenReads {
+            self.inner.reads()
+        }
+
         fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
             if let Some(gate) = &self.gate {
                 let _ = gate.recv();
@@ -401,22 +460,6 @@ mod tests {
 
         fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
             self.inner.newest_record()
-        }
-
-        fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-            self.inner.quote(identity)
-        }
-
-        fn stops(&mut self) -> Result<Stops, EngineError> {
-            self.inner.stops()
-        }
-
-        fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
-            self.inner.numbered(scope, sequence)
-        }
-
-        fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
-            self.inner.last_taken(scope)
         }
 
         fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
@@ -489,7 +532,7 @@ mod tests {
                 })
             })
             .collect();
-        let mut by_number = std::collections::HashMap::new();
+        let mut by_number = HashMap::new();
         for caller in callers {
             for (number, jws, record) in caller.await.unwrap() {
                 let first = by_number.entry(number).or_insert_with(|| (jws.clone(), record));
@@ -592,6 +635,30 @@ mod tests {
         ));
         bench.ledger.close().await;
         assert_eq!(bench.journal().records, 3);
+    }
+
+    /// What is asked waits for no batch, sees what was committed, and says so where it cannot be read.
+    #[tokio::test]
+    async fn what_is_read_waits_for_no_batch() {
+        let (open, gate) = mpsc::channel();
+        let bench = bench(&[], CONFIG, |engine| engine.gate = Some(gate));
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        let released = sign(&bench.ledger, "q1", 1, "e30.e30.x").await.unwrap();
+        assert!(bench.ledger.has_passed(&scope("GB-IN"), released.sequence));
+        assert!(!bench.ledger.has_passed(&scope("GB-IN"), 2.try_into().unwrap()));
+        let waiting = bench.ledger.begin(Op::Reserve(reserve("q2", 2))).unwrap();
+        bench.taken().await;
+        let found = bench.ledger.released(identity("q1")).await.unwrap();
+        assert_eq!(found.map(|(_, released)| released), Some(released));
+        assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(1));
+        assert!(bench.ledger.stops().await.unwrap().iter().next().is_none());
+        drop(open);
+        answered(waiting).await.unwrap();
+        assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(2));
+        bench.ledger.close().await;
+        assert!(matches!(bench.ledger.stops().await, Err(LedgerError::Unavailable(why)) if why == CLOSED));
+        assert!(!bench.home.path().join("ledger.sqlite-wal").exists(), "the writer's connection closed last");
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use tokio_postgres::{Statement, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op,
+    Engine, EngineError, Op, OpenReads, Reads,
     batch::{self, Changes, Needs, Replies},
     chain::{Heads, Lane, Position, regression},
     encoding::stored,
@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, Identity, Scope, SequenceNumber},
 };
-use read::{Reads, Seen};
+use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
 mod read;
@@ -73,7 +73,7 @@ struct Inner {
 /// A session with its statements.
 struct Open {
     session: Session,
-    reads: Reads,
+    reads: Statements,
     apply: Statement,
 }
 
@@ -135,7 +135,7 @@ impl Inner {
         let session = Session::open(&self.settings.server).await?;
         in_time(self.settings.server.timeout, async {
             schema::check(&session.client, self.environment).await?;
-            let reads = Reads::prepare(&session.client).await?;
+            let reads = Statements::prepare(&session.client).await?;
             let apply = session.client.prepare(&write::sql()).await.map_err(definite)?;
             let open = Open { session, reads, apply };
             let seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?;
@@ -272,7 +272,31 @@ impl Open {
     }
 }
 
+impl Reads for Postgres {
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        self.read(async |open| read::quote_of(&open.session.client, identity).await)
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        self.read(async |open| read::all_stops(&open.session.client).await)
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        let number = stored(sequence.get())?;
+        self.read(async |open| read::numbered(&open.session.client, scope, number).await)
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        self.read(async |open| read::last_taken(&open.session.client, scope).await)
+    }
+}
+
 impl Engine for Postgres {
+    fn reads(&self) -> OpenReads {
+        let server = self.inner.settings.server.clone();
+        Box::new(move || Ok(Box::new(Reader::open(&server)?)))
+    }
+
     fn heads(&self) -> Heads {
         let mut heads = self.inner.seen.clone();
         heads.insert(self.inner.settings.replica.clone(), self.inner.lane.position);
@@ -308,23 +332,6 @@ impl Engine for Postgres {
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.read(async |open| read::expired(&open.session.client, now, count).await)
-    }
-
-    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-        self.read(async |open| read::quote_of(&open.session.client, identity).await)
-    }
-
-    fn stops(&mut self) -> Result<Stops, EngineError> {
-        self.read(async |open| read::all_stops(&open.session.client).await)
-    }
-
-    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
-        let number = stored(sequence.get())?;
-        self.read(async |open| read::numbered(&open.session.client, scope, number).await)
-    }
-
-    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
-        self.read(async |open| read::last_taken(&open.session.client, scope).await)
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {

@@ -14,7 +14,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op,
+    Engine, EngineError, Op, OpenReads, Reads,
     batch::{self, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, regression},
     place::{Journal, Stretch},
@@ -109,7 +109,30 @@ impl Sqlite {
     }
 }
 
+impl Reads for Sqlite {
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        rows::quote(self.connection()?, identity)
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        rows::stops(self.connection()?)
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        rows::numbered(self.connection()?, scope, sequence)
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        rows::last_taken(self.connection()?, scope)
+    }
+}
+
 impl Engine for Sqlite {
+    fn reads(&self) -> OpenReads {
+        let path = self.path.clone();
+        Box::new(move || Ok(Box::new(Reader::open(&path)?)))
+    }
+
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         match self.transact(batch) {
             Err(EngineError::Unknown(why)) => {
@@ -156,22 +179,6 @@ impl Engine for Sqlite {
             .map(read)
             .transpose()
             .map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
-    }
-
-    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-        rows::quote(self.connection()?, identity)
-    }
-
-    fn stops(&mut self) -> Result<Stops, EngineError> {
-        rows::stops(self.connection()?)
-    }
-
-    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
-        rows::numbered(self.connection()?, scope, sequence)
-    }
-
-    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
-        rows::last_taken(self.connection()?, scope)
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
@@ -305,6 +312,24 @@ impl Reader {
     /// Where the file cannot be read.
     pub fn last_taken(&self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
         rows::last_taken(&self.0.lock(), scope)
+    }
+}
+
+impl Reads for Reader {
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        rows::quote(self.0.get_mut(), identity)
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        rows::stops(self.0.get_mut())
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        rows::numbered(self.0.get_mut(), scope, sequence)
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        rows::last_taken(self.0.get_mut(), scope)
     }
 }
 

@@ -7,11 +7,12 @@ use crate::{
     audit::{self, Event, Facts, Record},
     call::Call,
     clock::UtcTime,
-    domain::Environment,
+    domain::{Environment, Kid},
     jws::SigningInput,
     ledger::{Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quotas, timeline::TimedKey},
     signer::keyring::BoundKey,
+    stopped::Stopped,
 };
 
 use super::{
@@ -54,16 +55,24 @@ pub async fn reserve(
     admitted: Admitted,
     policy: &Bundle,
     ledger: &Ledger,
+    stopped: &Stopped,
     call: &Call,
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
     let Admitted { ready, seat } = admitted;
     let Ready { terms, partner, mark, key, signer, unsigned } = ready;
+    let (scope, numbering) = (policy.scope(&partner, Some(&terms.corridor)), numbering(&unsigned));
+    // A number that has been passed is a replay, or refused: the first is given without a transaction of its own.
+    if numbering.given().is_some_and(|given| ledger.has_passed(&scope, given))
+        && let Ok(Some(stored)) = recall(&mark, ledger, stopped, now, trail).await
+    {
+        return Ok(Held::Replay(stored));
+    }
     let op = Reserve {
         identity: mark.identity,
-        scope: policy.scope(&partner, Some(&terms.corridor)),
-        numbering: numbering(&unsigned),
+        scope,
+        numbering,
         jump_max: partner.sequence.jump_max,
         seed_if_unknown: policy.environment == Environment::Development,
         payload: mark.payload,
@@ -91,11 +100,15 @@ pub async fn reserve(
 pub async fn recall(
     mark: &Mark,
     ledger: &Ledger,
+    stopped: &Stopped,
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Option<Stored>, LedgerError> {
     let signed = ledger.released(mark.identity.clone()).await?;
-    let signed = signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at);
+    // What this replica knows to be stopped counts too: a store that has gone back may have lost it.
+    let may_go = |kid: &Kid| stopped.known().on(&mark.identity, kid).is_none();
+    let signed =
+        signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid));
     Ok(signed.map(|(quote, released)| {
         let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..quote.facts() };
         ledger.journal(Record::new(Event::Replayed, now, trail.clone(), facts));

@@ -10,7 +10,7 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Allowance, Charge, Done, Engine, EngineError, Op, Refusal, Reserve,
+        Allowance, Charge, Done, Engine, EngineError, Op, Reads as _, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
         postgres::{Postgres, Server},
     },

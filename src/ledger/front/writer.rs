@@ -4,6 +4,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,8 @@ pub(super) struct Writer {
     engine: Box<dyn Engine>,
     queue: Arc<Queue>,
     outage: Option<Outage>,
+    /// The thread that reads. It ends first: the connection that closes last folds the store's log.
+    reader: Option<JoinHandle<()>>,
 }
 
 /// The store failed, and is to be opened again before anything is applied.
@@ -30,8 +33,8 @@ struct Outage {
 }
 
 impl Writer {
-    pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>) -> Self {
-        Self { engine, queue, outage: None }
+    pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>, reader: Option<JoinHandle<()>>) -> Self {
+        Self { engine, queue, outage: None, reader }
     }
 
     /// Until the queue is closed and empty.
@@ -56,6 +59,11 @@ impl Writer {
                 drop(answer.send(outcome));
             }
             self.queue.drop_records(outcomes.filter(Result::is_err).count());
+        }
+        // Whoever closed the queue closed the desk before.
+        if let Some(reader) = self.reader.take() {
+            // Its panics are caught where they arise.
+            let _ended = reader.join();
         }
     }
 

@@ -33,7 +33,7 @@ const PRUNABLE: &str = "SELECT identity, expires_at FROM quote WHERE state <> 1 
     ORDER BY expires_at LIMIT $2";
 
 /// The statements of a batch, prepared once for each session.
-pub(super) struct Reads {
+pub(super) struct Statements {
     head: Statement,
     quotes: Statement,
     scopes: Statement,
@@ -53,7 +53,7 @@ pub(super) struct Seen {
     pub heads: Heads,
 }
 
-impl Reads {
+impl Statements {
     pub async fn prepare(client: &Client) -> Result<Self, EngineError> {
         let quotes = format!("{QUOTE} WHERE identity = ANY ($1)");
         let prepared = future::try_join_all([

@@ -1,19 +1,23 @@
 //! Reads the journal on a connection of its own: changes nothing and waits for no writer.
 
+use std::time::Duration;
+
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::{
-    read, runtime,
+    in_time, read, runtime,
     session::{Server, Session},
 };
 use crate::{
-    domain::{Scope, SequenceNumber},
+    domain::{Identity, Scope, SequenceNumber},
     ledger::{
-        EngineError,
+        EngineError, Reads,
         chain::{Position, StoredRecord},
         encoding::stored,
         place::{Journal, Stretch},
+        step::Quote,
+        stops::Stops,
     },
 };
 
@@ -21,6 +25,8 @@ use crate::{
 pub struct Reader {
     runtime: Runtime,
     session: Session,
+    /// How long an exchange may take.
+    timeout: Duration,
 }
 
 impl Reader {
@@ -31,7 +37,26 @@ impl Reader {
     pub fn open(server: &Server) -> Result<Self, EngineError> {
         let runtime = runtime()?;
         let session = runtime.block_on(Session::open(server))?;
-        Ok(Self { runtime, session })
+        Ok(Self { runtime, session, timeout: server.timeout })
+    }
+}
+
+impl Reads for Reader {
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::quote_of(&self.session.client, identity)))
+    }
+
+    fn stops(&mut self) -> Result<Stops, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::all_stops(&self.session.client)))
+    }
+
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
+        let number = stored(sequence.get())?;
+        self.runtime.block_on(in_time(self.timeout, read::numbered(&self.session.client, scope, number)))
+    }
+
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::last_taken(&self.session.client, scope)))
     }
 }
 

@@ -1,0 +1,34 @@
+//! What is asked of a ledger beside its batches, of whichever engine.
+
+use super::{EngineError, step::Quote, stops::Stops};
+use crate::domain::{Identity, Scope, SequenceNumber};
+
+/// What is asked of a ledger beside its batches.
+pub trait Reads: Send {
+    /// The quote of this identity.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError>;
+
+    /// The quote that holds this number of `scope`.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError>;
+
+    /// What may not be signed now.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn stops(&mut self) -> Result<Stops, EngineError>;
+
+    /// The last number taken in `scope`; absent where it was never seeded.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError>;
+}
+
+/// Opens a connection that only reads. It may wait, and is not to be called where tasks run.
+pub type OpenReads = Box<dyn Fn() -> Result<Box<dyn Reads>, EngineError> + Send>;
