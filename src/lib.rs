@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a quote meets them; `ARCHITECTURE.md` tells the whole.
 
 /// The words of the gateway as types.
+pub mod disk;
 pub mod domain;
 /// Time, and whether to trust it.
 pub mod clock;

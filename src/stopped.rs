@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs, io, iter,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use crate::{
+    disk,
     domain::Kid,
     ledger::{Stop, stops::Stops},
 };
@@ -72,7 +73,8 @@ impl Stopped {
         let known: Stops = ledger.iter().cloned().chain(all.iter().cloned().map(Stop::Revoked)).collect();
         self.known.store(Arc::new(known));
         if let Some(path) = self.mirror.as_deref().filter(|_| all != *mirrored) {
-            write(path, &all).map_err(|why| MirrorError { path: path.to_owned(), why: why.to_string() })?;
+            disk::put(path, text_of(&all).as_bytes())
+                .map_err(|why| MirrorError { path: path.to_owned(), why: why.to_string() })?;
         }
         *mirrored = all;
         Ok(())
@@ -93,16 +95,8 @@ fn read(path: &Path) -> Result<BTreeSet<Kid>, MirrorError> {
     lines.map(kid).collect()
 }
 
-/// In one piece or not at all, and on the disk when this returns.
-fn write(path: &Path, kids: &BTreeSet<Kid>) -> io::Result<()> {
-    let new = path.with_added_extension("new");
-    let text =
-        std::iter::once(HEAD).chain(kids.iter().map(Kid::as_str)).fold(String::new(), |text, line| text + line + "\n");
-    let file = fs::File::create(&new)?;
-    io::Write::write_all(&mut &file, text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+fn text_of(kids: &BTreeSet<Kid>) -> String {
+    iter::once(HEAD).chain(kids.iter().map(Kid::as_str)).fold(String::new(), |text, line| text + line + "\n")
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     audit::Record,
     clock::UtcTime,
+    disk::{folder_of, sync_folder_of},
     domain::{Environment, Identity, Scope, SequenceNumber, sha256},
 };
 
@@ -123,8 +124,7 @@ impl Anchor {
             file.write_all_at(&mark.bytes()?, 0)?;
             file.write_all_at(&vec![b' '; SLOT_BYTES], SLOT_BYTES as u64)?;
             file.sync_all()?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent)?.sync_all()?;
+            sync_folder_of(path)?;
             Ok(Self { path: path.to_owned(), file, mark })
         };
         written().map_err(|error| unusable(path, &error))
@@ -156,10 +156,10 @@ impl Anchor {
 /// Where both are on one, or that cannot be told.
 pub fn is_elsewhere(anchor: &Path, store: &Path) -> Result<(), String> {
     let device = |path: &Path| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::metadata(parent)
+        let folder = folder_of(path);
+        fs::metadata(folder)
             .map(|found| found.dev())
-            .map_err(|error| format!("`ledger.anchor`: the directory `{}` cannot be used: {error}", parent.display()))
+            .map_err(|error| format!("`ledger.anchor`: the directory `{}` cannot be used: {error}", folder.display()))
     };
     if device(anchor)? == device(store)? {
         return Err(format!(

@@ -66,6 +66,14 @@ pub struct StoredRecord {
     pub link: Option<[u8; 32]>,
 }
 
+/// Where a journal ends whose newest record this is.
+pub(super) fn end_of(newest: Option<&StoredRecord>) -> Position {
+    newest.map_or(Position::GENESIS, |newest| Position {
+        next_index: newest.index.saturating_add(1),
+        link: newest.link.unwrap_or_default(),
+    })
+}
+
 /// What was found to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op, OpenReads, Reads,
     batch::{self, Changes, Needs, Replies},
-    chain::{Heads, Lane, Position, regression},
+    chain::{Heads, Lane, Position, end_of, regression},
     encoding::stored,
     step::Quote,
     stops::Stops,
@@ -246,11 +246,7 @@ impl Open {
             link: read::digest(row, 2)?,
         };
         let tail = read::records(client, "WHERE lane = $1 ORDER BY idx DESC LIMIT 1", &[&replica]).await?;
-        let end = tail.first().map_or(Position::GENESIS, |newest| Position {
-            next_index: newest.index.saturating_add(1),
-            link: newest.link.unwrap_or_default(),
-        });
-        if end != position {
+        if end_of(tail.first()) != position {
             return Err(EngineError::Unfit("the journal does not end where the ledger's lane says".to_owned()));
         }
         Ok(Lane { epoch: read::value(row, 0)?, position })

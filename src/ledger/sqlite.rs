@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op, OpenReads, Reads,
     batch::{self, Needs, Replies},
-    chain::{Heads, Lane, Position, StoredRecord, regression},
+    chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
     step::Quote,
     stops::Stops,
@@ -207,11 +207,7 @@ fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Resu
 fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let Lane { epoch, position } = rows::chain(&transaction)?;
-    let end = rows::tail(&transaction, 1)?.pop().map_or(Position::GENESIS, |newest| Position {
-        next_index: newest.index.saturating_add(1),
-        link: newest.link.unwrap_or_default(),
-    });
-    if end != position {
+    if end_of(rows::tail(&transaction, 1)?.last()) != position {
         return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
     }
     let chain = Lane { epoch: epoch.saturating_add(1), position };

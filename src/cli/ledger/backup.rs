@@ -12,6 +12,7 @@ use clap::Args;
 use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
+    disk::sync_folder_of,
     ledger::{
         Place, Store,
         anchor::Anchor,
@@ -140,7 +141,7 @@ fn put(backup: &Path, file: &Path) -> io::Result<Option<PathBuf>> {
         }
     }
     fs::rename(&new, file)?;
-    File::open(file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()?;
+    sync_folder_of(file)?;
     Ok(was_there.then_some(aside))
 }
 

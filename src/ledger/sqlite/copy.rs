@@ -8,7 +8,11 @@ use std::{
 use rusqlite::Connection;
 
 use super::{Position, rows, schema};
-use crate::{domain::Environment, ledger::EngineError};
+use crate::{
+    disk::sync_folder_of,
+    domain::Environment,
+    ledger::{EngineError, chain::end_of},
+};
 
 /// Holds the file at `path`, which need not be there, for this process until it is dropped.
 ///
@@ -37,8 +41,7 @@ pub fn backup(path: &Path, target: &Path) -> Result<Position, EngineError> {
 fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
     let name = target.to_str().ok_or_else(|| EngineError::Unfit("the target's path must be UTF-8".to_owned()))?;
     source.execute("VACUUM INTO ?1", [name])?;
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let synced = File::open(target).and_then(|file| file.sync_all()).and_then(|()| File::open(parent)?.sync_all());
+    let synced = File::open(target).and_then(|file| file.sync_all()).and_then(|()| sync_folder_of(target));
     synced.map_err(|error| schema::unusable(target, &error))?;
     rows::chain(&schema::open_to_read(target)?).map(|chain| chain.position)
 }
@@ -55,10 +58,11 @@ pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineEr
     if found != "ok" {
         return Err(EngineError::Unfit(format!("the ledger `{}` is damaged: {found}", path.display())));
     }
-    let newest = rows::tail(&connection, 1)?.pop();
-    let end = newest.map_or(0, |newest| newest.index.saturating_add(1));
-    if end < rows::chain(&connection)?.position.next_index {
-        return Err(EngineError::Unfit(format!("the ledger `{}` lacks its newest records", path.display())));
+    if end_of(rows::tail(&connection, 1)?.last()) != rows::chain(&connection)?.position {
+        return Err(EngineError::Unfit(format!(
+            "the journal of `{}` does not end where its chain says",
+            path.display()
+        )));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, config::DbConfig};
 
-use crate::{domain::Environment, ledger::EngineError};
+use crate::{disk, domain::Environment, ledger::EngineError};
 
 /// What brings a file of version n to version n + 1.
 const MIGRATIONS: [&str; 4] =
@@ -63,8 +63,7 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
     transaction.execute(sql, (current(), environment.as_str()))?;
     transaction.commit()?;
     drop(connection);
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| unusable(parent, &error))
+    disk::sync_folder_of(path).map_err(|error| unusable(disk::folder_of(path), &error))
 }
 
 /// What came before a file is opened.
@@ -98,9 +97,18 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, EngineError> {
     present(path)?;
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_MAX)?;
+    tune(&connection)?;
     this_version(&connection, path)?;
     Ok(connection)
+}
+
+/// What every connection has, whether it writes or reads.
+fn tune(connection: &Connection) -> Result<(), EngineError> {
+    connection.busy_timeout(BUSY_MAX)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // Or SQLite, as it is built here, plans a statement anew for each value that it is given.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 /// Whether [`open`] would take the file; it may be in use, and nothing of it is changed.
@@ -112,10 +120,7 @@ pub(super) fn check(path: &Path, environment: Environment) -> Result<(), EngineE
 pub(super) fn connect(path: &Path) -> Result<Connection, EngineError> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_MAX)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    // Or SQLite, as it is built here, plans a statement anew for each value that it is given.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    tune(&connection)?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(unfit(path, "cannot be used with a write-ahead log"));

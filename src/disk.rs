@@ -1,0 +1,34 @@
+//! What a file needs beside its own synchronisation to be there after a power cut: its name, in its folder.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+};
+
+/// The folder that a file's name stands in.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes what was done to the names in `path`'s folder durable: files made, renamed and removed.
+///
+/// # Errors
+/// Where the folder cannot be opened or synchronised.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Puts a file of these bytes at `path`, in one piece or not at all, durable when this returns.
+///
+/// # Errors
+/// Where it cannot be written. What was there before is there then.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_added_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_folder_of(path)
+}
