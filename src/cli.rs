@@ -56,9 +56,9 @@ enum Command {
     #[command(subcommand)]
     Admin(admin::AdminCommand),
     /// Stop signing at once: all of it, or for one partner or key.
-    Halt(halt::Halt),
+    Halt(halt::Act),
     /// End a halt.
-    Resume(halt::Resume),
+    Resume(halt::Act),
     /// Make keys on a device and show their public halves, and revoke one.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -149,8 +149,8 @@ impl Cli {
             Command::Jwks(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Admin(command) => command.run(),
-            Command::Halt(command) => command.run(),
-            Command::Resume(command) => command.run(),
+            Command::Halt(act) => act.halt(),
+            Command::Resume(act) => act.resume(),
             Command::Keys(command) => command.run(),
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),

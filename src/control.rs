@@ -85,18 +85,6 @@ impl Control {
         self.refused.lock().clone()
     }
 
-    /// Looks at what the ledger has stopped. One that cannot be read leaves what is known.
-    pub async fn look_at_stops(&self, stopped: &Stopped) {
-        match self.ledger.stops().await {
-            Ok(stops) => {
-                if let Err(fault) = stopped.learn(stops) {
-                    tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
-                }
-            }
-            Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
-        }
-    }
-
     async fn read(&self, current: &Bundle) -> Result<Bundle, Vec<String>> {
         let dir = self.dir.clone();
         let loaded = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await;
@@ -155,6 +143,18 @@ pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context)
     Ok(())
 }
 
+/// Has `stopped` know what the ledger says now. A ledger that cannot be read leaves what is known.
+pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) {
+    match ledger.stops().await {
+        Ok(stops) => {
+            if let Err(fault) = stopped.learn(stops) {
+                tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
+            }
+        }
+        Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
+    }
+}
+
 /// Has `stopped` know what the ledger says, and the ledger what it has lost.
 ///
 /// # Errors
@@ -168,7 +168,6 @@ pub async fn know_stops(ledger: &Ledger, stopped: &Stopped, context: &audit::Con
         let (stop, context, now) = (Stop::Revoked(kid), context.clone(), SystemClock.now());
         ledger.stop(StopAct { stop, stands: true, reason, context, now }).await.map_err(|fault| text(&fault))?;
     }
-    let stops = ledger.stops().await.map_err(|fault| text(&fault))?;
     stopped.learn(stops).map_err(|fault| text(&fault))
 }
 

@@ -244,11 +244,11 @@ impl Gateway {
     }
 
     fn upkeep(&self, stop: &CancellationToken) -> JoinSet<()> {
-        let (control, pipeline, ledger) = (|| self.control.clone(), || self.pipeline.clone(), &self.config.ledger);
+        let (pipeline, ledger) = (|| self.pipeline.clone(), &self.config.ledger);
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
-        upkeep.spawn(upkeep::look_at_stops(control(), pipeline(), stop.clone()));
-        upkeep.spawn(upkeep::reload_on_hangup(control(), pipeline(), stop.clone()));
+        upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
+        upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
         upkeep
     }
 

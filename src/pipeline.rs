@@ -145,7 +145,8 @@ impl Pipeline {
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 
-    /// Finds a key and a place at its device, and reserves. A quote that was signed before needs neither to be given again.
+    /// Finds a key and a place at its device, and reserves. A quote that was signed before needs neither to be given again:
+    /// it is looked up first where its number has been passed, and else where there is no key or place.
     async fn hold(
         &self,
         canonical: Canonical,
@@ -155,16 +156,19 @@ impl Pipeline {
         trail: &audit::Context,
     ) -> Result<Held, Refusal> {
         let mark = canonical.mark().clone();
+        let recall = || reserve::recall(&mark, &self.ledger, &self.stopped, now, trail);
+        let has_passed = |(scope, sequence)| self.ledger.has_passed(&scope, sequence);
+        let is_looked_up = canonical.numbered(policy).is_some_and(has_passed);
+        // Where the look-up fails, the ledger's own transaction decides.
+        if is_looked_up && let Ok(Some(stored)) = recall().await {
+            return Ok(Held::Replay(stored));
+        }
         let keyed = select::select_key(canonical, policy, &self.keyring, &self.stopped, now).map_err(Refusal::from);
         let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
         match admitted {
-            Ok(admitted) => {
-                Ok(reserve::reserve(admitted, policy, &self.ledger, &self.stopped, call, now, trail).await?)
-            }
-            Err(refusal) => {
-                let stored = reserve::recall(&mark, &self.ledger, &self.stopped, now, trail).await?;
-                stored.map(Held::Replay).ok_or(refusal)
-            }
+            Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),
+            Err(refusal) if is_looked_up => Err(refusal),
+            Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
         }
     }
 

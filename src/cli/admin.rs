@@ -45,7 +45,7 @@ pub(super) struct SeedSequence {
     reason: String,
 }
 
-type Gateway = AdminServiceClient<Channel>;
+pub(super) type Gateway = AdminServiceClient<Channel>;
 
 /// The operator's side of a running gateway.
 pub(super) async fn gateway(client: &ClientFile) -> Result<Gateway, Failure> {

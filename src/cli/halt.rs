@@ -1,24 +1,20 @@
 //! `quotesign halt` and `quotesign resume`: stop signing at once, and go on.
 
 use clap::Args;
+use tonic::Status;
 
 use crate::proto::{HaltReach, HaltRequest, ResumeRequest, halt_reach};
 
-use super::{ClientPath, Failure, admin::gateway, block_on, out::say};
+use super::{
+    ClientPath, Failure,
+    admin::{Gateway, gateway},
+    block_on,
+    out::say,
+};
 
+/// A halt, or its end.
 #[derive(Debug, Args)]
-pub(super) struct Halt {
-    #[command(flatten)]
-    path: ClientPath,
-    #[command(flatten)]
-    reach: ReachArgs,
-    /// For the record: why.
-    #[arg(long)]
-    reason: String,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Resume {
+pub(super) struct Act {
     #[command(flatten)]
     path: ClientPath,
     #[command(flatten)]
@@ -54,27 +50,38 @@ impl ReachArgs {
     }
 }
 
-impl Halt {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let (client, (reach, text)) = (self.path.load()?, self.reach.reach());
-        block_on(async {
-            let request = HaltRequest { reach: Some(reach), reason: self.reason };
-            let done = gateway(&client).await?.halt(request).await.map_err(|status| Failure::refused(&status))?;
-            say!("signing is halted {text}, on every gateway of this ledger, until `quotesign resume` of the same");
-            say!("audit record {}", done.into_inner().audit_record_id);
-            Ok(())
-        })
+impl Act {
+    pub(super) fn halt(self) -> Result<(), Failure> {
+        self.run(
+            async |mut gateway, reach, reason| {
+                let done = gateway.halt(HaltRequest { reach: Some(reach), reason }).await?;
+                Ok(done.into_inner().audit_record_id)
+            },
+            |text| format!("is halted {text}, on every gateway of this ledger, until `quotesign resume` of the same"),
+        )
     }
-}
 
-impl Resume {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn resume(self) -> Result<(), Failure> {
+        self.run(
+            async |mut gateway, reach, reason| {
+                let done = gateway.resume(ResumeRequest { reach: Some(reach), reason }).await?;
+                Ok(done.into_inner().audit_record_id)
+            },
+            |text| format!("is no longer halted {text}; `quotesign admin status` shows what else stands"),
+        )
+    }
+
+    fn run(
+        self,
+        act: impl AsyncFnOnce(Gateway, HaltReach, String) -> Result<String, Status>,
+        told: impl FnOnce(String) -> String,
+    ) -> Result<(), Failure> {
         let (client, (reach, text)) = (self.path.load()?, self.reach.reach());
         block_on(async {
-            let request = ResumeRequest { reach: Some(reach), reason: self.reason };
-            let done = gateway(&client).await?.resume(request).await.map_err(|status| Failure::refused(&status))?;
-            say!("signing is no longer halted {text}; `quotesign admin status` shows what else stands");
-            say!("audit record {}", done.into_inner().audit_record_id);
+            let record = act(gateway(&client).await?, reach, self.reason).await;
+            let record = record.map_err(|status| Failure::refused(&status))?;
+            say!("signing {}", told(text));
+            say!("audit record {record}");
             Ok(())
         })
     }

@@ -11,7 +11,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     proto::{
         GetSequenceRequest, SignQuoteRequest, SignQuoteResponse,
-        quote_signing_service_client::QuoteSigningServiceClient,
+        quote_signing_service_client::QuoteSigningServiceClient, timestamp,
     },
 };
 
@@ -90,8 +90,7 @@ impl Sign {
     fn fixed_at(&self) -> Result<Option<prost_types::Timestamp>, Failure> {
         let read = |text: &String| {
             let at = UtcTime::parse(text).map_err(|fault| Failure::unfit(format!("--values-fixed-at: {fault}")))?;
-            let nanos = i32::try_from(at.millis().rem_euclid(1000) * 1_000_000).map_err(Failure::failed)?;
-            Ok(prost_types::Timestamp { seconds: at.millis().div_euclid(1000), nanos })
+            Ok(timestamp(at))
         };
         self.values_fixed_at.as_ref().map(read).transpose()
     }

@@ -6,9 +6,8 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::{Clock as _, SystemClock},
-    control::Control,
-    ledger::Prune,
+    control::{self, Control},
+    ledger::{LedgerError, Prune},
     pipeline::Pipeline,
     service::access,
 };
@@ -41,11 +40,7 @@ pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Durati
 }
 
 /// A bounded number of batches, each of which lets calls in between.
-async fn prune_some(
-    pipeline: &Pipeline,
-    prune: &Prune,
-    stop: &CancellationToken,
-) -> Result<(), crate::ledger::LedgerError> {
+async fn prune_some(pipeline: &Pipeline, prune: &Prune, stop: &CancellationToken) -> Result<(), LedgerError> {
     for _ in 0..PRUNES_MAX {
         let pruned = pipeline.ledger.prune(prune.clone()).await?;
         if pruned < prune.count_max as usize || stop.is_cancelled() {
@@ -56,13 +51,13 @@ async fn prune_some(
 }
 
 /// Looks at what is stopped, here and by others.
-pub(super) async fn look_at_stops(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
+pub(super) async fn look_at_stops(pipeline: Arc<Pipeline>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        control.look_at_stops(&pipeline.stopped).await;
+        control::look_at_stops(&pipeline.ledger, &pipeline.stopped).await;
     }
 }
 
@@ -76,7 +71,7 @@ pub(super) async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeli
         }
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
         if let Err(fault) = control.reload(context).await {
-            tracing::error!(%fault, at = %SystemClock.now(), "SIGHUP: the policy bundle was not reloaded");
+            tracing::error!(%fault, "SIGHUP: the policy bundle was not reloaded");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Makes the RFC 8785 form of the quote and its digest. From here on nothing looks at the caller's own bytes.
 
 use crate::{
-    domain::{Identity, PayloadDigest},
+    domain::{Identity, PayloadDigest, Scope, SequenceNumber},
     policy::Bundle,
 };
 
@@ -46,6 +46,12 @@ impl Canonical {
     #[must_use]
     pub fn mark(&self) -> &Mark {
         &self.mark
+    }
+
+    /// The number that the caller gave, and its sequence; nothing where the ledger gives it.
+    pub(super) fn numbered(&self, policy: &Bundle) -> Option<(Scope, SequenceNumber)> {
+        let Subject { terms, partner, .. } = &self.subject;
+        terms.sequence.map(|sequence| (policy.scope(partner, Some(&terms.corridor)), sequence))
     }
 
     pub(super) fn taken(self) -> (Subject, Vec<u8>, Mark) {

@@ -55,24 +55,16 @@ pub async fn reserve(
     admitted: Admitted,
     policy: &Bundle,
     ledger: &Ledger,
-    stopped: &Stopped,
     call: &Call,
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
     let Admitted { ready, seat } = admitted;
     let Ready { terms, partner, mark, key, signer, unsigned } = ready;
-    let (scope, numbering) = (policy.scope(&partner, Some(&terms.corridor)), numbering(&unsigned));
-    // A number that has been passed is a replay, or refused: the first is given without a transaction of its own.
-    if numbering.given().is_some_and(|given| ledger.has_passed(&scope, given))
-        && let Ok(Some(stored)) = recall(&mark, ledger, stopped, now, trail).await
-    {
-        return Ok(Held::Replay(stored));
-    }
     let op = Reserve {
         identity: mark.identity,
-        scope,
-        numbering,
+        scope: policy.scope(&partner, Some(&terms.corridor)),
+        numbering: numbering(&unsigned),
         jump_max: partner.sequence.jump_max,
         seed_if_unknown: policy.environment == Environment::Development,
         payload: mark.payload,
@@ -92,8 +84,8 @@ pub async fn reserve(
     }
 }
 
-/// What an earlier call had signed, for a quote that could not be reserved now: no key, device or place is needed
-/// to give it again. It is journalled with the next batch.
+/// What an earlier call had signed: no key, device or place is needed to give it again, and no transaction. It is
+/// journalled with the next batch.
 ///
 /// # Errors
 /// Where the ledger cannot be read.

@@ -17,7 +17,7 @@ use crate::{
 use super::{
     access,
     health::Components,
-    quotes::{corridor_of, instant, timestamp},
+    quotes::{corridor_of, instant},
     status,
 };
 
@@ -59,7 +59,7 @@ impl AdminService for Admin {
             environment: self.pipeline.environment.to_string(),
             policy_digest: policy.digest.to_string(),
             policy_serial: policy.serial,
-            started_at: Some(timestamp(self.started_at)),
+            started_at: Some(proto::timestamp(self.started_at)),
             components: components.collect(),
             last_reload_error: self.control.last_error().unwrap_or_default(),
             stops: self.pipeline.stopped.known().iter().map(ToString::to_string).collect(),

@@ -12,7 +12,7 @@ use crate::{
     proto::{self, key_directory_service_server::KeyDirectoryService},
 };
 
-use super::{access, quotes::timestamp};
+use super::access;
 
 /// Serves callers.
 pub struct Keys {
@@ -57,10 +57,10 @@ impl KeyDirectoryService for Keys {
                 },
                 current: current.is_some_and(|current| current.kid == key.kid),
                 thumbprint: key.public.thumbprint(),
-                publish_at: Some(timestamp(key.publish_at)),
-                sign_from: Some(timestamp(key.sign_from)),
-                sign_until: Some(timestamp(key.sign_until)),
-                retire_at: Some(timestamp(key.retire_at)),
+                publish_at: Some(proto::timestamp(key.publish_at)),
+                sign_from: Some(proto::timestamp(key.sign_from)),
+                sign_until: Some(proto::timestamp(key.sign_until)),
+                retire_at: Some(proto::timestamp(key.retire_at)),
             })
             .collect();
         Ok(Response::new(proto::ListKeysResponse { keys }))

@@ -44,7 +44,7 @@ impl QuoteSigningService for Quotes {
                 policy_digest: answer.policy.to_string(),
                 replayed: answer.replayed,
                 audit_record_id: answer.released.record.to_string(),
-                expires_at: Some(timestamp(answer.released.expires_at)),
+                expires_at: Some(proto::timestamp(answer.released.expires_at)),
             })),
             Err(refusal) => {
                 self.pipeline.journal_refusal(trail, &refusal);
@@ -102,7 +102,7 @@ impl QuoteSigningService for Quotes {
         Ok(Response::new(proto::GetSequenceResponse {
             last: last.get(),
             highest_acceptable: last.ahead(partner.sequence.jump_max).get(),
-            server_time: Some(timestamp(SystemClock.now())),
+            server_time: Some(proto::timestamp(SystemClock.now())),
         }))
     }
 }
@@ -153,9 +153,4 @@ pub(super) fn instant(field: &str, at: prost_types::Timestamp) -> Result<UtcTime
         .map(UtcTime::from_millis)
         .filter(readable)
         .ok_or_else(|| status::plain(Reason::InvalidRequest, format!("`{field}` is no instant; mend it")))
-}
-
-pub(super) fn timestamp(at: UtcTime) -> prost_types::Timestamp {
-    let (seconds, millis) = (at.millis().div_euclid(1000), at.millis().rem_euclid(1000));
-    prost_types::Timestamp { seconds, nanos: i32::try_from(millis * 1_000_000).unwrap_or(0) }
 }

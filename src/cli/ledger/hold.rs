@@ -2,12 +2,11 @@
 //! gateway, or with `--offline` on the ledger itself.
 
 use clap::Args;
-use prost_types::Timestamp;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     ledger::{Done, HoldAct, Op},
-    proto::{ReleaseHoldRequest, SetHoldRequest},
+    proto::{ReleaseHoldRequest, SetHoldRequest, timestamp},
 };
 
 use super::{
@@ -53,32 +52,35 @@ struct Way {
 }
 
 impl Way {
-    fn alone(&self, id: &str, since: Option<UtcTime>, reason: &str) -> Result<String, Failure> {
-        let config = self.config.load()?;
-        let (id, reason, now) = (id.to_owned(), reason.to_owned(), SystemClock.now());
-        match act::alone(&config, |context| Op::Hold(HoldAct { id, since, reason, context, now }))? {
-            Done::Held(record) => Ok(record.to_string()),
-            _ => Err(Failure::failed("the ledger answered another operation")),
+    /// Sets the hold, or releases it where `since` is absent; the record of the act.
+    fn act(self, hold: String, since: Option<UtcTime>, reason: String) -> Result<String, Failure> {
+        if self.offline {
+            let (config, now) = (self.config.load()?, SystemClock.now());
+            let op = |context| Op::Hold(HoldAct { id: hold, since, reason, context, now });
+            return match act::alone(&config, op)? {
+                Done::Held(record) => Ok(record.to_string()),
+                _ => Err(Failure::failed("the ledger answered another operation")),
+            };
         }
+        let client = self.client.load()?;
+        block_on(async {
+            let mut gateway = gateway(&client).await?;
+            let done = if let Some(since) = since {
+                let request = SetHoldRequest { hold, since: Some(timestamp(since)), reason };
+                gateway.set_hold(request).await.map(|done| done.into_inner().audit_record_id)
+            } else {
+                let request = ReleaseHoldRequest { hold, reason };
+                gateway.release_hold(request).await.map(|done| done.into_inner().audit_record_id)
+            };
+            done.map_err(|status| Failure::refused(&status))
+        })
     }
 }
 
 impl Hold {
     pub(in crate::cli) fn run(self) -> Result<(), Failure> {
         let since = UtcTime::parse(&self.since).map_err(|fault| Failure::unfit(format!("--since: {fault}")))?;
-        let record = if self.way.offline {
-            self.way.alone(&self.name, Some(since), &self.reason)?
-        } else {
-            let client = self.way.client.load()?;
-            let millis = since.millis();
-            let nanos = i32::try_from(millis.rem_euclid(1000) * 1_000_000).unwrap_or_default();
-            let at = Timestamp { seconds: millis.div_euclid(1000), nanos };
-            let request = SetHoldRequest { hold: self.name.clone(), since: Some(at), reason: self.reason };
-            block_on(async {
-                let done = gateway(&client).await?.set_hold(request).await;
-                Ok(done.map_err(|status| Failure::refused(&status))?.into_inner().audit_record_id)
-            })?
-        };
+        let record = self.way.act(self.name.clone(), Some(since), self.reason)?;
         say!("what expired or was journalled since {since} is kept until the hold `{}` is released", self.name);
         say!("audit record {record}");
         Ok(())
@@ -87,16 +89,7 @@ impl Hold {
 
 impl Release {
     pub(in crate::cli) fn run(self) -> Result<(), Failure> {
-        let record = if self.way.offline {
-            self.way.alone(&self.name, None, &self.reason)?
-        } else {
-            let client = self.way.client.load()?;
-            let request = ReleaseHoldRequest { hold: self.name.clone(), reason: self.reason };
-            block_on(async {
-                let done = gateway(&client).await?.release_hold(request).await;
-                Ok(done.map_err(|status| Failure::refused(&status))?.into_inner().audit_record_id)
-            })?
-        };
+        let record = self.way.act(self.name.clone(), None, self.reason)?;
         say!("the hold `{}` is released", self.name);
         say!("audit record {record}");
         Ok(())

@@ -8,6 +8,7 @@ use crate::{
     audit,
     call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
+    control,
     domain::Kid,
     ledger::{HoldAct, Reach, Stop, StopAct},
     proto::{HaltReach, halt_reach},
@@ -65,7 +66,7 @@ impl Admin {
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         // This replica's own key set follows at once, others' within their next look.
-        self.control.look_at_stops(&self.pipeline.stopped).await;
+        control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         Ok(record)
     }
 
