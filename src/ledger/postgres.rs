@@ -206,17 +206,18 @@ impl Inner {
         self.open = None;
         let open = self.connect().await?;
         let lane = open.retake(&self.settings.replica, &self.owner).await?;
-        let replies = match self.undecided.take_if(|(after, _)| *after == lane.position) {
-            Some((_, replies)) => Some(replies),
-            None if self.lane.position == lane.position => None,
-            None => return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned())),
-        };
+        let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
+        if !applied && self.lane.position != lane.position {
+            return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned()));
+        }
+        // It may fail from here on as well: what became of the batch is not forgotten before all of it is done.
+        fail::fail_point!("ledger::reopening", |_| Err(closed()));
         let gone = open.gone_back(&self.seen).await?;
         if !gone.is_empty() {
             return Err(EngineError::Unfit(format!("the ledger has gone back in time: {}", gone.join("; "))));
         }
-        (self.open, self.lane, self.undecided) = (Some(open), lane, None);
-        Ok(replies)
+        (self.open, self.lane) = (Some(open), lane);
+        Ok(self.undecided.take().filter(|_| applied).map(|(_, replies)| replies))
     }
 }
 

@@ -343,7 +343,18 @@ impl Gateway {
 
     /// Waits until it can sign.
     pub async fn signing(&self) {
-        until("the gateway can sign", async || self.can_sign().await).await;
+        let start = Instant::now();
+        loop {
+            let (status, body) = self.operations("/readyz?for=signing").await;
+            if status == 200 {
+                return;
+            }
+            if start.elapsed() > PATIENCE {
+                let log = self.log.lock().unwrap();
+                panic!("the gateway cannot sign: {body}\n{}", log[log.len().saturating_sub(40)..].join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits for a log line that holds `text`.

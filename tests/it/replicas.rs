@@ -363,3 +363,31 @@ async fn what_a_killed_gateway_had_begun_another_finishes() {
         assert_eq!(faults(&told, &replicas.store()), Vec::<String>::new(), "{point}");
     }
 }
+
+/// The answer to a commit is lost, and the connections on which its fate is asked are lost as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_fate_is_asked_more_than_once_does_not_stop_the_gateway() {
+    let cluster = Cluster::shared();
+    for lost in 1..=2 {
+        let replicas = Replicas::new(cluster.empty(), 1, &[]).await;
+        let mut command = replicas.command(0);
+        let points = format!("ledger::after-commit=2*off->1*panic->off;ledger::reopening={lost}*return->off");
+        command.env("FAILPOINTS", points).env("TOKIO_WORKER_THREADS", "4");
+        let gateway = Gateway::spawn(command, &replicas.site);
+        gateway.signing().await;
+        let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
+        let mut signed = None;
+        until("the ledger is written again", async || {
+            match pricing.sign(&quote).await {
+                Ok(answer) => signed = Some(answer),
+                Err(status) => assert_eq!(reason(&status), "LEDGER_UNAVAILABLE", "{status:?}"),
+            }
+            signed.is_some()
+        })
+        .await;
+        let signed = signed.unwrap();
+        assert!(!signed.replayed, "what was reserved is finished");
+        assert!(gateway.stop().success());
+        assert_eq!(faults(&[Told::signed(&quote, &signed)], &replicas.store()), Vec::<String>::new());
+    }
+}

@@ -132,6 +132,25 @@ with_kms! {
         assert!(beside.2 <= 8, "{}", beside.2);
     }
 
+    /// Admission goes by what KMS takes for a signature; a request that hung says nothing of that.
+    async fn a_request_that_hung_is_not_what_a_signature_takes(site) {
+        let patience = Duration::from_millis(500);
+        let kms = Kms::start(KmsConfig { attempt_timeout: patience, ..site.config() });
+        let arn = site.rsa_key(2048).await;
+        let signer = site.bound(&kms, &arn).await;
+        comes_to_serve(&*signer).await;
+        site.proxy.rules([Rule::always("Sign", Fault::Hang).of(1, 2)]);
+        let (since, before) = (Instant::now(), site.proxy.seen("Sign").len());
+        for _ in 0..6 {
+            let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(4));
+            signer.sign(&SigningInput::fresh_probe(), &order).await.unwrap();
+        }
+        assert!(site.proxy.seen("Sign").len() >= before + 12 && since.elapsed() >= 6 * patience, "each hung once");
+        let service = kms.turns().service().unwrap();
+        println!("  6 orders took {:?}, a signature {service:?}", since.elapsed());
+        assert!(service < patience / 2, "{service:?}");
+    }
+
     async fn what_the_sdk_sends_again_counts_too(site) {
         let kms = Kms::start(KmsConfig { requests_per_second: 20, ..site.config() });
         let arn = site.rsa_key(2048).await;

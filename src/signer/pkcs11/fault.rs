@@ -103,3 +103,31 @@ impl From<Fault> for ProvisionError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(code: RvError) -> Fault {
+        Fault::from(Error::Pkcs11(code, Function::Login))
+    }
+
+    /// Most of what a login fails with must not be tried again without need; what says plainly that the PIN was not
+    /// looked at may be.
+    #[test]
+    fn a_login_says_whether_the_pin_was_to_blame() {
+        for code in [RvError::PinIncorrect, RvError::PinInvalid, RvError::PinLenRange, RvError::PinExpired] {
+            assert!(matches!(login(code), Fault::Pin(_)), "{code:?}");
+        }
+        assert!(matches!(login(RvError::PinLocked), Fault::Pin(_)));
+        assert!(matches!(login(RvError::ArgumentsBad), Fault::Pin(_)), "a PIN too short to be one");
+        for code in [RvError::SessionCount, RvError::UserPinNotInitialized, RvError::DeviceRemoved] {
+            assert!(matches!(login(code), Fault::Device(_)), "{code:?}");
+        }
+        for code in [RvError::GeneralError, RvError::FunctionFailed, RvError::VendorDefined(0x8000_0001)] {
+            assert!(matches!(login(code), Fault::Login(_)), "{code:?}");
+        }
+        let signing = Fault::from(Error::Pkcs11(RvError::GeneralError, Function::Sign));
+        assert_eq!(signing, Fault::Device("C_Sign: GeneralError".to_owned()), "no login at all");
+    }
+}
