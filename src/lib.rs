@@ -2,15 +2,17 @@
 //!
 //! The modules stand in the order in which a quote meets them; `ARCHITECTURE.md` tells the whole.
 
-/// The words of the gateway as types.
+/// Files whose names are durable.
 pub mod disk;
+/// The words of the gateway as types.
 pub mod domain;
 /// Time, and whether to trust it.
 pub mod clock;
 /// Exact money.
 pub mod money;
-/// What a quote says, read into types.
+/// What this replica knows may not be signed.
 pub mod stopped;
+/// What a quote says, read into types.
 pub mod terms;
 /// JSON that two readers understand alike.
 pub mod json;
@@ -38,6 +40,8 @@ pub mod ledger;
 pub mod signer;
 /// The path of one quote, top to bottom.
 pub mod pipeline;
+/// What the security team asks of policy bundles.
+pub mod review;
 /// The control plane.
 pub mod control;
 /// Log lines and metrics.

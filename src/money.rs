@@ -92,6 +92,12 @@ impl Currencies {
 pub struct Minor(u64);
 
 impl Minor {
+    /// So many minor units; absent where they are beyond 2^53 - 1.
+    #[must_use]
+    pub fn new(units: u64) -> Option<Self> {
+        (units <= INTEGER_MAX).then_some(Self(units))
+    }
+
     /// The number of minor units.
     #[must_use]
     pub fn get(self) -> u64 {

@@ -10,14 +10,17 @@ use crate::{
     money::Currencies,
 };
 
+mod ahead;
 pub mod authority;
 pub mod contract;
 mod file;
-mod files;
+pub mod files;
 mod loader;
 pub mod shipped;
 pub mod timeline;
 
+pub use ahead::Notice;
+pub use files::DIGEST_FILE;
 pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
 
 use authority::Authority;
@@ -44,6 +47,8 @@ pub struct Bundle {
     pub environment: Environment,
     /// The bounds on quotes' times.
     pub validity: Validity,
+    /// How long before something runs out it is warned of.
+    pub warn_ahead: Duration,
     /// What may be used up.
     pub quotas: Quotas,
     /// The rules.
@@ -98,6 +103,11 @@ impl Bundle {
         let is_it = |name: &String| name.eq_ignore_ascii_case(host);
         let named = self.partners.values().find(|partner| partner.jwks_hosts.iter().any(is_it));
         named.or_else(|| self.partners.values().next().filter(|_| self.partners.len() == 1))
+    }
+
+    /// Those who may call.
+    pub fn callers(&self) -> impl Iterator<Item = &Caller> {
+        self.callers.keys()
     }
 
     /// Whether the bundle declares `caller`.
@@ -175,4 +185,4 @@ impl Validity {
 }
 
 /// The files of a bundle, by path relative to it.
-type Files = BTreeMap<String, Vec<u8>>;
+pub type Files = BTreeMap<String, Vec<u8>>;

@@ -13,6 +13,16 @@ pub struct Misfit {
     pub why: String,
 }
 
+impl Misfit {
+    /// In a line, of the file of this name.
+    #[must_use]
+    pub fn of_file(&self, name: &str) -> String {
+        let line = self.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let field = if self.field.is_empty() { String::new() } else { format!(" `{}`:", self.field) };
+        format!("{name}{line}:{field} {}", self.why)
+    }
+}
+
 /// Reads `text` as a `T`. Unknown fields are refused where `T` denies them.
 ///
 /// # Errors
@@ -39,5 +49,6 @@ fn plain(why: &str) -> String {
     for number in ["expected usize", "expected u64", "expected u32"] {
         why = why.replace(number, "expected a whole number that is not negative");
     }
+    let why = why.replace("expected a nonzero u32", "expected a whole number above zero");
     why.replace("invalid socket address syntax", "not an address and port; write it as `127.0.0.1:8443`")
 }

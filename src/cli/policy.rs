@@ -1,68 +1,116 @@
-//! `quotesign policy`: reads bundles with the loader that `serve` uses.
+//! `quotesign policy`: reads, tries and compares bundles, with the loader that `serve` uses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 
 use crate::{
-    clock::{Clock as _, SystemClock},
-    policy::Bundle,
+    clock::{Clock as _, SystemClock, UtcTime},
+    config::LimitsSection,
+    json::Limits,
+    policy::{Bundle, Problem},
 };
 
 use super::{Failure, out::say};
 
+mod calendar;
+mod check;
+mod diff;
+mod digest;
+mod explain;
+mod prove;
+mod test;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Check a bundle as a whole, and show which key each partner signs with now.
-    Check(Dir),
+    /// Check a bundle as a whole with its cases, and tell what lies ahead on its timeline.
+    Check(check::Check),
+    /// Run a bundle's cases.
+    Test(test::Test),
+    /// Say what would happen to a quote, why, and what else would have to be true.
+    Explain(explain::Explain),
+    /// Say what a change changes.
+    Diff(diff::Diff),
+    /// Show which key signs when.
+    Calendar(calendar::Calendar),
     /// Print a bundle's digest.
-    Digest(Dir),
+    Digest(digest::Digest),
+}
+
+/// How a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Dir {
+struct Dir {
     /// The bundle's directory.
     #[arg(default_value = "policy")]
     dir: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+/// An instant that a command asks about.
+#[derive(Debug, Args)]
+struct At {
+    /// Ask about this time, as `2026-12-01T00:00:00Z`; now where it is not given.
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
 }
 
 impl PolicyCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Digest(dir) => say!("{}", dir.load()?.digest),
-            Self::Check(dir) => dir.load().map(|bundle| show(&bundle))?,
+            Self::Check(command) => command.run(),
+            Self::Test(command) => command.run(),
+            Self::Explain(command) => command.run(),
+            Self::Diff(command) => command.run(),
+            Self::Calendar(command) => command.run(),
+            Self::Digest(command) => command.run(),
         }
-        Ok(())
     }
 }
 
 impl Dir {
     fn load(&self) -> Result<Bundle, Failure> {
-        Bundle::load(&self.dir).map_err(|problems| {
-            let lines: Vec<_> = problems.iter().map(|problem| format!("{}/{problem}", self.dir.display())).collect();
-            Failure::unfit(lines.join("\n"))
-        })
+        Bundle::load(&self.dir).map_err(|problems| self.unfit(&problems))
+    }
+
+    /// Everything that is wrong with the bundle.
+    fn unfit(&self, problems: &[Problem]) -> Failure {
+        if self.format == Format::Json {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            say!("{:#}", json!({ "good": false, "problems": problems }));
+        }
+        unfit(&self.dir, problems)
     }
 }
 
-fn show(bundle: &Bundle) {
-    let now = SystemClock.now();
-    say!("good: {} serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
-    for partner in bundle.partners() {
-        let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| &key.kid);
-        for key in bundle.timeline.of(&partner.id) {
-            let mark = if current == Some(&key.kid) { "signs now" } else { "" };
-            say!(
-                "{:<20} {:<28} {:<9?} signs {} to {}  {mark}",
-                partner.id,
-                key.kid,
-                key.state(now),
-                key.sign_from,
-                key.sign_until
-            );
-        }
-        if current.is_none() {
-            say!("{:<20} no key may sign now", partner.id);
+impl At {
+    fn time(&self) -> Result<UtcTime, Failure> {
+        match &self.at {
+            Some(text) => UtcTime::parse(text).map_err(|fault| Failure::unfit(format!("--at: {fault}"))),
+            None => Ok(SystemClock.now()),
         }
     }
+}
+
+/// The bundle in `dir`.
+pub(super) fn bundle_in(dir: &Path) -> Result<Bundle, Failure> {
+    Bundle::load(dir).map_err(|problems| unfit(dir, &problems))
+}
+
+fn unfit(dir: &Path, problems: &[Problem]) -> Failure {
+    let lines: Vec<_> = problems.iter().map(|problem| format!("{}/{problem}", dir.display())).collect();
+    Failure::unfit(lines.join("\n"))
+}
+
+/// The bounds on payloads of a gateway whose config names none.
+fn limits() -> Limits {
+    LimitsSection::default().payload()
 }

@@ -10,11 +10,11 @@ use crate::{
     domain::{Malformed, PartnerId},
     jwk::{self, PublicKey},
     jws::CompactJws,
-    policy::{Bundle, shipped},
+    policy::shipped,
     verification::{self, Evidence, Finding},
 };
 
-use super::{ClientPath, Failure, block_on, jwks::partner_of, out::say};
+use super::{ClientPath, Failure, block_on, jwks::partner_of, out::say, policy::bundle_in};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
@@ -44,10 +44,10 @@ impl Verify {
             Err(fault) => return Err(Failure::unfit(format!("{}: {fault}", self.jws))),
         };
         let (keys, partner) = self.keys()?;
-        let policy = self.policy.as_deref().map_or_else(shipped::bundle, Bundle::load);
-        let policy = policy.map_err(|problems| {
-            Failure::unfit(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
+        let policy = match &self.policy {
+            Some(dir) => bundle_in(dir)?,
+            None => shipped::bundle().map_err(|problems| Failure::failed(format!("{problems:?}")))?,
+        };
         let evidence = Evidence {
             key: &|kid| keys.iter().find(|key| key.kid() == kid),
             partner: partner.as_ref(),

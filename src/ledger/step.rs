@@ -22,7 +22,8 @@ mod acts;
 mod keep;
 mod quota;
 
-use quota::charge;
+pub use quota::charge;
+
 
 /// What the store holds that bears on one operation.
 #[derive(Debug, Clone, Copy)]

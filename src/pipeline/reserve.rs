@@ -124,8 +124,9 @@ fn input_of(unsigned: Unsigned, reservation: &Reservation) -> Result<SigningInpu
     if input.digest() == reservation.input() { Ok(input) } else { Err(Refusal::InputMismatch) }
 }
 
-/// The days stand first, so that whoever has spent both is told the longer wait.
-fn charges(quotas: &Quotas, partner: &str, caller: &str, kid: &str) -> Vec<Charge> {
+/// What a new quote is charged. The days stand first, so that whoever has spent both is told the longer wait.
+#[must_use]
+pub fn charges(quotas: &Quotas, partner: &str, caller: &str, kid: &str) -> Vec<Charge> {
     let all = [
         ("signed_per_partner", partner, quotas.signed_per_partner),
         ("signed_per_caller", caller, quotas.signed_per_caller),

@@ -74,6 +74,12 @@ pub fn validate(parsed: Parsed, policy: &Bundle, now: UtcTime, trail: &mut audit
 }
 
 impl Valid {
+    /// What it says.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     pub(super) fn taken(self) -> (Map<String, Value>, Terms, Arc<Contract>) {
         (self.quote, self.terms, self.contract)
     }

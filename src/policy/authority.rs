@@ -4,14 +4,22 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use cedar_policy::{
-    Authorizer, Context, Decision, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId, PolicySet,
-    Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    Authorizer, Context, Decision, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId,
+    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 
 use crate::{
     domain::{Caller, PartnerId},
     terms::Terms,
 };
+
+mod literals;
+mod slices;
+mod unmet;
+
+pub(super) use literals::Vocabulary;
+use slices::Slices;
+pub use unmet::Unmet;
 
 /// The acts that policy decides on. One row of `service::access` leads to each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +46,10 @@ pub enum Action {
     Halt,
     /// End a halt.
     Resume,
+    /// Refuse all that a caller asks for.
+    SuspendCaller,
+    /// Let a caller in again.
+    ReinstateCaller,
     /// Keep the ledger from pruning.
     SetHold,
     /// Let it prune again.
@@ -45,6 +57,39 @@ pub enum Action {
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::SignQuote,
+        Self::VerifyQuote,
+        Self::GetSequence,
+        Self::GetJwks,
+        Self::ListKeys,
+        Self::GetStatus,
+        Self::SeedSequence,
+        Self::ReloadPolicy,
+        Self::RevokeKey,
+        Self::Halt,
+        Self::Resume,
+        Self::SuspendCaller,
+        Self::ReinstateCaller,
+        Self::SetHold,
+        Self::ReleaseHold,
+    ];
+
+    /// Whether it is done to a partner; otherwise to the gateway itself.
+    #[must_use]
+    pub fn is_of_partner(self) -> bool {
+        matches!(
+            self,
+            Self::SignQuote
+                | Self::VerifyQuote
+                | Self::GetSequence
+                | Self::GetJwks
+                | Self::ListKeys
+                | Self::SeedSequence
+        )
+    }
+
     /// The name in the Cedar schema.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -60,6 +105,8 @@ impl Action {
             Self::RevokeKey => "RevokeKey",
             Self::Halt => "Halt",
             Self::Resume => "Resume",
+            Self::SuspendCaller => "SuspendCaller",
+            Self::ReinstateCaller => "ReinstateCaller",
             Self::SetHold => "SetHold",
             Self::ReleaseHold => "ReleaseHold",
         }
@@ -88,8 +135,22 @@ pub struct Verdict {
 /// The rules with the entities they speak of.
 pub struct Authority {
     policies: PolicySet,
+    slices: Slices,
     schema: Schema,
     entities: Entities,
+}
+
+/// A rule as it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Its `@id`.
+    pub id: String,
+    /// Its `@reason`.
+    pub reason: String,
+    /// Whether it permits; otherwise it forbids.
+    pub permits: bool,
+    /// Its text in Cedar's own layout, without its annotations.
+    pub text: String,
 }
 
 /// A caller with its roles.
@@ -102,19 +163,70 @@ impl Authority {
         schema: &str,
         callers: impl Iterator<Item = Roles<'a>>,
         partners: impl Iterator<Item = &'a PartnerId>,
+        vocabulary: &Vocabulary<'_>,
     ) -> Result<Self, Vec<String>> {
-        let (schema, warnings) = Schema::from_cedarschema_str(schema)
-            .map_err(|fault| vec![format!("quotesign.cedarschema: {}", one_line(&fault))])?;
-        let warnings: Vec<_> =
-            warnings.map(|warning| format!("quotesign.cedarschema: {}", one_line(&warning))).collect();
+        let callers: Vec<Roles<'a>> = callers.collect();
+        let text = schema;
+        let (schema, warnings) =
+            Schema::from_cedarschema_str(text).map_err(|fault| vec![placed("quotesign.cedarschema", text, &fault)])?;
+        let warnings: Vec<_> = warnings.map(|warning| placed("quotesign.cedarschema", text, &warning)).collect();
         let policies = named_rules(rules)?;
-        let entities = entities(callers, partners, &schema).map_err(|fault| vec![fault])?;
+        let entities = entities(callers.iter().copied(), partners, &schema).map_err(|fault| vec![fault])?;
         let mut faults = warnings;
         let verdict = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
-        faults.extend(verdict.validation_errors().map(|fault| format!("authorize.cedar: {}", one_line(fault))));
-        faults.extend(verdict.validation_warnings().map(|fault| format!("authorize.cedar: {}", one_line(fault))));
+        faults.extend(verdict.validation_errors().map(|fault| placed(RULES, rules, fault)));
+        if faults.is_empty() {
+            // A rule with an error in it is often impossible too, which helps nobody.
+            faults.extend(verdict.validation_warnings().map(|fault| placed(RULES, rules, fault)));
+        }
+        // What follows from another fault: no act fits a scope that names none.
+        let follows = |fault: &String| fault.contains("unable to find an applicable action");
+        if !faults.iter().all(follows) {
+            faults.retain(|fault| !follows(fault));
+        }
         faults.extend(unknown_entities(&policies, &entities));
-        if faults.is_empty() { Ok(Self { policies, schema, entities }) } else { Err(faults) }
+        faults.extend(literals::unsayable(&policies, vocabulary));
+        faults.extend(idle_roles(&policies, &callers));
+        let slices = Slices::of(&policies);
+        let authority = Self { policies, slices, schema, entities };
+        if faults.is_empty() {
+            faults.extend(authority.nobody_may_stop(&callers));
+        }
+        if faults.is_empty() { Ok(authority) } else { Err(faults) }
+    }
+
+    /// Whoever finds a key lost must be able to revoke it, and there must be somebody who can.
+    fn nobody_may_stop(&self, callers: &[Roles<'_>]) -> Option<String> {
+        let may = |(caller, _): &Roles<'_>| self.decide(caller, Action::RevokeKey, Resource::Gateway, None).allowed;
+        (!callers.iter().any(may)).then(|| {
+            "authorize.cedar: no caller of policy.toml may `RevokeKey`, so that no key could be revoked; permit it to one"
+                .to_owned()
+        })
+    }
+
+    /// The rules, by `@id`.
+    #[must_use]
+    pub fn rules(&self) -> Vec<Rule> {
+        let note = |policy: &Policy, name| policy.annotation(name).unwrap_or_default().to_owned();
+        let mut rules: Vec<Rule> = self
+            .policies
+            .policies()
+            .map(|policy| Rule {
+                id: policy.id().to_string(),
+                reason: note(policy, "reason"),
+                permits: policy.effect() == Effect::Permit,
+                text: text_of(policy),
+            })
+            .collect();
+        rules.sort_by(|a, b| a.id.cmp(&b.id));
+        rules
+    }
+
+    /// What each permit would still need before it let `caller` do `action`, the nearest first.
+    #[must_use]
+    pub fn unmet(&self, caller: &Caller, action: Action, resource: Resource<'_>, terms: Option<&Terms>) -> Vec<Unmet> {
+        let request = self.request(caller, action, resource, terms);
+        request.map(|request| self.unmet_by(&request, action)).unwrap_or_default()
     }
 
     /// What policy says of `caller` doing `action` to `resource`; `terms` where the act is to sign a quote.
@@ -124,7 +236,7 @@ impl Authority {
         let Some(request) = self.request(caller, action, resource, terms) else {
             return denied;
         };
-        let response = Authorizer::new().is_authorized(&request, &self.policies, &self.entities);
+        let response = Authorizer::new().is_authorized(&request, self.slices.of_act(action, resource), &self.entities);
         let errored: Vec<String> = response.diagnostics().errors().map(rule_of_error).collect();
         if !errored.is_empty() {
             return Verdict { allowed: false, rule_ids: errored };
@@ -180,7 +292,7 @@ fn uid(kind: &str, id: &str) -> Option<EntityUid> {
 
 /// Parses the rules and names each by its `@id`, which must be there once, beside a `@reason`.
 fn named_rules(rules: &str) -> Result<PolicySet, Vec<String>> {
-    let parsed: PolicySet = rules.parse().map_err(|fault| vec![format!("authorize.cedar: {}", one_line(&fault))])?;
+    let parsed: PolicySet = rules.parse().map_err(|fault| vec![placed(RULES, rules, &fault)])?;
     let mut named = PolicySet::new();
     let mut faults = Vec::new();
     for policy in parsed.policies() {
@@ -215,7 +327,8 @@ fn entities<'a>(
     let mut all = Vec::new();
     let mut roles = BTreeSet::new();
     let named = |kind, id: &str| uid(kind, id).ok_or_else(|| format!("`{kind}` is not an entity type"));
-    for (caller, its_roles) in callers {
+    let mut seen = HashSet::new();
+    for (caller, its_roles) in callers.filter(|(caller, _)| seen.insert(*caller)) {
         let parents = its_roles.iter().map(|role| named("Role", role)).collect::<Result<HashSet<_>, _>>()?;
         roles.extend(its_roles);
         all.push(entity(named("Caller", &caller.to_string())?, parents)?);
@@ -247,10 +360,48 @@ fn unknown_entities(policies: &PolicySet, entities: &Entities) -> Vec<String> {
         .collect()
 }
 
+/// A role that no rule speaks of gives nothing: it is misspelt, or left over.
+fn idle_roles(policies: &PolicySet, callers: &[Roles<'_>]) -> Vec<String> {
+    let named: BTreeSet<String> = policies
+        .policies()
+        .flat_map(Policy::entity_literals)
+        .filter(|literal| literal.type_name().basename() == "Role")
+        .map(|literal| literal.id().unescaped().to_owned())
+        .collect();
+    let roles: BTreeSet<(&String, &Caller)> =
+        callers.iter().flat_map(|(caller, roles)| roles.iter().map(move |role| (role, *caller))).collect();
+    let idle = roles.into_iter().filter(|(role, _)| !named.contains(*role));
+    idle.map(|(role, caller)| {
+        format!("policy.toml: the caller `{caller}` has the role `{role}`, which no rule of authorize.cedar names; mend or remove it")
+    })
+    .collect()
+}
+
+/// A rule as Cedar lays it out.
+fn text_of(policy: &Policy) -> String {
+    let rule = policy.to_json().map(|mut rule| {
+        rule.as_object_mut().map(|rule| rule.remove("annotations"));
+        rule
+    });
+    let bare = rule.ok().and_then(|rule| Policy::from_json(None, rule).ok());
+    bare.as_ref().unwrap_or(policy).to_cedar().unwrap_or_default()
+}
+
 fn rule_of_error(error: &cedar_policy::AuthorizationError) -> String {
     match error {
         cedar_policy::AuthorizationError::PolicyEvaluationError(fault) => fault.policy_id().to_string(),
     }
+}
+
+const RULES: &str = "authorize.cedar";
+
+/// A fault in a file of this name and text: with its line, and with what Cedar advises.
+fn placed<F: std::error::Error + miette::Diagnostic>(file: &str, text: &str, fault: &F) -> String {
+    let label = fault.labels().and_then(|mut labels| labels.next());
+    let before = label.and_then(|label| text.get(..label.offset()));
+    let line = before.map(|before| format!(":{}", before.matches('\n').count() + 1)).unwrap_or_default();
+    let help = fault.help().map(|help| format!("; {}", one_line(&help))).unwrap_or_default();
+    format!("{file}{line}: {}{help}", one_line(fault))
 }
 
 fn one_line(text: &impl ToString) -> String {

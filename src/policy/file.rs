@@ -20,6 +20,7 @@ pub(super) struct PolicyFile {
     pub contracts: Vec<ContractEntry>,
     pub validity: Validity,
     pub publication: Publication,
+    pub rotation: Rotation,
     pub quotas: Quotas,
     #[serde(default)]
     pub keys: Vec<KeyEntry>,
@@ -201,6 +202,16 @@ pub enum ValuesFixedAt {
 pub struct Publication {
     /// How long a key stands in the JWKS before it may sign, in seconds.
     pub propagation_s: u32,
+}
+
+/// What is asked of the timeline of keys as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotation {
+    /// The longest time from a key's `publish_at` to its `sign_until`, in days.
+    pub key_age_max_days: u32,
+    /// How long before something runs out it is warned of, in days.
+    pub warn_ahead_days: u32,
 }
 
 /// What callers and partners may use up.

@@ -7,6 +7,8 @@ use crate::domain::PolicyDigest;
 
 use super::{Files, Problem};
 
+/// Holds the bundle's digest, and is written last.
+pub const DIGEST_FILE: &str = "bundle.digest";
 /// No file of a bundle is larger.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The files that every bundle has.
@@ -15,7 +17,10 @@ const REQUIRED: [&str; 4] = ["policy.toml", "authorize.cedar", "quotesign.cedars
 const FOLDERS: [(&str, &str); 2] = [("keys", ".jwk.json"), ("schemas", ".schema.json")];
 
 /// Reads the files that make a bundle. What else lies in the directory (a README, hidden files) is no part of it.
-pub(super) fn read(dir: &Path) -> Result<Files, Vec<Problem>> {
+///
+/// # Errors
+/// Everything that is missing or cannot be read, a line each.
+pub fn read(dir: &Path) -> Result<Files, Vec<Problem>> {
     if let Err(fault) = fs::read_dir(dir) {
         return Err(vec![Problem(format!(" cannot be read: {fault}; give the directory of a policy bundle"))]);
     }

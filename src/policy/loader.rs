@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    domain::{Environment, Kid},
+    domain::{Corridor, Environment, Kid},
     jwk::PublicKey,
     money::Currencies,
     signer::locator,
@@ -16,7 +16,7 @@ use crate::{
 
 use super::{
     Bundle, Files, Partner, Problem, ScopePart,
-    authority::Authority,
+    authority::{Authority, Vocabulary},
     contract::Contract,
     file::{AttributesRule, KeyEntry, PolicyFile, SequenceMode},
     files,
@@ -25,17 +25,18 @@ use super::{
 
 /// How long a fetcher may keep the JWKS, in seconds; the endpoint says so.
 const JWKS_MAX_AGE_S: u32 = 300;
+const DAY: Duration = Duration::from_hours(24);
 /// The greatest number that every reader of JSON takes for what it is.
 const SERIAL_MAX: u64 = (1 << 53) - 1;
 
 pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
     let file = policy_file(files).map_err(|problem| vec![problem])?;
-    let mut check = Check { files, file: &file, problems: Vec::new() };
+    let mut check = Check { files, file: &file, knows_currencies: true, problems: Vec::new() };
     check.partners();
     check.bounds();
     let currencies = check.currencies();
     let contracts = check.contracts(&currencies);
-    let authority = check.authority();
+    let authority = check.authority(&currencies);
     let keys = check.keys();
     let problems = check.problems;
     match authority {
@@ -47,11 +48,7 @@ pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
 fn policy_file(files: &Files) -> Result<PolicyFile, Problem> {
     let text =
         text(files, "policy.toml").ok_or_else(|| Problem("policy.toml: is not UTF-8; save it as UTF-8".to_owned()))?;
-    strict_toml::read(text).map_err(|misfit| {
-        let line = misfit.line.map(|line| format!(":{line}")).unwrap_or_default();
-        let field = if misfit.field.is_empty() { String::new() } else { format!(" `{}`:", misfit.field) };
-        Problem(format!("policy.toml{line}:{field} {}", misfit.why))
-    })
+    strict_toml::read(text).map_err(|misfit| Problem(misfit.of_file("policy.toml")))
 }
 
 fn text<'f>(files: &'f Files, name: &str) -> Option<&'f str> {
@@ -61,6 +58,8 @@ fn text<'f>(files: &'f Files, name: &str) -> Option<&'f str> {
 struct Check<'f> {
     files: &'f Files,
     file: &'f PolicyFile,
+    /// Whether what names a currency can be held against them.
+    knows_currencies: bool,
     problems: Vec<Problem>,
 }
 
@@ -160,6 +159,7 @@ impl Check<'_> {
     fn currencies(&mut self) -> Arc<Currencies> {
         let read = Currencies::read(text(self.files, "currencies.csv").unwrap_or_default());
         Arc::new(read.unwrap_or_else(|faults| {
+            self.knows_currencies = false;
             self.problems.extend(faults.into_iter().map(|fault| Problem(format!("currencies.csv: {fault}"))));
             Currencies::default()
         }))
@@ -183,7 +183,9 @@ impl Check<'_> {
                 ));
                 continue;
             };
-            for code in entry.money.corridors.values().flatten().filter(|code| currencies.get(code).is_none()) {
+            let knows = self.knows_currencies;
+            let unknown = |code: &&String| knows && currencies.get(code).is_none();
+            for code in entry.money.corridors.values().flatten().filter(unknown) {
                 self.problem(format!(
                     "policy.toml: contract `{name}`: `money.corridors` names `{code}`, which currencies.csv does not hold; add it or mend the code"
                 ));
@@ -201,7 +203,7 @@ impl Check<'_> {
         contracts
     }
 
-    fn authority(&mut self) -> Option<Authority> {
+    fn authority(&mut self, currencies: &Currencies) -> Option<Authority> {
         let (Some(rules), Some(schema)) =
             (text(self.files, "authorize.cedar"), text(self.files, "quotesign.cedarschema"))
         else {
@@ -210,7 +212,13 @@ impl Check<'_> {
         };
         let callers = self.file.callers.iter().map(|caller| (&caller.id, caller.roles.as_slice()));
         let partners = self.file.partners.iter().map(|partner| &partner.id);
-        match Authority::compile(rules, schema, callers, partners) {
+        let contracts = &self.file.contracts;
+        let vocabulary = Vocabulary {
+            contracts: contracts.iter().map(|contract| contract.name.as_str()).collect(),
+            corridors: contracts.iter().flat_map(|contract| contract.money.corridors.keys().map(Corridor::as_str)).collect(),
+            currencies: self.knows_currencies.then_some(currencies),
+        };
+        match Authority::compile(rules, schema, callers, partners, &vocabulary) {
             Ok(authority) => Some(authority),
             Err(faults) => {
                 self.problems.extend(faults.into_iter().map(Problem));
@@ -230,7 +238,7 @@ impl Check<'_> {
             }
             self.timeline_of(entry);
             let Some(public) = self.public_key(kid) else { continue };
-            if let Some(other) = thumbprints.insert(public.thumbprint(), kid) {
+            if let Some(other) = thumbprints.insert(public.thumbprint(), kid).filter(|other| *other != kid) {
                 self.problem(format!("keys/{kid}.jwk.json: is the very key of `{other}`; one key has one kid"));
             }
             keys.push(Arc::new(timed(entry, public)));
@@ -278,6 +286,13 @@ impl Check<'_> {
         }
         if entry.sign_from >= entry.sign_until {
             faults.push("`sign_until` must be after `sign_from`".to_owned());
+        }
+        let oldest = entry.publish_at.plus(DAY.saturating_mul(file.rotation.key_age_max_days));
+        if entry.sign_until > oldest {
+            faults.push(format!(
+                "`sign_until` is more than {} days after `publish_at`, `rotation.key_age_max_days`; let a new key follow earlier",
+                file.rotation.key_age_max_days
+            ));
         }
         let needed = file.validity.retirement();
         if entry.sign_until.plus(needed) > entry.retire_at {
@@ -383,6 +398,7 @@ fn assemble(
         serial: file.serial,
         environment: file.environment,
         validity: file.validity,
+        warn_ahead: DAY.saturating_mul(file.rotation.warn_ahead_days),
         quotas: file.quotas,
         authority,
         timeline: Timeline { environment: file.environment, propagation, keys },

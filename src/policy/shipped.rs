@@ -4,20 +4,20 @@
 use super::{Bundle, Problem, loader};
 
 /// `policy.toml`.
-pub const POLICY: &str = include_str!("../../policy/policy.toml");
+pub const POLICY: &str = include_str!("../../examples/policy-development/policy.toml");
 
 /// The files that do not depend on an environment's own keys.
 pub const FILES: [(&str, &str); 5] = [
-    ("authorize.cedar", include_str!("../../policy/authorize.cedar")),
-    ("quotesign.cedarschema", include_str!("../../policy/quotesign.cedarschema")),
-    ("currencies.csv", include_str!("../../policy/currencies.csv")),
-    ("schemas/quote-v1.schema.json", include_str!("../../policy/schemas/quote-v1.schema.json")),
-    ("README.md", include_str!("../../policy/README.md")),
+    ("authorize.cedar", include_str!("../../examples/policy-development/authorize.cedar")),
+    ("quotesign.cedarschema", include_str!("../../examples/policy-development/quotesign.cedarschema")),
+    ("currencies.csv", include_str!("../../examples/policy-development/currencies.csv")),
+    ("schemas/quote-v1.schema.json", include_str!("../../examples/policy-development/schemas/quote-v1.schema.json")),
+    ("README.md", include_str!("../../examples/policy-development/README.md")),
 ];
 
 /// The example's public key. Its private half was thrown away.
 const KEY: (&str, &str) =
-    ("keys/quote-signing-2026-06.jwk.json", include_str!("../../policy/keys/quote-signing-2026-06.jwk.json"));
+    ("keys/quote-signing-2026-06.jwk.json", include_str!("../../examples/policy-development/keys/quote-signing-2026-06.jwk.json"));
 
 /// The shipped bundle as a whole.
 ///

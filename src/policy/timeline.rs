@@ -74,6 +74,17 @@ impl TimedKey {
     }
 }
 
+/// A time during which one key signs, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'t> {
+    /// Its beginning.
+    pub from: UtcTime,
+    /// Its end, where that is within the time that was asked about.
+    pub until: Option<UtcTime>,
+    /// The key.
+    pub key: Option<&'t Arc<TimedKey>>,
+}
+
 /// All keys of a bundle.
 #[derive(Debug, Clone)]
 pub struct Timeline {
@@ -116,6 +127,31 @@ impl Timeline {
         is_revoked: impl Fn(&Kid) -> bool + 't,
     ) -> impl Iterator<Item = &'t Arc<TimedKey>> {
         self.of(partner).filter(move |key| key.is_published(now) && !is_revoked(&key.kid))
+    }
+
+    /// Which key signs for `partner` from `from` to `until`, in spans that follow each other without a gap.
+    #[must_use]
+    pub fn spans<'t>(&'t self, partner: &'t PartnerId, from: UtcTime, until: UtcTime) -> Vec<Span<'t>> {
+        let turns = self.of(partner).flat_map(|key| {
+            let confirmed = key.confirmed.as_ref().map(|confirmation| confirmation.at);
+            [Some(key.sign_from), Some(key.sign_until), Some(key.publish_at.plus(self.propagation)), confirmed]
+        });
+        let mut turns: Vec<_> = turns.flatten().filter(|turn| from < *turn && *turn < until).chain([from]).collect();
+        turns.sort_unstable();
+        turns.dedup();
+        let mut spans: Vec<Span<'t>> = Vec::new();
+        for turn in turns {
+            let key = self.current(partner, turn, |_| false);
+            match spans.last_mut() {
+                Some(last) if last.key.map(|key| &key.kid) == key.map(|key| &key.kid) => {}
+                Some(last) => {
+                    last.until = Some(turn);
+                    spans.push(Span { from: turn, until: None, key });
+                }
+                None => spans.push(Span { from: turn, until: None, key }),
+            }
+        }
+        spans
     }
 
     /// All keys of `partner`, by `sign_from`, then kid.

@@ -35,6 +35,7 @@ mod kills;
 mod kms;
 mod oracles;
 mod path;
+mod policy;
 mod powercut;
 mod properties;
 mod replicas;

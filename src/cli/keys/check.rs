@@ -6,11 +6,11 @@ use clap::Args;
 
 use crate::{
     control,
-    policy::{Bundle, timeline::TimedKey},
+    policy::timeline::TimedKey,
     signer::provision::{Provision, ProvisionError},
 };
 
-use crate::cli::out::say;
+use crate::cli::{out::say, policy::bundle_in};
 
 use super::{ConfigPath, Failure, block_on, device};
 
@@ -26,10 +26,7 @@ pub(in crate::cli) struct Check {
 impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
-        let bundle = Bundle::load(&config.policy).map_err(|problems| {
-            let lines = problems.iter().map(|problem| format!("{}/{problem}", config.policy.display()));
-            Failure::unfit(lines.collect::<Vec<_>>().join("\n"))
-        })?;
+        let bundle = bundle_in(&config.policy)?;
         let misfits = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
         if !misfits.is_empty() {
             return Err(Failure::unfit(misfits.join("\n")));

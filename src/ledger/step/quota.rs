@@ -13,7 +13,10 @@ const NANOS_PER_MILLI: i128 = 1_000_000;
 const NANOS_PER_DAY: i128 = 86_400_000 * NANOS_PER_MILLI;
 
 /// Takes one unit from every quota, or none from any.
-pub(super) fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Refusal> {
+///
+/// # Errors
+/// The first that is spent, and for how long.
+pub fn charge(held: &Quotas, charges: &[Charge], now: UtcTime) -> Result<Quotas, Refusal> {
     let now = i128::from(now.millis()) * NANOS_PER_MILLI;
     let mut taken = Quotas::new();
     for Charge { quota, allowance } in charges {

@@ -1,0 +1,9 @@
+//! What the security team asks of policy bundles: what would happen to a quote, do the cases hold, what does a change
+//! change, what would it have changed, who signs when. Everything here reads files and decides with the very stages
+//! of the path; none of it signs a quote.
+
+pub mod apart;
+pub mod calendar;
+pub mod cases;
+pub mod diff;
+pub mod forecast;
