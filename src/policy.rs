@@ -20,8 +20,8 @@ pub mod shipped;
 pub mod timeline;
 
 pub use ahead::Notice;
-pub use files::DIGEST_FILE;
 pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
+pub use files::DIGEST_FILE;
 
 use authority::Authority;
 use contract::Contract;

@@ -24,7 +24,6 @@ mod quota;
 
 pub use quota::charge;
 
-
 /// What the store holds that bears on one operation.
 #[derive(Debug, Clone, Copy)]
 pub struct State<'a> {

@@ -28,7 +28,9 @@ impl Bundle {
             for span in self.timeline.spans(partner, now, until) {
                 let Some(key) = span.key else {
                     let text = match span.until {
-                        Some(end) if end < until => format!("no key signs from {} until {end}; close the gap with a key", span.from),
+                        Some(end) if end < until => {
+                            format!("no key signs from {} until {end}; close the gap with a key", span.from)
+                        }
                         _ => format!("no key signs from {} on; add one, published early enough", span.from),
                     };
                     tell(span.from, text);
@@ -37,12 +39,16 @@ impl Bundle {
                 let others = |kid: &_| *kid == key.kid;
                 if alone.is_none() && self.timeline.current(partner, span.from, others).is_none() {
                     alone = Some(span.from);
-                    tell(span.from, format!("were `{}` revoked, nothing could sign; add a key with `standby = true`", key.kid));
+                    tell(
+                        span.from,
+                        format!("were `{}` revoked, nothing could sign; add a key with `standby = true`", key.kid),
+                    );
                 }
             }
             for key in self.timeline.of(partner).filter(|key| key.confirmed.is_none()) {
                 if matches!(key.state(now), KeyState::Prepared | KeyState::Active) && key.sign_from < until {
-                    let text = format!("`{}` is not confirmed by the operator; obtain it and write `confirmed`", key.kid);
+                    let text =
+                        format!("`{}` is not confirmed by the operator; obtain it and write `confirmed`", key.kid);
                     tell(key.sign_from.max(now), text);
                 }
             }

@@ -215,7 +215,10 @@ impl Check<'_> {
         let contracts = &self.file.contracts;
         let vocabulary = Vocabulary {
             contracts: contracts.iter().map(|contract| contract.name.as_str()).collect(),
-            corridors: contracts.iter().flat_map(|contract| contract.money.corridors.keys().map(Corridor::as_str)).collect(),
+            corridors: contracts
+                .iter()
+                .flat_map(|contract| contract.money.corridors.keys().map(Corridor::as_str))
+                .collect(),
             currencies: self.knows_currencies.then_some(currencies),
         };
         match Authority::compile(rules, schema, callers, partners, &vocabulary) {

@@ -16,8 +16,10 @@ pub const FILES: [(&str, &str); 5] = [
 ];
 
 /// The example's public key. Its private half was thrown away.
-const KEY: (&str, &str) =
-    ("keys/quote-signing-2026-06.jwk.json", include_str!("../../examples/policy-development/keys/quote-signing-2026-06.jwk.json"));
+const KEY: (&str, &str) = (
+    "keys/quote-signing-2026-06.jwk.json",
+    include_str!("../../examples/policy-development/keys/quote-signing-2026-06.jwk.json"),
+);
 
 /// The shipped bundle as a whole.
 ///

@@ -46,26 +46,25 @@ impl Window {
 /// As text: for each partner its keys, and then who signs in which span.
 #[must_use]
 pub fn text(bundle: &Bundle, window: Window) -> String {
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for partner in bundle.partners() {
-        text += &format!("{}\n", partner.id);
+        lines.push(partner.id.to_string());
         for key in bundle.timeline.of(&partner.id) {
-            let standby = if key.standby { ", standby" } else { "" };
-            text += &format!(
-                "  {}: {:?}{standby}; published {}, signs {} to {}, retired {}\n",
-                key.kid, key.state(window.now), key.publish_at, key.sign_from, key.sign_until, key.retire_at
-            );
+            let TimedKey { kid, publish_at, sign_from, sign_until, retire_at, .. } = &**key;
+            let (state, standby) = (key.state(window.now), if key.standby { ", standby" } else { "" });
+            lines.push(format!(
+                "  {kid}: {state:?}{standby}; published {publish_at}, signs {sign_from} to {sign_until}, retired {retire_at}"
+            ));
         }
         for Span { from, until, key } in spans(bundle, partner, window) {
             let until = until.map_or_else(|| "on".to_owned(), |until| format!("to {until}"));
             let who = key.map_or_else(|| "NOBODY SIGNS".to_owned(), |key| format!("{} signs", key.kid));
-            text += &format!("    {from} {until}: {who}\n");
+            lines.push(format!("    {from} {until}: {who}"));
         }
     }
-    for notice in bundle.ahead(window.now) {
-        text += &format!("warning: {} {}: {}\n", notice.partner, notice.at, notice.text);
-    }
-    text
+    let notices = bundle.ahead(window.now).into_iter();
+    lines.extend(notices.map(|notice| format!("warning: {} {}: {}", notice.partner, notice.at, notice.text)));
+    lines.join("\n")
 }
 
 /// From the first instant at which anything could have signed: what was before it is no gap.

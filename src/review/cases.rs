@@ -127,11 +127,11 @@ fn read(dir: &Path) -> Result<Vec<Read>, Vec<Problem>> {
     let mut names: Vec<String> = match fs::read_dir(&folder) {
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(fault) => return Err(vec![Problem(format!("{FOLDER}/: cannot be read: {fault}"))]),
-        Ok(entries) => {
-            entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
-        }
+        Ok(entries) => entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect(),
     };
-    names.retain(|name| name.ends_with(".toml"));
+    names.retain(|name| Path::new(name).extension().is_some_and(|extension| extension == "toml"));
     names.sort_unstable();
     let (mut cases, mut problems) = (Vec::new(), Vec::new());
     for name in names {
@@ -155,7 +155,8 @@ pub fn run(dir: &Path, policy: &Bundle, limits: &Limits) -> Result<Vec<Outcome>,
     let files = files::read(dir)?;
     let mut said = settings(&files);
     // Of the other files each can be named as a whole.
-    let digests = files.iter().map(|(path, bytes)| (format!("sha256 of {path}"), format!("\"{}\"", PolicyDigest::of(bytes))));
+    let digests =
+        files.iter().map(|(path, bytes)| (format!("sha256 of {path}"), format!("\"{}\"", PolicyDigest::of(bytes))));
     said.extend(digests);
     for (file, CaseFile { cases, settings }) in read(dir)? {
         for case in cases {
@@ -187,7 +188,10 @@ impl Case {
         if self.partner.is_some() {
             return Err("`partner` is the quote's own where it is to be signed; remove it".to_owned());
         }
-        if self.terms.is_none() && self.expect.decision == Decision::Allow && (self.expect.kid.is_none() || self.expect.rules.is_empty()) {
+        if self.terms.is_none()
+            && self.expect.decision == Decision::Allow
+            && (self.expect.kid.is_none() || self.expect.rules.is_empty())
+        {
             return Err("`expect` must name `rules` and `kid` where a quote is signed".to_owned());
         }
         let question = Question {
@@ -208,7 +212,8 @@ impl Case {
 
     fn payload(&self, dir: &Path) -> Result<Vec<u8>, String> {
         let name = self.quote.as_ref().ok_or("`quote` is missing: name a file in cases/")?;
-        let bytes = fs::read(dir.join(FOLDER).join(name)).map_err(|fault| format!("`{name}` cannot be read: {fault}"))?;
+        let bytes =
+            fs::read(dir.join(FOLDER).join(name)).map_err(|fault| format!("`{name}` cannot be read: {fault}"))?;
         if self.set.is_empty() && self.without.is_empty() {
             return Ok(bytes);
         }

@@ -98,7 +98,10 @@ fn rules(bundle: &Bundle) -> BTreeMap<String, String> {
 
 fn keys(bundle: &Bundle) -> BTreeMap<String, String> {
     let told = |key: &std::sync::Arc<crate::policy::timeline::TimedKey>| {
-        (format!("public key of `{}`", key.kid), format!("RSA-{}, thumbprint {}", key.public.bits(), key.public.thumbprint()))
+        (
+            format!("public key of `{}`", key.kid),
+            format!("RSA-{}, thumbprint {}", key.public.bits(), key.public.thumbprint()),
+        )
     };
     bundle.timeline.all().map(told).collect()
 }
@@ -119,10 +122,11 @@ fn flatten(value: &toml::Value, path: &str, found: &mut BTreeMap<String, String>
         toml::Value::Table(table) => table.iter().for_each(|(name, value)| flatten(value, &below(name), found)),
         toml::Value::Array(entries) if entries.iter().any(toml::Value::is_table) => {
             for entry in entries {
-                let id = ["id", "kid", "name"].into_iter().find_map(|name| entry.get(name)?.as_str().map(str::to_owned));
+                let id =
+                    ["id", "kid", "name"].into_iter().find_map(|name| entry.get(name)?.as_str().map(str::to_owned));
                 let mut entry = entry.clone();
                 if let (Some(table), Some(_)) = (entry.as_table_mut(), &id) {
-                        ["id", "kid", "name"].into_iter().find(|name| table.remove(*name).is_some());
+                    ["id", "kid", "name"].into_iter().find(|name| table.remove(*name).is_some());
                 }
                 flatten(&entry, &format!("{} `{}`", one_of(path), id.as_deref().unwrap_or("?")), found);
             }
@@ -151,7 +155,7 @@ fn documents(files: &Files) -> BTreeMap<String, String> {
             found.extend(lines.map(|(code, digits)| (format!("currency {code}"), format!("{digits} digits"))));
         } else if path == "quotesign.cedarschema" {
             let parsed = SchemaFragment::from_cedarschema_str(&text).ok();
-            if let Some(Ok(schema)) = parsed.map(|(schema, _)| schema.to_json_value()) {
+            if let Some(schema) = parsed.and_then(|(schema, _)| schema.to_json_value().ok()) {
                 places(&schema, &format!("{path} "), &mut found);
             }
         }

@@ -31,7 +31,7 @@ impl Calendar {
             write_private(path, calendar::svg(&bundle, window).as_bytes())?;
         }
         match self.dir.format {
-            Format::Text => say!("{}", calendar::text(&bundle, window).trim_end()),
+            Format::Text => say!("{}", calendar::text(&bundle, window)),
             Format::Json => {
                 let partners = bundle.partners().map(|partner| {
                     let spans = bundle.timeline.spans(&partner.id, window.from, window.until).into_iter().map(|span| {

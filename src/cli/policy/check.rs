@@ -72,9 +72,10 @@ fn told(bundle: &Bundle, now: UtcTime, cases: usize) -> Value {
         let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| key.kid.to_string());
         json!({ "partner": partner.id, "signs_now": current })
     });
-    let notices = bundle.ahead(now).into_iter().map(
-        |notice| json!({ "partner": notice.partner, "at": notice.at.to_string(), "text": notice.text }),
-    );
+    let notices = bundle
+        .ahead(now)
+        .into_iter()
+        .map(|notice| json!({ "partner": notice.partner, "at": notice.at.to_string(), "text": notice.text }));
     json!({
         "good": true,
         "environment": bundle.environment,

@@ -46,8 +46,12 @@ impl Diff {
                 if changes.is_empty() {
                     say!("nothing that either decides by has changed");
                 }
-                changes.iter().for_each(|change| say!("{change}"));
-                proof.iter().flat_map(prove::Proof::lines).for_each(|line| say!("{line}"));
+                for change in &changes {
+                    say!("{change}");
+                }
+                for line in proof.iter().flat_map(prove::Proof::lines) {
+                    say!("{line}");
+                }
             }
         }
         match proof {

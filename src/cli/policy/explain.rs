@@ -68,7 +68,13 @@ fn show(bundle: &Bundle, question: &Question, found: &Forecast) {
     say!("{}: {} at {}", found.decision, question.caller, question.at);
     if let Some(terms) = &found.terms {
         let scope = found.scope.as_ref().map(|scope| format!(", sequence {scope}")).unwrap_or_default();
-        say!("  quote   {} of {}, corridor {}, contract {}{scope}", terms.quote_id, terms.partner, terms.corridor, terms.contract);
+        say!(
+            "  quote   {} of {}, corridor {}, contract {}{scope}",
+            terms.quote_id,
+            terms.partner,
+            terms.corridor,
+            terms.contract
+        );
     }
     for (rule, reason) in reasons(bundle, found) {
         say!("  rule    {rule}: {reason}");

@@ -43,7 +43,10 @@ pub(super) fn prove(old: &Path, new: &Path) -> Result<Proof, Failure> {
     let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM))).filter(|path| path.exists());
     let program = env::var_os("QUOTESIGN_POLICY_PROVE").map(Into::into).or(beside).unwrap_or_else(|| PROGRAM.into());
     let ran = Command::new(&program).args([old, new]).output().map_err(|fault| {
-        not(format!("`{}` cannot be run: {fault}; build it in tools/policy-prove, or name it in QUOTESIGN_POLICY_PROVE", program.display()))
+        not(format!(
+            "`{}` cannot be run: {fault}; build it in tools/policy-prove, or name it in QUOTESIGN_POLICY_PROVE",
+            program.display()
+        ))
     })?;
     if !ran.status.success() {
         return Err(not(String::from_utf8_lossy(&ran.stderr).trim().to_owned()));

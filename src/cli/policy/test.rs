@@ -21,9 +21,7 @@ impl Test {
         match self.dir.format {
             Format::Text => outcomes.iter().for_each(|outcome| say!("{outcome}")),
             Format::Json => {
-                let told = |outcome: &cases::Outcome| {
-                    json!({ "file": outcome.file, "case": outcome.name, "differs": outcome.differs })
-                };
+                let told = |outcome: &cases::Outcome| json!({ "file": outcome.file, "case": outcome.name, "differs": outcome.differs });
                 say!("{:#}", json!({ "cases": outcomes.iter().map(told).collect::<Vec<_>>(), "failed": failed }));
             }
         }

@@ -119,7 +119,7 @@ mod tests {
                 r#"action in [Action::"X", Action::"Y"]"#,
                 r#"resource == Partner::"p""#,
                 r#"context.a == "b""#,
-                r#"context.n <= 5"#,
+                "context.n <= 5",
                 r#"not: context.c like "*-KP""#,
             ]
         );

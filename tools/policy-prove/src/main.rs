@@ -5,10 +5,7 @@
 use std::{collections::HashMap, env, fs, path::Path, process::ExitCode};
 
 use cedar_policy::{Entities, PolicyId, PolicySet, Request, RequestEnv, Schema, ValidationMode, Validator};
-use cedar_policy_symcc::{
-    CedarSymCompiler, CompiledPolicy, CompiledPolicySet, Env,
-    solver::LocalSolver,
-};
+use cedar_policy_symcc::{CedarSymCompiler, CompiledPolicy, CompiledPolicySet, Env, solver::LocalSolver};
 use serde_json::{Value, json};
 
 type Fault = Box<dyn std::error::Error>;
@@ -36,7 +33,9 @@ fn schema(dir: &Path) -> Result<Schema, Fault> {
 fn keeps(rules: &PolicySet, schema: &Schema, whose: &str) -> Result<(), Fault> {
     let verdict = Validator::new(schema.clone()).validate(rules, ValidationMode::Strict);
     match verdict.validation_errors().next() {
-        Some(fault) => Err(format!("the {whose} rules do not keep the new schema, so the two cannot be compared: {fault}").into()),
+        Some(fault) => {
+            Err(format!("the {whose} rules do not keep the new schema, so the two cannot be compared: {fault}").into())
+        }
         None => Ok(()),
     }
 }
@@ -104,7 +103,8 @@ async fn prove(old: &Path, new: &Path) -> Result<Value, Fault> {
 fn solver_version() -> Result<String, Fault> {
     let program = env::var("CVC5").unwrap_or_else(|_| "cvc5".to_owned());
     let ran = std::process::Command::new(&program).arg("--version").output();
-    let ran = ran.map_err(|fault| format!("the solver `{program}` cannot be run: {fault}; install cvc5, or name it in CVC5"))?;
+    let ran = ran
+        .map_err(|fault| format!("the solver `{program}` cannot be run: {fault}; install cvc5, or name it in CVC5"))?;
     let text = String::from_utf8_lossy(&ran.stdout);
     let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or("of unknown version");
     Ok(format!("cvc5 {version}"))
