@@ -49,6 +49,12 @@ pub enum Event {
     /// Signing was resumed.
     #[serde(rename = "signing.resumed")]
     Resumed,
+    /// A caller was suspended: nothing is done for it.
+    #[serde(rename = "caller.suspended")]
+    Suspended,
+    /// A caller was reinstated.
+    #[serde(rename = "caller.reinstated")]
+    Reinstated,
     /// Quotes that expired long ago were forgotten; their numbers stay taken.
     #[serde(rename = "ledger.pruned")]
     Pruned,

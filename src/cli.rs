@@ -9,6 +9,7 @@ use crate::{client::ClientFile, config::Config};
 
 mod admin;
 mod audit;
+mod callers;
 mod completions;
 mod config;
 mod dev;
@@ -59,6 +60,9 @@ enum Command {
     Halt(halt::Act),
     /// End a halt.
     Resume(halt::Act),
+    /// Suspend a caller at once, and reinstate it.
+    #[command(subcommand)]
+    Callers(callers::CallersCommand),
     /// Make keys on a device and show their public halves, and revoke one.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -151,6 +155,7 @@ impl Cli {
             Command::Admin(command) => command.run(),
             Command::Halt(act) => act.halt(),
             Command::Resume(act) => act.resume(),
+            Command::Callers(command) => command.run(),
             Command::Keys(command) => command.run(),
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),

@@ -342,17 +342,20 @@ pub enum Refusal {
         /// How far.
         reach: Reach,
     },
+    /// An operator suspended the caller.
+    #[error("this caller is suspended by the operators")]
+    Suspended,
     /// The kid is another key's, or another partner's.
     #[error("the kid `{kid}` was another key before; a kid is one key of one partner for ever: take a new kid")]
     KidReused {
         /// Which.
         kid: Kid,
     },
-    /// There is no halt of this very reach to end.
-    #[error("`{reach}` is not halted; `quotesign admin status` shows what is")]
-    NotHalted {
-        /// What was to be resumed.
-        reach: Reach,
+    /// There is no such stop to end.
+    #[error("`{stop}` does not stand; `quotesign admin status` shows what does")]
+    NotStopped {
+        /// What was to be ended.
+        stop: Stop,
     },
     /// No hold has this name.
     #[error("no hold is named `{id}`")]

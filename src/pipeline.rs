@@ -51,7 +51,7 @@ use crate::{
     clock::{ClockGuard, UtcTime},
     domain::{Environment, PolicyDigest},
     json::Limits,
-    ledger::{Ledger, Released},
+    ledger::{self, Ledger, LedgerError, Released},
     policy::Bundle,
     signer::keyring::Keyring,
     stopped::Stopped,
@@ -129,6 +129,7 @@ impl Pipeline {
         trail: &mut audit::Context,
     ) -> Result<Answer, Refusal> {
         let counted = attempts::count(&self.attempts, policy, call)?;
+        self.let_in(call)?;
         let now = self.clock.now()?;
         let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
         let valid = validate::validate(parsed, policy, now, trail)?;
@@ -143,6 +144,17 @@ impl Pipeline {
             return Err(verify::VerifyError::Expired.into());
         }
         Ok(Answer { released, policy: policy.digest, replayed })
+    }
+
+    /// Turns away a caller that this replica knows to be suspended. Reservations and replays ask the ledger itself.
+    ///
+    /// # Errors
+    /// Where it is.
+    pub fn let_in(&self, call: &Call) -> Result<(), Refusal> {
+        if self.stopped.known().is_suspended(&call.caller) {
+            return Err(LedgerError::Refused(ledger::Refusal::Suspended).into());
+        }
+        Ok(())
     }
 
     /// Finds a key and a place at its device, and reserves. A quote that was signed before needs neither to be given again:

@@ -14,6 +14,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     Engine, EngineError, Op, OpenReads, Reads,
@@ -267,6 +268,10 @@ impl Reads for Anchored {
 
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
         self.inner.numbered(scope, sequence)
+    }
+
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+        self.inner.records_after(id, count)
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {

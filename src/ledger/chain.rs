@@ -3,7 +3,8 @@
 //! It vouches for what lies between its start and the head it returns. That the start, or the head, is the true
 //! one is for the caller to know: a whole chain can be written anew by whoever owns the store.
 
-use crate::audit;
+use super::EngineError;
+use crate::audit::{self, Record};
 
 /// A place in the journal: the link so far, and the index of the record to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,17 @@ pub struct StoredRecord {
     pub leaf: [u8; 32],
     /// The link of its batch, on the batch's last record.
     pub link: Option<[u8; 32]>,
+}
+
+impl StoredRecord {
+    /// The record.
+    ///
+    /// # Errors
+    /// Where its bytes are no record of this version.
+    pub fn record(&self) -> Result<Record, EngineError> {
+        serde_json::from_slice(&self.bytes)
+            .map_err(|fault| EngineError::Unfit(format!("the record at {} cannot be read: {fault}", self.index)))
+    }
 }
 
 /// Where a journal ends whose newest record this is.

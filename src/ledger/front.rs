@@ -21,7 +21,7 @@ use super::{
 use crate::{
     audit::{Context, Record},
     clock::UtcTime,
-    domain::{Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
+    domain::{Caller, Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
 mod desk;
@@ -193,17 +193,29 @@ impl Ledger {
         self.look(move |reads| reads.quote(&identity)).await
     }
 
-    /// What an earlier call had signed for this identity, where it may be given again.
+    /// What an earlier call had signed for this identity, where it may be given to `caller` again.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub async fn released(&self, identity: Identity) -> Result<Option<(Quote, Released)>, LedgerError> {
+    pub async fn released(
+        &self,
+        identity: Identity,
+        caller: Option<Caller>,
+    ) -> Result<Option<(Quote, Released)>, LedgerError> {
         self.look(move |reads| {
             let Some(quote) = reads.quote(&identity)? else { return Ok(None) };
-            let stopped = reads.stops()?.on(&identity, &quote.kid).is_some();
+            let stopped = reads.stops()?.on(&identity, &quote.kid, caller.as_ref()).is_some();
             Ok(quote.released().filter(|_| !stopped).map(|released| (quote, released)))
         })
         .await
+    }
+
+    /// At most `count` records whose ids are greater than `id`, by their ids, which rise with time.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn records_after(&self, id: Uuid, count: u32) -> Result<Vec<Record>, LedgerError> {
+        self.look(move |reads| reads.records_after(id, count)).await
     }
 
     /// What may not be signed now.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Op, OpenReads, Reads,
     batch::{self, Changes, Needs, Replies},
-    chain::{Heads, Lane, Position, end_of, regression},
+    chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     encoding::stored,
     step::Quote,
     stops::Stops,
@@ -274,6 +274,10 @@ impl Reads for Postgres {
         self.read(async |open| read::quote_of(&open.session.client, identity).await)
     }
 
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+        self.read(async |open| read::records_after(&open.session.client, id, count).await)
+    }
+
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.read(async |open| read::all_stops(&open.session.client).await)
     }
@@ -334,8 +338,7 @@ impl Engine for Postgres {
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
         let newest =
             self.read(async |open| read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await)?;
-        let read = newest.first().map(|stored| serde_json::from_slice(&stored.bytes)).transpose();
-        read.map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
+        newest.first().map(StoredRecord::record).transpose()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

@@ -1,7 +1,12 @@
 //! What is asked of a ledger beside its batches, of whichever engine.
 
+use uuid::Uuid;
+
 use super::{EngineError, step::Quote, stops::Stops};
-use crate::domain::{Identity, Scope, SequenceNumber};
+use crate::{
+    audit::Record,
+    domain::{Identity, Scope, SequenceNumber},
+};
 
 /// What is asked of a ledger beside its batches.
 pub trait Reads: Send {
@@ -16,6 +21,13 @@ pub trait Reads: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError>;
+
+    /// At most `count` records whose ids are greater than `id`, by their ids. These are UUIDs of version 7, so that they
+    /// rise with the time of the gateway that made them.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError>;
 
     /// What may not be signed now.
     ///

@@ -114,6 +114,10 @@ impl Reads for Sqlite {
         rows::quote(self.connection()?, identity)
     }
 
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+        rows::records_after(self.connection()?, id, count)
+    }
+
     fn stops(&mut self) -> Result<Stops, EngineError> {
         rows::stops(self.connection()?)
     }
@@ -173,12 +177,7 @@ impl Engine for Sqlite {
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        let newest = rows::tail(self.connection()?, 1)?.pop();
-        let read = |stored: StoredRecord| serde_json::from_slice(&stored.bytes);
-        newest
-            .map(read)
-            .transpose()
-            .map_err(|fault| EngineError::Unfit(format!("the newest record cannot be read: {fault}")))
+        rows::tail(self.connection()?, 1)?.pop().map(|stored| stored.record()).transpose()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
@@ -314,6 +313,10 @@ impl Reader {
 impl Reads for Reader {
     fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
         rows::quote(self.0.get_mut(), identity)
+    }
+
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+        rows::records_after(self.0.get_mut(), id, count)
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {

@@ -12,7 +12,7 @@ use super::{
     Commit, Done, Kept, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void, stops::Stops,
 };
 use crate::{
-    audit::{Event, Facts, Record},
+    audit::{Context, Event, Facts, Record},
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
@@ -261,11 +261,12 @@ pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
 }
 
 /// Refuses what is stopped.
-fn may_sign(stops: &Stops, identity: &Identity, kid: &Kid) -> Result<(), Refusal> {
-    match stops.on(identity, kid) {
+fn may_sign(stops: &Stops, identity: &Identity, kid: &Kid, context: &Context) -> Result<(), Refusal> {
+    match stops.on(identity, kid, context.caller.as_ref()) {
         None => Ok(()),
         Some(Stop::Revoked(kid)) => Err(Refusal::KidRevoked { kid: kid.clone() }),
         Some(Stop::Halted(reach)) => Err(Refusal::Halted { reach: reach.clone() }),
+        Some(Stop::Suspended(_)) => Err(Refusal::Suspended),
     }
 }
 
@@ -274,7 +275,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
     if op.expires_at <= op.now.plus(op.useful) || state.pruned.is_some_and(|pruned| op.expires_at < pruned) {
         return Err(Refusal::Expired);
     }
-    may_sign(state.stops, &op.identity, &op.kid)?;
+    may_sign(state.stops, &op.identity, &op.kid, &op.context)?;
     let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
     let last = state.last.or(unknown).ok_or(Refusal::UnknownScope)?;
     let (given, input) = op.numbering.at(last.ahead(1))?;
@@ -320,7 +321,7 @@ fn reserve_again(state: &State<'_>, quote: &Quote, op: &Reserve) -> Result<Step,
     let (sequence, input) = op.numbering.at(quote.sequence)?;
     // Who signed it; or who would.
     let kid = if quote.stage == Stage::Reserved { &op.kid } else { &quote.kid };
-    may_sign(state.stops, &op.identity, kid)?;
+    may_sign(state.stops, &op.identity, kid, &op.context)?;
     match &quote.stage {
         Stage::Voided => Err(Refusal::Expired),
         Stage::Signed { jws, record } => Ok(replay(quote, quote.release(jws, *record), op)),
@@ -346,7 +347,7 @@ fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
 }
 
 fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
-    may_sign(state.stops, op.reservation.identity(), &quote.kid)?;
+    may_sign(state.stops, op.reservation.identity(), &quote.kid, &op.context)?;
     // Whoever is second gets nothing that has expired either.
     if quote.expires_at <= op.now {
         return Err(Refusal::Expired);

@@ -1,9 +1,10 @@
-//! What may not be signed: kids that were revoked, for good, and what is halted until somebody resumes it. Rows of
+//! What may not be signed: kids that were revoked, for good, what is halted until somebody resumes it, and what a
+//! suspended caller asks for until somebody reinstates it. Rows of
 //! the ledger, which every reservation and commit reads in its own transaction.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use crate::domain::{Environment, Identity, Kid, PartnerId, QuoteId};
+use crate::domain::{Caller, Environment, Identity, Kid, PartnerId, QuoteId};
 
 /// One reason not to sign.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +13,8 @@ pub enum Stop {
     Revoked(Kid),
     /// Nothing is signed within this reach until it is resumed.
     Halted(Reach),
+    /// Nothing is done for this caller until it is reinstated.
+    Suspended(Caller),
 }
 
 /// How far a halt reaches.
@@ -58,6 +61,7 @@ impl fmt::Display for Stop {
         match self {
             Self::Revoked(kid) => write!(f, "revoked/{kid}"),
             Self::Halted(reach) => write!(f, "halted/{reach}"),
+            Self::Suspended(caller) => write!(f, "suspended/{caller}"),
         }
     }
 }
@@ -69,6 +73,7 @@ impl FromStr for Stop {
         match text.split_once('/') {
             Some(("revoked", kid)) => kid.parse().map(Self::Revoked).map_err(|_| NoReach),
             Some(("halted", reach)) => reach.parse().map(Self::Halted),
+            Some(("suspended", caller)) => caller.parse().map(Self::Suspended).map_err(|_| NoReach),
             _ => Err(NoReach),
         }
     }
@@ -96,14 +101,21 @@ impl Stops {
         !self.0.is_empty() && self.0.contains(&Stop::Revoked(kid.clone()))
     }
 
-    /// The first stop that keeps `kid` from signing the quote of `identity`.
+    /// Whether `caller` was suspended.
     #[must_use]
-    pub fn on(&self, identity: &Identity, kid: &Kid) -> Option<&Stop> {
+    pub fn is_suspended(&self, caller: &Caller) -> bool {
+        !self.0.is_empty() && self.0.contains(&Stop::Suspended(caller.clone()))
+    }
+
+    /// The first stop that keeps `kid` from signing the quote of `identity` for `caller`.
+    #[must_use]
+    pub fn on(&self, identity: &Identity, kid: &Kid, caller: Option<&Caller>) -> Option<&Stop> {
         // Nearly always there is none; only then is nothing read.
         self.0.iter().find(|stop| match stop {
             Stop::Revoked(stopped) | Stop::Halted(Reach::Kid(stopped)) => stopped == kid,
             Stop::Halted(Reach::All) => true,
             Stop::Halted(Reach::Partner(partner)) => is_of(identity, partner),
+            Stop::Suspended(suspended) => caller == Some(suspended),
         })
     }
 
@@ -135,7 +147,8 @@ mod tests {
 
     #[test]
     fn each_is_read_as_it_is_written() {
-        for text in ["revoked/quote-a", "halted/all", "halted/partner/acme-remit", "halted/kid/quote-a"] {
+        let suspended = "suspended/spiffe://dev.quotesign.example/pricing";
+        for text in ["revoked/quote-a", "halted/all", "halted/partner/acme-remit", "halted/kid/quote-a", suspended] {
             assert_eq!(text.parse::<Stop>().unwrap().to_string(), text);
         }
         for text in ["", "all", "revoked", "revoked/", "halted/", "halted/every", "halted/partner/", "halted/kid/a b"] {
@@ -153,9 +166,13 @@ mod tests {
             ("halted/all", true, true),
             ("halted/partner/acme-remit", true, true),
             ("halted/partner/acme-remi", false, false),
+            ("suspended/spiffe://dev.quotesign.example/pricing", true, true),
+            ("suspended/spiffe://dev.quotesign.example/pricin", false, false),
         ] {
+            let caller = "spiffe://dev.quotesign.example/pricing".parse().unwrap();
+            let caller = Some(&caller);
             let stops: Stops = [text.parse().unwrap()].into_iter().collect();
-            let found = [stops.on(&quote, &mine).is_some(), stops.on(&quote, &other).is_some()];
+            let found = [stops.on(&quote, &mine, caller).is_some(), stops.on(&quote, &other, caller).is_some()];
             assert_eq!(found, [reaches_mine, reaches_other], "{text}");
         }
     }

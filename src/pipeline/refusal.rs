@@ -147,13 +147,14 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
     match refusal {
         ledger::Refusal::Conflict { .. } => Reason::QuoteConflict,
         ledger::Refusal::NotMonotonic { .. } | ledger::Refusal::TooFarAhead { .. } => Reason::SequenceNotMonotonic,
-        ledger::Refusal::NoSuchHold { .. } | ledger::Refusal::NotHalted { .. } => Reason::NotFound,
+        ledger::Refusal::NoSuchHold { .. } | ledger::Refusal::NotStopped { .. } => Reason::NotFound,
         ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,
         ledger::Refusal::FloorNotRaised { .. } => Reason::FloorNotRaised,
         ledger::Refusal::KidRevoked { .. } => Reason::KeyRevoked,
         ledger::Refusal::Halted { .. } => Reason::SigningHalted,
+        ledger::Refusal::Suspended => Reason::CallerSuspended,
         ledger::Refusal::KidReused { .. } => Reason::BundleRefused,
         ledger::Refusal::NotReserved | ledger::Refusal::InputMismatch => Reason::Internal,
     }

@@ -96,9 +96,9 @@ pub async fn recall(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Option<Stored>, LedgerError> {
-    let signed = ledger.released(mark.identity.clone()).await?;
+    let signed = ledger.released(mark.identity.clone(), trail.caller.clone()).await?;
     // What this replica knows to be stopped counts too: a store that has gone back may have lost it.
-    let may_go = |kid: &Kid| stopped.known().on(&mark.identity, kid).is_none();
+    let may_go = |kid: &Kid| stopped.known().on(&mark.identity, kid, trail.caller.as_ref()).is_none();
     let signed =
         signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid));
     Ok(signed.map(|(quote, released)| {

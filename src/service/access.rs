@@ -29,7 +29,7 @@ pub struct Rpc {
 }
 
 /// Every RPC of the gateway's own services. A test holds it against the proto's descriptors.
-pub const RPCS: [Rpc; 13] = [
+pub const RPCS: [Rpc; 15] = [
     SIGN_QUOTE,
     VERIFY_QUOTE,
     GET_SEQUENCE,
@@ -41,6 +41,8 @@ pub const RPCS: [Rpc; 13] = [
     REVOKE_KEY,
     HALT,
     RESUME,
+    SUSPEND_CALLER,
+    REINSTATE_CALLER,
     SET_HOLD,
     RELEASE_HOLD,
 ];
@@ -69,6 +71,12 @@ pub const REVOKE_KEY: Rpc = Rpc { method: "quotesign.v1.AdminService/RevokeKey",
 pub const HALT: Rpc = Rpc { method: "quotesign.v1.AdminService/Halt", action: Action::Halt };
 /// `Resume`.
 pub const RESUME: Rpc = Rpc { method: "quotesign.v1.AdminService/Resume", action: Action::Resume };
+/// `SuspendCaller`.
+pub const SUSPEND_CALLER: Rpc =
+    Rpc { method: "quotesign.v1.AdminService/SuspendCaller", action: Action::SuspendCaller };
+/// `ReinstateCaller`.
+pub const REINSTATE_CALLER: Rpc =
+    Rpc { method: "quotesign.v1.AdminService/ReinstateCaller", action: Action::ReinstateCaller };
 /// `SetHold`.
 pub const SET_HOLD: Rpc = Rpc { method: "quotesign.v1.AdminService/SetHold", action: Action::SetHold };
 /// `ReleaseHold`.
@@ -131,8 +139,10 @@ impl Rpc {
     }
 }
 
+/// Counts the attempt, and turns away whoever is suspended.
 fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status> {
-    attempts::count(&pipeline.attempts, policy, call).map(drop).map_err(|spent| status::of(&spent.into()))
+    attempts::count(&pipeline.attempts, policy, call).map_err(|spent| status::of(&spent.into()))?;
+    pipeline.let_in(call).map_err(|suspended| status::of(&suspended))
 }
 
 /// Journals that policy denied an act; the record joins the next batch.

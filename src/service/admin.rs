@@ -21,6 +21,7 @@ use super::{
     status,
 };
 
+mod signed;
 mod stops;
 
 /// Serves operators.
@@ -142,6 +143,35 @@ impl AdminService for Admin {
         let stop = stops::reach_of(reach).map(Stop::Halted);
         let record = self.put_stop(access::RESUME, &call, stop, false, reason).await?;
         Ok(Response::new(proto::ResumeResponse { audit_record_id: record.to_string() }))
+    }
+
+    async fn suspend_caller(
+        &self,
+        request: Request<proto::SuspendCallerRequest>,
+    ) -> Result<Response<proto::SuspendCallerResponse>, Status> {
+        let call = access::SUSPEND_CALLER.call(&request)?;
+        let proto::SuspendCallerRequest { caller, reason, signed_since } = request.into_inner();
+        let since = signed_since.map(|since| instant("signed_since", since)).transpose();
+        let suspended = stops::caller_of(&caller, Some(&call)).and_then(|caller| since.map(|since| (caller, since)));
+        let stop = suspended.clone().map(|(caller, _)| Stop::Suspended(caller));
+        let record = self.put_stop(access::SUSPEND_CALLER, &call, stop, true, reason).await?;
+        let (caller, since) = suspended?;
+        let (signed, has_more) = match since {
+            Some(since) => self.signed_by(&caller, since).await?,
+            None => (Vec::new(), false),
+        };
+        Ok(Response::new(proto::SuspendCallerResponse { audit_record_id: record.to_string(), signed, has_more }))
+    }
+
+    async fn reinstate_caller(
+        &self,
+        request: Request<proto::ReinstateCallerRequest>,
+    ) -> Result<Response<proto::ReinstateCallerResponse>, Status> {
+        let call = access::REINSTATE_CALLER.call(&request)?;
+        let proto::ReinstateCallerRequest { caller, reason } = request.into_inner();
+        let stop = stops::caller_of(&caller, None).map(Stop::Suspended);
+        let record = self.put_stop(access::REINSTATE_CALLER, &call, stop, false, reason).await?;
+        Ok(Response::new(proto::ReinstateCallerResponse { audit_record_id: record.to_string() }))
     }
 
     async fn set_hold(

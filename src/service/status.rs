@@ -21,7 +21,7 @@ pub fn code(reason: Reason) -> Code {
         Reason::CallerUnidentified => Code::Unauthenticated,
         Reason::RateLimited | Reason::Overloaded => Code::ResourceExhausted,
         Reason::InvalidRequest | Reason::MalformedJson | Reason::SchemaViolation => Code::InvalidArgument,
-        Reason::PolicyDenied => Code::PermissionDenied,
+        Reason::PolicyDenied | Reason::CallerSuspended => Code::PermissionDenied,
         Reason::QuoteExpired
         | Reason::NoActiveKey
         | Reason::SequenceNotMonotonic
@@ -117,7 +117,8 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::Halted { .. }
         | ledger::Refusal::KidReused { .. }
         | ledger::Refusal::NoSuchHold { .. }
-        | ledger::Refusal::NotHalted { .. }
+        | ledger::Refusal::NotStopped { .. }
+        | ledger::Refusal::Suspended
         | ledger::Refusal::FloorNotRaised { .. } => {}
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use quotesign::{
     proto::{
         GetJwksRequest, GetSequenceRequest, GetStatusRequest, HaltReach, HaltRequest, ListKeysRequest,
-        ReleaseHoldRequest, ReloadPolicyRequest, ResumeRequest, RevokeKeyRequest, SeedSequenceRequest, SetHoldRequest,
-        SignQuoteRequest, VerifyQuoteRequest, admin_service_client::AdminServiceClient,
-        key_directory_service_client::KeyDirectoryServiceClient,
+        ReinstateCallerRequest, ReleaseHoldRequest, ReloadPolicyRequest, ResumeRequest, RevokeKeyRequest,
+        SeedSequenceRequest, SetHoldRequest, SignQuoteRequest, SuspendCallerRequest, VerifyQuoteRequest,
+        admin_service_client::AdminServiceClient, key_directory_service_client::KeyDirectoryServiceClient,
         quote_signing_service_client::QuoteSigningServiceClient,
     },
     service::access::RPCS,
@@ -33,7 +33,7 @@ const OPERATOR_ALONE: [Code; CALLERS.len()] =
 
 /// Which listener serves a method, and what each caller is answered there. On the other one it is not there; who
 /// has no name learns neither.
-const TABLE: [(&str, &str, [Code; CALLERS.len()]); 13] = [
+const TABLE: [(&str, &str, [Code; CALLERS.len()]); 15] = [
     (
         "quotesign.v1.QuoteSigningService/SignQuote",
         "grpc",
@@ -61,12 +61,18 @@ const TABLE: [(&str, &str, [Code; CALLERS.len()]); 13] = [
     ("quotesign.v1.AdminService/RevokeKey", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/Halt", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/Resume", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/SuspendCaller", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/ReinstateCaller", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/SetHold", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/ReleaseHold", "admin", OPERATOR_ALONE),
 ];
 
 fn test() -> String {
     "a test".to_owned()
+}
+
+fn nobody() -> String {
+    "dns:nobody.example".to_owned()
 }
 
 fn elsewhere() -> HaltReach {
@@ -103,6 +109,13 @@ async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status>
         }
         "Halt" => admin.halt(HaltRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
         "Resume" => admin.resume(ResumeRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
+        "SuspendCaller" => {
+            let request = SuspendCallerRequest { caller: nobody(), reason: test(), signed_since: None };
+            admin.suspend_caller(request).await.map(drop)
+        }
+        "ReinstateCaller" => {
+            admin.reinstate_caller(ReinstateCallerRequest { caller: nobody(), reason: test() }).await.map(drop)
+        }
         "SetHold" => {
             let since = Some(prost_types::Timestamp::default());
             admin.set_hold(SetHoldRequest { hold: "case-1".to_owned(), since, reason: test() }).await.map(drop)

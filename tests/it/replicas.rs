@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quotesign::ledger::{self, Place};
+use quotesign::{
+    ledger::{self, Place},
+    proto::{ReinstateCallerRequest, SuspendCallerRequest},
+};
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -389,5 +392,44 @@ async fn a_commit_whose_fate_is_asked_more_than_once_does_not_stop_the_gateway()
         assert!(!signed.replayed, "what was reserved is finished");
         assert!(gateway.stop().success());
         assert_eq!(faults(&[Told::signed(&quote, &signed)], &replicas.store()), Vec::<String>::new());
+    }
+}
+
+/// Once the act has been answered by one gateway, the other signs nothing for the caller, and gives nothing again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_is_suspended_on_every_gateway_once_that_is_answered() {
+    let cluster = Cluster::shared();
+    let replicas = Replicas::new(cluster.empty(), 2, &[]).await;
+    let gateways: Vec<_> = (0..2).map(|at| replicas.start(at)).collect();
+    let mut callers = Vec::new();
+    for gateway in &gateways {
+        gateway.signing().await;
+        callers.push(gateway.quotes("pricing").await);
+    }
+    let first = Quote::number(1);
+    callers[0].sign(&first).await.unwrap();
+    for round in 0..10 {
+        let mut admin = gateways[round % 2].admin("operator").await;
+        let caller = "spiffe://dev.quotesign.example/pricing".to_owned();
+        let (stop, go) = (caller.clone(), caller);
+        let suspend = SuspendCallerRequest { caller: stop, reason: "a test".to_owned(), signed_since: None };
+        admin.suspend_caller(suspend).await.unwrap();
+        let other = &callers[1 - round % 2];
+        for quote in [&first, &Quote::number(2 + u64::try_from(round).unwrap())] {
+            let told = other.sign(quote).await;
+            assert_eq!(reason(&told.unwrap_err()), "CALLER_SUSPENDED", "round {round}");
+        }
+        admin.reinstate_caller(ReinstateCallerRequest { caller: go, reason: "a test".to_owned() }).await.unwrap();
+        until("it may call again everywhere", async || {
+            let mut both = Vec::new();
+            for caller in &callers {
+                both.push(caller.sign(&first).await.is_ok());
+            }
+            both == [true, true]
+        })
+        .await;
+    }
+    for gateway in gateways {
+        assert!(gateway.stop().success());
     }
 }

@@ -64,7 +64,7 @@ async fn a_revoked_key_signs_replays_and_publishes_nothing_ever_again() {
     let again = done(client(&site, &gateway, &["keys", "revoke", &kid, "--reason", "again"]));
     assert!(again.contains("audit record"), "{again}");
     let resume = failed(client(&site, &gateway, &["resume", "--kid", &kid, "--reason", "no"]), 1);
-    assert!(resume.contains("is not halted"), "{resume}");
+    assert!(resume.contains("does not stand"), "{resume}");
     assert!(gateway.stop().success());
 
     // A ledger that has gone back in time, and its revocations with it, learns them again.
@@ -104,7 +104,7 @@ async fn a_halt_stands_until_that_very_one_is_resumed() {
         // Another reach than the one that stands.
         let other = if reach == ["--all"] { &["--partner", PARTNER][..] } else { &["--all"] };
         let resumed = run(&[&["resume"][..], other, &["--reason", "not this one"]].concat());
-        assert!(failed(resumed, 1).contains("is not halted"));
+        assert!(failed(resumed, 1).contains("does not stand"));
         refused(pricing.sign(&first).await, Code::Unavailable, "SIGNING_HALTED");
         done(run(&act("resume")));
         assert_eq!(pricing.sign(&first).await.unwrap().jws, signed.jws);
@@ -135,4 +135,78 @@ async fn a_halt_stands_until_that_very_one_is_resumed() {
     let halted = site.journalled("signing.halted", 4).await;
     assert_eq!(halted[0]["facts"]["stop"], "halted/all");
     assert_eq!(halted[0]["context"]["caller"], "spiffe://dev.quotesign.example/operator");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_caller_is_refused_everything_at_once_and_what_it_had_signed_is_listed() {
+    const PRICING: &str = "spiffe://dev.quotesign.example/pricing";
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let (pricing, auditor) = (gateway.quotes("pricing").await, gateway.quotes("auditor").await);
+    let quotes: Vec<Quote> = (1..=4).map(Quote::number).collect();
+    let mut signed = Vec::new();
+    for quote in &quotes[..3] {
+        signed.push(pricing.sign(quote).await.unwrap());
+    }
+    let run = |gateway: &Gateway, args: &[&str]| {
+        client(&site, gateway, &[&["callers"], args, &["--reason", "OPS-12"]].concat())
+    };
+
+    let told = done(run(&gateway, &["suspend", PRICING, "--signed-since", "2026-01-01T00:00:00Z"]));
+    let listed: Vec<Value> = told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let numbers: Vec<_> = listed.iter().map(|quote| quote["sequence"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 3], "{told}");
+    let digest = quotesign::jws::CompactJws::from_text(signed[0].jws.clone()).digest().to_string();
+    assert_eq!(listed[0]["jws_sha256"], Value::from(digest));
+    // On the connection that was open: nothing new, nothing again, nothing read.
+    let refuses = async |caller: &crate::harness::Caller| {
+        for quote in [&quotes[0], &quotes[3]] {
+            refused(caller.sign(quote).await, Code::PermissionDenied, "CALLER_SUSPENDED");
+        }
+        let mut keys = gateway.keys("pricing").await;
+        let request = quotesign::proto::GetJwksRequest { partner: PARTNER.to_owned() };
+        refused(keys.get_jwks(request).await, Code::PermissionDenied, "CALLER_SUSPENDED");
+    };
+    refuses(&pricing).await;
+    assert_eq!(
+        auditor
+            .0
+            .clone()
+            .verify_quote(quotesign::proto::VerifyQuoteRequest {
+                partner: PARTNER.to_owned(),
+                jws: signed[0].jws.clone(),
+            })
+            .await
+            .unwrap()
+            .into_inner()
+            .steps
+            .len(),
+        13,
+        "others are as before"
+    );
+    // A bundle that names the caller still does not let it in.
+    site.edit_policy(|_| ());
+    done(client(&site, &gateway, &["admin", "reload-policy"]));
+    refuses(&pricing).await;
+
+    // Nobody locks the last door from the inside.
+    let own = failed(run(&gateway, &["suspend", "spiffe://dev.quotesign.example/operator"]), 1);
+    assert!(own.contains("another one must suspend it"), "{own}");
+    let never = failed(run(&gateway, &["reinstate", "spiffe://dev.quotesign.example/auditor"]), 1);
+    assert!(never.contains("NOT_FOUND") && never.contains("does not stand"), "{never}");
+    assert!(gateway.stop().success());
+
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    refused(pricing.sign(&quotes[3]).await, Code::PermissionDenied, "CALLER_SUSPENDED");
+    done(run(&gateway, &["reinstate", PRICING]));
+    let again = pricing.sign(&quotes[0]).await.unwrap();
+    assert!(again.replayed && again.jws == signed[0].jws);
+    assert!(!pricing.sign(&quotes[3]).await.unwrap().replayed);
+    let events = site.journal();
+    for event in ["caller.suspended", "caller.reinstated"] {
+        let record = events.iter().find(|record| record["event"] == event).unwrap();
+        assert_eq!(record["facts"]["stop"], format!("suspended/{PRICING}"));
+    }
+    assert!(gateway.stop().success());
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::session::definite;
 use crate::{
+    audit::Record,
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
@@ -188,6 +189,12 @@ pub(super) async fn records(
     parameters: &[&(dyn ToSql + Sync)],
 ) -> Result<Vec<StoredRecord>, EngineError> {
     rows(client, &format!("{RECORD} {sql}"), parameters).await?.iter().map(stored_record).collect()
+}
+
+pub(super) async fn records_after(client: &Client, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+    let (id, count) = (id.as_bytes().as_slice(), i64::from(count));
+    let found = records(client, "WHERE record_id > $1 ORDER BY record_id LIMIT $2", &[&id, &count]).await?;
+    found.iter().map(StoredRecord::record).collect()
 }
 
 fn stored_record(row: &Row) -> Result<StoredRecord, EngineError> {

@@ -10,6 +10,7 @@ use super::{
     session::{Server, Session},
 };
 use crate::{
+    audit::Record,
     domain::{Identity, Scope, SequenceNumber},
     ledger::{
         EngineError, Reads,
@@ -44,6 +45,10 @@ impl Reader {
 impl Reads for Reader {
     fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
         self.runtime.block_on(in_time(self.timeout, read::quote_of(&self.session.client, identity)))
+    }
+
+    fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::records_after(&self.session.client, id, count)))
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {

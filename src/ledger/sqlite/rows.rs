@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
 
 use crate::{
+    audit::Record,
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
@@ -311,6 +312,12 @@ pub(super) fn record(db: &Connection, id: Uuid) -> Result<Option<StoredRecord>, 
 pub(super) fn records(db: &Connection, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
     let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE idx >= ?1 ORDER BY idx LIMIT ?2"))?;
     Ok(select.query_map(params![stored(from)?, count], stored_record)?.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id > ?1 ORDER BY record_id LIMIT ?2"))?;
+    let found = select.query_map(params![id.as_bytes().as_slice(), count], stored_record)?;
+    found.collect::<Result<Vec<_>, _>>()?.iter().map(StoredRecord::record).collect()
 }
 
 pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, EngineError> {

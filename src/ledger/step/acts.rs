@@ -28,10 +28,10 @@ pub(super) fn stop(stops: &Stops, op: &StopAct) -> Result<Step, Refusal> {
         (Stop::Revoked(_), true) => Event::Revoked,
         (Stop::Revoked(kid), false) => return Err(Refusal::KidRevoked { kid: kid.clone() }),
         (Stop::Halted(_), true) => Event::Halted,
-        (Stop::Halted(reach), false) if !stops.contains(&op.stop) => {
-            return Err(Refusal::NotHalted { reach: reach.clone() });
-        }
+        (_, false) if !stops.contains(&op.stop) => return Err(Refusal::NotStopped { stop: op.stop.clone() }),
         (Stop::Halted(_), false) => Event::Resumed,
+        (Stop::Suspended(_), true) => Event::Suspended,
+        (Stop::Suspended(_), false) => Event::Reinstated,
     };
     let kid = if let Stop::Revoked(kid) = &op.stop { Some(kid.clone()) } else { None };
     let facts = Facts { kid, stop: Some(op.stop.to_string()), detail: Some(op.reason.clone()), ..Facts::default() };

@@ -9,7 +9,7 @@ use crate::{
     call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
     control,
-    domain::Kid,
+    domain::{Caller, Kid},
     ledger::{HoldAct, Reach, Stop, StopAct},
     proto::{HaltReach, halt_reach},
     service::{
@@ -24,6 +24,15 @@ const HOLD_BYTES_MAX: usize = 64;
 /// A kid of a request, of whatever bundle.
 pub(super) fn kid_of(kid: &str) -> Result<Kid, Status> {
     kid.parse().map_err(|fault| invalid(format!("`kid`: {fault}")))
+}
+
+/// The caller of a request, who is not `by` itself: the last one who could undo it would have shut itself out.
+pub(super) fn caller_of(caller: &str, by: Option<&Call>) -> Result<Caller, Status> {
+    let caller: Caller = caller.parse().map_err(|fault| invalid(format!("`caller`: {fault}")))?;
+    if by.is_some_and(|by| by.caller == caller) {
+        return Err(invalid("`caller` is the one who asks; another one must suspend it"));
+    }
+    Ok(caller)
 }
 
 /// How far a request reaches.
