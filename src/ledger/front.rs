@@ -413,6 +413,10 @@ mod tests {
             self.inner.quote(identity)
         }
 
+        fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
+            self.inner.records_after(id, count)
+        }
+
         fn stops(&mut self) -> Result<Stops, EngineError> {
             self.inner.stops()
         }
@@ -661,7 +665,7 @@ mod tests {
         assert!(!bench.ledger.has_passed(&scope("GB-IN"), 2.try_into().unwrap()));
         let waiting = bench.ledger.begin(Op::Reserve(reserve("q2", 2))).unwrap();
         bench.taken().await;
-        let found = bench.ledger.released(identity("q1")).await.unwrap();
+        let found = bench.ledger.released(identity("q1"), None).await.unwrap();
         assert_eq!(found.map(|(_, released)| released), Some(released));
         assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(1));
         assert!(bench.ledger.stops().await.unwrap().iter().next().is_none());
