@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     domain::Environment,
+    jwk::PublicKey,
     signer::locator::{KeyArn, Locator},
     strict_toml, telemetry,
 };
@@ -40,6 +41,8 @@ pub struct Config {
     pub environment: Environment,
     /// The directory of the policy bundle.
     pub policy: PathBuf,
+    /// The public JWK of the key that must have signed the bundle; any bundle is taken where it is absent.
+    pub policy_key: Option<PathBuf>,
     /// The gRPC listener for callers.
     pub grpc: GrpcListener,
     /// The gRPC listener for operators.
@@ -102,6 +105,17 @@ impl Config {
         Some(KeyArn::parse(locator, &kms.region).map(drop).map_err(|fault| fault.to_string()))
     }
 
+    /// The key that must have signed the bundle.
+    ///
+    /// # Errors
+    /// Where there is one to be and it cannot be read.
+    pub fn policy_key(&self) -> Result<Option<PublicKey>, String> {
+        let Some(path) = &self.policy_key else { return Ok(None) };
+        let fault = |fault: &dyn std::fmt::Display| format!("`policy_key` = `{}`: {fault}", path.display());
+        let bytes = fs::read(path).map_err(|error| fault(&error))?;
+        PublicKey::from_jwk(&bytes).map(Some).map_err(|error| fault(&error))
+    }
+
     /// The signers by name.
     pub fn signer_names(&self) -> impl Iterator<Item = &str> {
         let tokens = self.signers.iter().map(|signer| signer.name.as_str());
@@ -129,7 +143,7 @@ impl Config {
             &mut self.jwks.certificate,
             &mut self.jwks.private_key,
         ];
-        for path in own.into_iter().chain(signers).chain(self.ledger.paths()) {
+        for path in own.into_iter().chain(&mut self.policy_key).chain(signers).chain(self.ledger.paths()) {
             *path = base.join(&*path);
         }
     }

@@ -10,9 +10,10 @@ use uuid::Uuid;
 use crate::{
     audit::{self, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::Environment,
+    domain::{Environment, PolicyDigest},
+    jwk::PublicKey,
     ledger::{Kept, Ledger, LedgerError, Publish, Stop, StopAct},
-    policy::{AttributesRule, Bundle, Problem, timeline::TimedKey},
+    policy::{AttributesRule, Bundle, DIGEST_FILE, Problem, files, timeline::TimedKey},
     signer::{
         Attributes,
         keyring::{Binding, Keyring, KeyringError},
@@ -43,6 +44,8 @@ pub struct Reloaded {
 pub struct Control {
     /// Where the bundle lies.
     pub dir: PathBuf,
+    /// The key that must have signed it.
+    pub key: Option<Arc<PublicKey>>,
     /// The gateway's environment.
     pub environment: Environment,
     /// The bundle in force, shared with the path of a quote.
@@ -85,9 +88,21 @@ impl Control {
         self.refused.lock().clone()
     }
 
-    async fn read(&self, current: &Bundle) -> Result<Bundle, Vec<String>> {
+    /// The digest that `bundle.digest` announces, where the files beside it have that very digest: whoever changes them
+    /// writes it last, so that nothing is read that is half written.
+    pub async fn announced(&self) -> Option<PolicyDigest> {
         let dir = self.dir.clone();
-        let loaded = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await;
+        let read = move || {
+            let text = std::fs::read_to_string(dir.join(DIGEST_FILE)).ok()?;
+            let digest = files::digest(&files::read(&dir).ok()?);
+            (text.trim_end() == digest.to_string()).then_some(digest)
+        };
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+
+    async fn read(&self, current: &Bundle) -> Result<Bundle, Vec<String>> {
+        let (dir, key) = (self.dir.clone(), self.key.clone());
+        let loaded = tokio::task::spawn_blocking(move || Bundle::load_signed(&dir, key.as_deref())).await;
         let bundle = loaded
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;

@@ -110,7 +110,8 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
         signer.check_pin().map_err(StartError::unfit)?;
     }
     let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
-    let bundle = Bundle::load(&config.policy)
+    let key = config.policy_key().map_err(StartError::unfit)?;
+    let bundle = Bundle::load_signed(&config.policy, key.as_ref())
         .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
     let problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
     if problems.is_empty() {
@@ -147,6 +148,7 @@ impl Gateway {
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
         let control = Arc::new(Control {
             dir: config.policy.clone(),
+            key: config.policy_key().map_err(StartError::unfit)?.map(Arc::new),
             environment: config.environment,
             policy: policy.clone(),
             keyring: keyring.clone(),
@@ -194,6 +196,7 @@ impl Gateway {
         let (reporter, health) = tonic_health::server::health_reporter();
         let watch = Watch {
             pipeline: self.pipeline.clone(),
+            control: self.control.clone(),
             components: self.components.clone(),
             reporter,
             metrics: self.metrics.clone(),
@@ -249,6 +252,8 @@ impl Gateway {
         upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
         upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
         upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
+        upkeep.spawn(upkeep::look_ahead(pipeline(), self.metrics.clone(), stop.clone()));
+        upkeep.spawn(upkeep::reload_on_change(self.control.clone(), pipeline(), stop.clone()));
         upkeep
     }
 
@@ -405,6 +410,17 @@ fn kms(config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
 #[cfg(not(feature = "kms"))]
 fn kms(_config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
     std::iter::empty()
+}
+
+/// The device of this name, at work, for a command that has it sign.
+#[must_use]
+pub fn device(config: &Config, name: &str) -> Option<Arc<dyn Device>> {
+    let alone = Config {
+        signers: config.signers.iter().filter(|entry| entry.name == name).cloned().collect(),
+        aws_kms: config.aws_kms.iter().filter(|entry| entry.name == name).cloned().collect(),
+        ..config.clone()
+    };
+    devices(&alone).remove(name)
 }
 
 /// The signer of this name, as commands see it.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::domain::{InputDigest, JwsDigest, Kid, SequenceNumber};
 
-/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser and probe choose a byte of one,
+/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser, its probe and its list of a bundle's files choose a byte of one,
 /// so that nothing a caller sends is ever signed as it is.
 #[derive(Clone)]
 pub struct SigningInput {
@@ -22,6 +22,14 @@ impl SigningInput {
         let mut text = URL_SAFE_NO_PAD.encode(header(kid));
         text.push('.');
         URL_SAFE_NO_PAD.encode_string(canonical_payload, &mut text);
+        Self::new(text.into_bytes())
+    }
+
+    /// The signing input of a policy bundle, whose header is another.
+    pub(crate) fn of_bundle(kid: &Kid, manifest: &[u8]) -> Self {
+        let mut text = URL_SAFE_NO_PAD.encode(bundle_header(kid));
+        text.push('.');
+        URL_SAFE_NO_PAD.encode_string(manifest, &mut text);
         Self::new(text.into_bytes())
     }
 
@@ -100,6 +108,11 @@ impl Draft {
 /// The protected header: these three members, in JCS order, and nothing else.
 pub(crate) fn header(kid: &Kid) -> String {
     format!(r#"{{"alg":"RS256","kid":"{kid}","typ":"JWT"}}"#)
+}
+
+/// The protected header of a bundle's detached JWS.
+pub(crate) fn bundle_header(kid: &Kid) -> String {
+    format!(r#"{{"alg":"RS256","kid":"{kid}","typ":"quotesign-policy+jws"}}"#)
 }
 
 /// A compact JWS. Its text holds a payload and is never logged.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     domain::{Caller, Corridor, Environment, Kid, PartnerId, PolicyDigest, Scope},
+    jwk::PublicKey,
     money::Currencies,
 };
 
@@ -16,6 +17,7 @@ pub mod contract;
 mod file;
 pub mod files;
 mod loader;
+pub mod seal;
 pub mod shipped;
 pub mod timeline;
 
@@ -83,6 +85,19 @@ impl Bundle {
     /// Everything that is wrong with it, at once, a line each.
     pub fn load(dir: &Path) -> Result<Self, Vec<Problem>> {
         files::read(dir).and_then(|files| loader::check(&files))
+    }
+
+    /// Reads and checks the bundle in `dir`, which must be signed by `key` where one is given.
+    ///
+    /// # Errors
+    /// As [`Bundle::load`]; of a bundle that is not signed nothing else is told.
+    pub fn load_signed(dir: &Path, key: Option<&PublicKey>) -> Result<Self, Vec<Problem>> {
+        let Some(key) = key else { return Self::load(dir) };
+        let files = files::read(dir)?;
+        let text = files::read_seal(dir).map_err(|problem| vec![problem])?.unwrap_or_default();
+        seal::check(&files, &text, key).map_err(|problem| vec![problem])?;
+        let bundle = loader::check(&files)?;
+        seal::is_apart(key, &bundle.timeline).map_or(Ok(bundle), |problem| Err(vec![problem]))
     }
 
     /// The partner of this id.

@@ -62,6 +62,11 @@ struct ComponentLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartnerLabels {
+    partner: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OrderLabels {
     signer: String,
     at: &'static str,
@@ -81,6 +86,7 @@ pub struct Metrics {
     orders: Family<OrderLabels, Gauge>,
     service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
     records_dropped: Gauge,
+    ahead: Family<PartnerLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -111,7 +117,13 @@ impl Default for Metrics {
             "Refusals beyond the journal's share for them",
             records_dropped.clone(),
         );
-        Self { registry: Mutex::new(registry), calls, seconds, serving, orders, service, records_dropped }
+        let ahead = Family::default();
+        registry.register(
+            "timeline_warnings",
+            "What will go wrong on a partner's key timeline unless somebody acts; `quotesign policy check` tells it",
+            ahead.clone(),
+        );
+        Self { registry: Mutex::new(registry), calls, seconds, serving, orders, service, records_dropped, ahead }
     }
 }
 
@@ -154,6 +166,12 @@ impl Metrics {
     /// How many refusals the journal had no place for.
     pub fn records_dropped(&self, count: u64) {
         self.records_dropped.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How much is to be warned of on a partner's timeline.
+    pub fn timeline_warnings(&self, partner: &str, count: usize) {
+        let labels = PartnerLabels { partner: partner.to_owned() };
+        self.ahead.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// All of it, as OpenMetrics text.

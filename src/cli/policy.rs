@@ -20,6 +20,7 @@ mod diff;
 mod digest;
 mod explain;
 mod prove;
+mod sign;
 mod test;
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +37,10 @@ pub(super) enum PolicyCommand {
     Calendar(calendar::Calendar),
     /// Print a bundle's digest.
     Digest(digest::Digest),
+    /// Sign a bundle with a device key of its own.
+    Sign(sign::Sign),
+    /// Verify a bundle's signature.
+    Verify(sign::Verify),
 }
 
 /// How a command prints.
@@ -72,6 +77,8 @@ impl PolicyCommand {
             Self::Diff(command) => command.run(),
             Self::Calendar(command) => command.run(),
             Self::Digest(command) => command.run(),
+            Self::Sign(command) => command.run(),
+            Self::Verify(command) => command.run(),
         }
     }
 }

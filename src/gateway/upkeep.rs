@@ -6,14 +6,19 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::{Clock as _, SystemClock},
     control::{self, Control},
     ledger::{LedgerError, Prune},
     pipeline::Pipeline,
+    policy::Notice,
     service::access,
+    telemetry::Metrics,
 };
 
 /// How often it looks at what others have stopped: their key sets must follow within a second.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often the timelines are.
+const LOOK_AHEAD: Duration = Duration::from_mins(1);
 /// How many quotes are pruned in one batch, and in one round.
 const PRUNE_MAX: u32 = 256;
 const PRUNES_MAX: u32 = 1_000;
@@ -72,6 +77,51 @@ pub(super) async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeli
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
         if let Err(fault) = control.reload(context).await {
             tracing::error!(%fault, "SIGHUP: the policy bundle was not reloaded");
+        }
+    }
+}
+
+/// Reads the bundle again where `bundle.digest` announces another one than is in force. It is looked at rather than
+/// watched for, since directories that are swapped by a link, as Kubernetes does it, tell no watcher of it.
+pub(super) async fn reload_on_change(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    // What was refused is not tried again until it changes.
+    let mut tried = pipeline.policy.load().digest;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let policy = pipeline.policy.load_full();
+        let Some(announced) = control.announced().await else { continue };
+        if announced == policy.digest || announced == tried {
+            continue;
+        }
+        tried = announced;
+        if let Err(fault) = control.reload(access::own_trail(pipeline.environment, &policy)).await {
+            tracing::error!(%fault, "the policy bundle changed on disk and was not reloaded");
+        }
+    }
+}
+
+/// Warns of what lies ahead on the timelines, once for each thing.
+pub(super) async fn look_ahead(pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut told: Vec<Notice> = Vec::new();
+    loop {
+        let policy = pipeline.policy.load_full();
+        let notices = policy.ahead(SystemClock.now());
+        let is_new =
+            |notice: &&Notice| told.iter().all(|old| (&old.partner, &old.text) != (&notice.partner, &notice.text));
+        for notice in notices.iter().filter(is_new) {
+            tracing::warn!(partner = %notice.partner, at = %notice.at, "{}", notice.text);
+        }
+        for partner in policy.partners() {
+            let count = notices.iter().filter(|notice| notice.partner == partner.id).count();
+            metrics.timeline_warnings(partner.id.as_str(), count);
+        }
+        told = notices;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_AHEAD) => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, io::Read, path::Path};
 
 use crate::domain::PolicyDigest;
 
-use super::{Files, Problem};
+use super::{Files, Problem, seal::SEAL_FILE};
 
 /// Holds the bundle's digest, and is written last.
 pub const DIGEST_FILE: &str = "bundle.digest";
@@ -70,9 +70,28 @@ fn names(folder: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// SHA-256 of the text that `sha256sum` prints for the files in the order of their paths, so that it can be
-/// made again with standard tools: `sha256sum $(… sorted paths …) | sha256sum`.
-pub(super) fn digest(files: &Files) -> PolicyDigest {
-    let lines: Vec<_> = files.iter().map(|(path, bytes)| format!("{}  {path}\n", PolicyDigest::of(bytes))).collect();
-    PolicyDigest::of(lines.concat().as_bytes())
+/// The text of `bundle.jws` in `dir`; nothing where there is none.
+///
+/// # Errors
+/// Where there is one that cannot be read.
+pub fn read_seal(dir: &Path) -> Result<Option<String>, Problem> {
+    match fs::read_to_string(dir.join(SEAL_FILE)) {
+        Ok(text) => Ok(Some(text)),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(fault) => Err(Problem(format!("{SEAL_FILE}: cannot be read: {fault}"))),
+    }
+}
+
+/// SHA-256 of the [`manifest`].
+#[must_use]
+pub fn digest(files: &Files) -> PolicyDigest {
+    PolicyDigest::of(manifest(files).as_bytes())
+}
+
+/// The text that `sha256sum` prints for the files in the order of their paths, so that the digest can be made again with
+/// standard tools: `sha256sum $(… sorted paths …) | sha256sum`.
+#[must_use]
+pub fn manifest(files: &Files) -> String {
+    let lines = files.iter().map(|(path, bytes)| format!("{}  {path}\n", PolicyDigest::of(bytes)));
+    lines.collect::<Vec<_>>().concat()
 }

@@ -9,6 +9,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     clock::{Clock as _, SystemClock},
+    control::Control,
     domain::PartnerId,
     ledger::{Reach, Stop},
     pipeline::Pipeline,
@@ -44,6 +45,8 @@ impl Components {
 pub struct Watch {
     /// What is watched.
     pub pipeline: Arc<Pipeline>,
+    /// What knows whether the bundle on disk is the one in force.
+    pub control: Arc<Control>,
     /// Where it is told.
     pub components: Arc<Components>,
     /// Where it is told to gRPC clients.
@@ -121,6 +124,8 @@ impl Watch {
         let common = ledger.clone().or_else(|| clock.clone());
         parts.insert("ledger".to_owned(), ledger);
         parts.insert("clock".to_owned(), clock);
+        // A bundle that was refused stops nothing: the last good one goes on serving.
+        parts.insert("policy".to_owned(), self.control.last_error());
         for (name, health) in self.pipeline.keyring.health() {
             parts.insert(name, fault_of(health));
         }

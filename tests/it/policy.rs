@@ -1,6 +1,7 @@
 //! The bundles that are shipped, what is refused of them when it is broken, and the commands that read them.
 
 mod mutants;
+mod reload;
 
 use std::{
     fs,
