@@ -7,3 +7,4 @@ pub mod calendar;
 pub mod cases;
 pub mod diff;
 pub mod forecast;
+pub mod replay;

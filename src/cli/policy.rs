@@ -20,6 +20,7 @@ mod diff;
 mod digest;
 mod explain;
 mod prove;
+mod replay;
 mod sign;
 mod test;
 
@@ -33,6 +34,8 @@ pub(super) enum PolicyCommand {
     Explain(explain::Explain),
     /// Say what a change changes.
     Diff(diff::Diff),
+    /// Say which signed quotes a bundle would have decided otherwise.
+    Replay(replay::Replay),
     /// Show which key signs when.
     Calendar(calendar::Calendar),
     /// Print a bundle's digest.
@@ -75,6 +78,7 @@ impl PolicyCommand {
             Self::Test(command) => command.run(),
             Self::Explain(command) => command.run(),
             Self::Diff(command) => command.run(),
+            Self::Replay(command) => command.run(),
             Self::Calendar(command) => command.run(),
             Self::Digest(command) => command.run(),
             Self::Sign(command) => command.run(),

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError,
+    Engine, EngineError, Reads,
     anchor::{self, Anchored},
     chain::{Position, StoredRecord},
     postgres::{self, Postgres, Settings},
@@ -94,6 +94,19 @@ impl Place {
     /// # Errors
     /// Where it cannot be read.
     pub fn journal(&self) -> Result<Box<dyn Journal>, EngineError> {
+        Ok(match &self.store {
+            Store::Sqlite(file) => Box::new(sqlite::Reader::open(file)?),
+            Store::Postgres(settings) => Box::new(postgres::Reader::open(&settings.server)?),
+        })
+    }
+}
+
+impl Place {
+    /// Opens it to read, also while gateways write it. Waits, like [`Place::open`].
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn reads(&self) -> Result<Box<dyn Reads>, EngineError> {
         Ok(match &self.store {
             Store::Sqlite(file) => Box::new(sqlite::Reader::open(file)?),
             Store::Postgres(settings) => Box::new(postgres::Reader::open(&settings.server)?),

@@ -2,6 +2,7 @@
 
 mod mutants;
 mod reload;
+mod replayed;
 
 use std::{
     fs,

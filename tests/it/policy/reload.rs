@@ -81,7 +81,7 @@ async fn a_bundle_that_changes_on_disk_is_taken_over_once_its_digest_is_announce
     assert!(gateway.stop().success());
 }
 
-/// As a mounted ConfigMap is: each name a link into `..data`, which is itself a link that is swapped in one piece.
+/// As a mounted `ConfigMap` is: each name a link into `..data`, which is itself a link that is swapped in one piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_swapped_by_a_link_is_taken_over() {
     let site = Site::new();
