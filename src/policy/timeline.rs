@@ -164,3 +164,107 @@ impl Timeline {
         self.keys.iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BITS: [u8; 256] = [0xc3; 256];
+
+    /// A key whose times are in seconds; the loader's rules need not hold of them.
+    fn key(at: usize, partner: u8, times: [i64; 4], confirmed: Option<i64>, standby: bool) -> Arc<TimedKey> {
+        let kid: Kid = format!("quote-{at}").parse().unwrap();
+        let mut modulus = BITS;
+        modulus[255] = u8::try_from(at).unwrap() * 2 + 1;
+        let [publish_at, sign_from, sign_until, retire_at] = times.map(|second| UtcTime::from_millis(second * 1000));
+        let confirmed = confirmed
+            .map(|second| Confirmation { at: UtcTime::from_millis(second * 1000), reference: "OPS-1".to_owned() });
+        Arc::new(TimedKey {
+            public: Arc::new(PublicKey::new(kid.clone(), &modulus, &[1, 0, 1]).unwrap()),
+            kid,
+            partner: format!("partner-{partner}").parse().unwrap(),
+            places: Vec::new(),
+            attributes: AttributesRule::Require,
+            publish_at,
+            confirmed,
+            sign_from,
+            sign_until,
+            retire_at,
+            standby,
+        })
+    }
+
+    prop_compose! {
+        fn keys()(all in prop::collection::vec(
+            (0..2_u8, [0..40_i64, 0..60, 0..80, 0..100], prop::option::of(0..60_i64), any::<bool>()), 0..9,
+        )) -> Vec<Arc<TimedKey>> {
+            all.into_iter().enumerate().map(|(at, (partner, times, confirmed, standby))| key(at, partner, times, confirmed, standby)).collect()
+        }
+    }
+
+    fn environment() -> impl Strategy<Value = Environment> {
+        prop::sample::select(vec![Environment::Development, Environment::Sandbox, Environment::Production])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Whatever the times and wherever the clock stands: the key that signs is the partner's own, inside its window, known
+        /// for the propagation time, confirmed in production, not revoked; no other that may comes before it; a standby signs
+        /// only where no other may; and the answer depends on nothing else.
+        #[test]
+        fn whoever_signs_may(
+            keys in keys(), environment in environment(), propagation in 0..20_u64, now in 0..110_i64,
+            revoked in prop::collection::vec(any::<bool>(), 9),
+        ) {
+            let propagation = Duration::from_secs(propagation);
+            let timeline = Timeline { environment, propagation, keys: keys.clone() };
+            let now = UtcTime::from_millis(now * 1000);
+            let is_revoked = |kid: &Kid| keys.iter().position(|key| key.kid == *kid).is_some_and(|at| revoked[at]);
+            for partner in ["partner-0", "partner-1"] {
+                let partner: PartnerId = partner.parse().unwrap();
+                let may = |key: &TimedKey| {
+                    let confirmed = key.confirmed.as_ref().is_some_and(|confirmed| confirmed.at <= now);
+                    key.partner == partner
+                        && key.publish_at <= now && key.publish_at.plus(propagation) <= now
+                        && key.sign_from <= now && now < key.sign_until
+                        && (confirmed || key.confirmed.is_none() && environment != Environment::Production)
+                        && !is_revoked(&key.kid)
+                };
+                let current = timeline.current(&partner, now, is_revoked);
+                prop_assert_eq!(current.is_some(), keys.iter().any(|key| may(key)));
+                let Some(current) = current else { continue };
+                prop_assert!(may(current));
+                for other in keys.iter().filter(|other| may(other) && other.kid != current.kid) {
+                    prop_assert!(!current.standby || other.standby, "a standby only where no other may");
+                    prop_assert!(other.standby != current.standby || other.sign_from <= current.sign_from);
+                }
+                let mut turned = keys.clone();
+                turned.reverse();
+                let again = Timeline { environment, propagation, keys: turned };
+                let again = again.current(&partner, now, is_revoked).map(|key| key.kid.clone());
+                prop_assert_eq!(again, Some(current.kid.clone()), "whatever the order of the entries");
+            }
+        }
+
+        /// The spans say of every instant what is asked of it alone, and lie end to end.
+        #[test]
+        fn spans_tell_of_every_instant(keys in keys(), environment in environment(), propagation in 0..20_u64) {
+            let timeline = Timeline { environment, propagation: Duration::from_secs(propagation), keys };
+            let partner: PartnerId = "partner-0".parse().unwrap();
+            let (from, until) = (UtcTime::from_millis(5_000), UtcTime::from_millis(105_000));
+            let spans = timeline.spans(&partner, from, until);
+            prop_assert_eq!(spans[0].from, from);
+            prop_assert!(spans.windows(2).all(|pair| pair[0].until == Some(pair[1].from)));
+            prop_assert_eq!(spans[spans.len() - 1].until, None);
+            for second in 5..105 {
+                let now = UtcTime::from_millis(second * 1000);
+                let span = spans.iter().rev().find(|span| span.from <= now).unwrap();
+                let kid = |key: Option<&Arc<TimedKey>>| key.map(|key| key.kid.clone());
+                prop_assert_eq!(kid(span.key), kid(timeline.current(&partner, now, |_| false)));
+            }
+        }
+    }
+}

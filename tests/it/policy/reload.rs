@@ -5,14 +5,22 @@ use std::{
     fs,
     os::unix::fs::symlink,
     process::{Command, Output},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use quotesign::proto::ReloadPolicyRequest;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::client,
-    harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, until},
+    harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, reason, until},
+    kills::number_from,
 };
 
 fn digest(site: &Site, write: bool) -> String {
@@ -185,4 +193,59 @@ printf '%s.%s' "$header" "$(printf '%s\n' "$sums" | base64 -w0 | tr '+/' '-_' | 
     let mut openssl = Command::new("openssl");
     openssl.args(["dgst", "-sha256", "-verify", "public.pem", "-signature", "signature", "input"]);
     assert_eq!(done(openssl.current_dir(site.path("seal")).output().unwrap()), "Verified OK\n");
+}
+
+/// Reloads while calls are under way: none of them fails, and what they cost is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn reloading_under_full_load_drops_no_call() {
+    const CALLERS: u64 = 12;
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
+            policy["quotas"][quota] = toml_edit::value(toml_edit::InlineTable::from_iter([
+                ("per_second", toml_edit::Value::from(100_000)),
+                ("burst", 100_000.into()),
+            ]));
+        }
+        policy["partners"][0]["sequence"]["jump_max"] = toml_edit::value(1_000_000);
+    });
+    let gateway = site.serve().await;
+    let next = Arc::new(AtomicU64::new(1));
+    let loads = number_from("TRIALS", 20).min(200) / 4;
+    let mut p99 = Vec::new();
+    for reloading in [false, true, false, true] {
+        let over = CancellationToken::new();
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            let (pricing, next, over) = (gateway.quotes("pricing").await, next.clone(), over.clone());
+            callers.spawn(async move {
+                let mut took = Vec::new();
+                while !over.is_cancelled() {
+                    let begun = Instant::now();
+                    // Numbers that race may be refused; nothing else may.
+                    match pricing.sign(&Quote::number(next.fetch_add(1, Ordering::Relaxed))).await {
+                        Ok(_) => took.push(begun.elapsed()),
+                        Err(status) => assert_eq!(reason(&status), "SEQUENCE_NOT_MONOTONIC", "{status:?}"),
+                    }
+                }
+                took
+            });
+        }
+        let mut admin = gateway.admin("operator").await;
+        for _ in 0..loads {
+            if reloading {
+                site.edit_policy(|_| ());
+                admin.reload_policy(ReloadPolicyRequest {}).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        over.cancel();
+        let mut took: Vec<Duration> = callers.join_all().await.concat();
+        took.sort();
+        println!("reloading: {reloading}, {} calls, p99 {:?}", took.len(), took[took.len() * 99 / 100]);
+        p99.push(took[took.len() * 99 / 100].as_secs_f64());
+    }
+    println!("p99 while reloading is {:.2} times that without", (p99[1] + p99[3]) / (p99[0] + p99[2]));
+    assert!(gateway.stop().success());
+    done(site.run(&["audit", "verify"]));
 }
