@@ -40,6 +40,9 @@ pub enum Event {
     /// A kid was made known, before it was published for the first time.
     #[serde(rename = "key.published")]
     Published,
+    /// A key signed more than is usual; nothing was refused for that.
+    #[serde(rename = "key.volume_unusual")]
+    VolumeUnusual,
     /// A kid was revoked; nothing of it is released from here on.
     #[serde(rename = "key.revoked")]
     Revoked,

@@ -42,6 +42,7 @@ use crate::{
         peer::Peer,
         tls,
     },
+    volume::Volumes,
 };
 
 #[cfg(feature = "kms")]
@@ -172,6 +173,7 @@ impl Gateway {
             keyring,
             clock: Arc::new(guard),
             finishing: TaskTracker::new(),
+            volumes: Volumes::default(),
             refusals: Shares::default(),
         });
         Ok(Self {

@@ -38,6 +38,8 @@ pub mod audit;
 pub mod ledger;
 /// The devices.
 pub mod signer;
+/// How much each key signs, and whether that is usual.
+pub mod volume;
 /// The path of one quote, top to bottom.
 pub mod pipeline;
 /// What the security team asks of policy bundles.

@@ -55,6 +55,7 @@ use crate::{
     policy::Bundle,
     signer::keyring::Keyring,
     stopped::Stopped,
+    volume::Volumes,
 };
 
 pub mod attempts;
@@ -101,6 +102,8 @@ pub struct Pipeline {
     pub clock: Arc<ClockGuard>,
     /// Signatures under way; a drain waits for them.
     pub finishing: TaskTracker,
+    /// How much each key signs.
+    pub volumes: Volumes,
     /// How many refusals are journalled singly.
     pub refusals: journal::Shares,
 }
@@ -222,6 +225,9 @@ impl Pipeline {
         let verified = verify::verify(signed, policy, &self.clock)?;
         stand_still("pipeline::before-commit").await;
         let (released, first) = commit::commit(verified, &self.ledger, &self.clock, context).await?;
+        if first && let Ok(now) = self.clock.now() {
+            self.volumes.signed(&released.kid, now);
+        }
         Ok((released, !first))
     }
 }

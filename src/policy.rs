@@ -22,7 +22,7 @@ pub mod shipped;
 pub mod timeline;
 
 pub use ahead::Notice;
-pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt};
+pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt, Volume};
 pub use files::DIGEST_FILE;
 
 use authority::Authority;
@@ -53,6 +53,8 @@ pub struct Bundle {
     pub warn_ahead: Duration,
     /// What may be used up.
     pub quotas: Quotas,
+    /// When a key signs so much that it is to be told.
+    pub volume: Volume,
     /// The rules.
     pub authority: Authority,
     /// The keys.

@@ -19,6 +19,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::{
     config::{LogFormat, LogSection},
     signer::turns::Turns,
+    volume::Standing,
 };
 
 /// Starts logging to standard error.
@@ -62,6 +63,11 @@ struct ComponentLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyLabels {
+    kid: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PartnerLabels {
     partner: String,
 }
@@ -87,6 +93,8 @@ pub struct Metrics {
     service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
     records_dropped: Gauge,
     ahead: Family<PartnerLabels, Gauge>,
+    volume: Family<KeyLabels, Gauge>,
+    unusual: Family<KeyLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -123,7 +131,16 @@ impl Default for Metrics {
             "What will go wrong on a partner's key timeline unless somebody acts; `quotesign policy check` tells it",
             ahead.clone(),
         );
-        Self { registry: Mutex::new(registry), calls, seconds, serving, orders, service, records_dropped, ahead }
+        let volume = Family::default();
+        registry.register(
+            "key_signatures_this_hour",
+            "What this gateway has signed with a key in this hour",
+            volume.clone(),
+        );
+        let unusual = Family::default();
+        registry.register("key_volume_unusual", "1 where a key signs more than policy says is usual", unusual.clone());
+        let registry = Mutex::new(registry);
+        Self { registry, calls, seconds, serving, orders, service, records_dropped, ahead, volume, unusual }
     }
 }
 
@@ -166,6 +183,13 @@ impl Metrics {
     /// How many refusals the journal had no place for.
     pub fn records_dropped(&self, count: u64) {
         self.records_dropped.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How much a key has signed in this hour, and whether that is unusual.
+    pub fn volume(&self, standing: &Standing) {
+        let labels = KeyLabels { kid: standing.kid.to_string() };
+        self.volume.get_or_create(&labels).set(i64::try_from(standing.count).unwrap_or(i64::MAX));
+        self.unusual.get_or_create(&labels).set(i64::from(standing.unusual.is_some()));
     }
 
     /// How much is to be warned of on a partner's timeline.

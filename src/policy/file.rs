@@ -22,6 +22,7 @@ pub(super) struct PolicyFile {
     pub publication: Publication,
     pub rotation: Rotation,
     pub quotas: Quotas,
+    pub volume: Volume,
     #[serde(default)]
     pub keys: Vec<KeyEntry>,
 }
@@ -226,6 +227,18 @@ pub struct Quotas {
     pub signed_per_caller: SignedQuota,
     /// Signed quotes of one key, counted in the ledger.
     pub signed_per_key: SignedQuota,
+}
+
+/// When a key signs so much that it is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// More signatures than this in an hour.
+    pub warn_per_hour: std::num::NonZeroU32,
+    /// More than so many times what the key signs in an hour otherwise.
+    pub warn_times_usual: std::num::NonZeroU32,
+    /// So few in an hour are never unusual.
+    pub ignore_below: u32,
 }
 
 /// A rate with a burst, and how many in a day.

@@ -403,6 +403,7 @@ fn assemble(
         validity: file.validity,
         warn_ahead: DAY.saturating_mul(file.rotation.warn_ahead_days),
         quotas: file.quotas,
+        volume: file.volume,
         authority,
         timeline: Timeline { environment: file.environment, propagation, keys },
         currencies,

@@ -7,7 +7,9 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use super::access;
 use crate::{
+    audit::{Event, Facts, Record},
     clock::{Clock as _, SystemClock},
     control::Control,
     domain::PartnerId,
@@ -74,6 +76,7 @@ impl Watch {
             for (name, device) in self.pipeline.keyring.devices() {
                 self.metrics.device(name, device.turns());
             }
+            self.look_at_volumes();
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
             *self.components.0.write() = now.clone();
             told = now;
@@ -87,6 +90,19 @@ impl Watch {
             self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
         self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
+    }
+
+    /// Tells a key that signs more than usual, once in its hour.
+    fn look_at_volumes(&self) {
+        let (policy, now) = (self.pipeline.policy.load(), SystemClock.now());
+        for standing in self.pipeline.volumes.look(now, policy.volume) {
+            self.metrics.volume(&standing);
+            let Some(why) = standing.unusual.filter(|_| standing.is_news) else { continue };
+            tracing::warn!(kid = %standing.kid, why, "a key signs more than usual");
+            let facts = Facts { kid: Some(standing.kid), detail: Some(why), ..Facts::default() };
+            let context = access::own_trail(self.pipeline.environment, &policy);
+            self.pipeline.ledger.journal(Record::new(Event::VolumeUnusual, now, context, facts));
+        }
     }
 
     async fn tell(&self, name: &str, fault: Option<&str>) {

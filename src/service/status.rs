@@ -166,6 +166,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 25);
+        assert_eq!(seen, 26);
     }
 }

@@ -60,6 +60,7 @@ fn with_hands(site: Site) -> (Site, Hands) {
         for time in ["publish_at", "sign_from"] {
             policy["keys"][0][time] = toml_edit::value("2026-01-01T00:00:00Z".parse::<toml_edit::Datetime>().unwrap());
         }
+        policy["rotation"]["key_age_max_days"] = toml_edit::value(4000);
     });
     let hands = Hands::of(&mut site);
     (site, hands)
@@ -134,7 +135,11 @@ impl Production {
             .unwrap();
         assert!(initialised.status.success());
         fs::write(site.path("pin"), "12345678\n").unwrap();
-        let copied = Command::new("cp").arg("-r").arg(format!("{ROOT}/policy")).arg(site.path("policy")).status();
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(format!("{ROOT}/examples/policy-development"))
+            .arg(site.path("policy"))
+            .status();
         assert!(copied.unwrap().success());
         for jwk in fs::read_dir(site.path("policy/keys")).unwrap() {
             fs::remove_file(jwk.unwrap().path()).unwrap();

@@ -81,11 +81,13 @@ impl Stages {
     }
 }
 
-/// The bundle that comes with the repository, with other rules.
+/// The development bundle, with other rules on signing.
 pub fn bundle_with_rules(rules: &str) -> Bundle {
     let dir = tempfile::TempDir::with_prefix("quotesign-it-").unwrap();
-    copy(&repository("policy"), dir.path());
-    fs::write(dir.path().join("authorize.cedar"), rules).unwrap();
+    copy(&repository("examples/policy-development"), dir.path());
+    let own = fs::read_to_string(dir.path().join("authorize.cedar")).unwrap();
+    let (_, others) = own.split_once("// Reading.").unwrap();
+    fs::write(dir.path().join("authorize.cedar"), format!("{rules}\n{others}")).unwrap();
     Bundle::load(dir.path()).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 

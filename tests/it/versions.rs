@@ -139,8 +139,11 @@ async fn a_partner_without_the_version_is_refused_at_the_version_claim() {
 async fn a_contract_can_name_the_currencies_of_its_corridors() {
     let site = Site::new();
     site.edit_policy(|policy| {
-        let pair: Array = ["GBP", "USD"].into_iter().collect();
-        policy["contracts"][0]["money"]["corridors"]["GB-IN"] = value(pair);
+        // Every corridor that the rules name must be one then.
+        for (corridor, receive) in [("GB-IN", "USD"), ("GB-NG", "NGN")] {
+            let pair: Array = ["GBP", receive].into_iter().collect();
+            policy["contracts"][0]["money"]["corridors"][corridor] = value(pair);
+        }
     });
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
@@ -149,7 +152,7 @@ async fn a_contract_can_name_the_currencies_of_its_corridors() {
         (reason(&other_money), pointers(&other_money)),
         ("SCHEMA_VIOLATION".to_owned(), vec!["/receive_currency".to_owned()])
     );
-    let other_place = pricing.sign(&Quote::number(1).with("corridor", json!("GB-NG"))).await.unwrap_err();
+    let other_place = pricing.sign(&Quote::number(1).with("corridor", json!("GB-PK"))).await.unwrap_err();
     assert_eq!(
         (reason(&other_place), pointers(&other_place)),
         ("SCHEMA_VIOLATION".to_owned(), vec!["/corridor".to_owned()])

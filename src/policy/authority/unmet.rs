@@ -80,11 +80,9 @@ fn conjuncts(body: &Value) -> Vec<&Value> {
 fn text_of(part: &Policy) -> String {
     let text = part.to_cedar().unwrap_or_default();
     let text = dotted(&text.split_whitespace().collect::<Vec<_>>().join(" "));
-    let condition = text.split_once("when {").or_else(|| text.split_once("unless {"));
-    if let Some((head, body)) = condition {
-        let body = body.trim_end_matches(';').trim_end().trim_end_matches('}').trim();
-        let negated = if head.trim_end().ends_with(')') && text.contains("unless {") { "not: " } else { "" };
-        return format!("{negated}{body}");
+    // Cedar writes an `unless` as a `when` of the contrary.
+    if let Some((_, body)) = text.split_once("when {") {
+        return body.trim_end_matches(';').trim_end().trim_end_matches('}').trim().to_owned();
     }
     let scope = text.trim_start_matches("permit").trim_start_matches([' ', '(']).trim_end_matches([';', ')']).trim();
     let said = scope.split(", ").find(|part| part.contains(' '));
@@ -116,11 +114,11 @@ mod tests {
             texts,
             [
                 r#"principal in Role::"a""#,
-                r#"action in [Action::"X", Action::"Y"]"#,
+                r#"action in [Action::"X",Action::"Y"]"#,
                 r#"resource == Partner::"p""#,
                 r#"context.a == "b""#,
                 "context.n <= 5",
-                r#"not: context.c like "*-KP""#,
+                r#"!(context.c like "*-KP")"#,
             ]
         );
     }

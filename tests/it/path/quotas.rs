@@ -97,3 +97,32 @@ async fn a_day_of_a_key_is_spent_once_and_says_when_the_next_begins() {
     let again = gateway.quotes("pricing").await.sign(&Quote::number(4)).await.unwrap_err();
     assert_eq!(reason(&again), "RATE_LIMITED", "a restart gives nothing back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_signs_more_than_usual_is_told_and_nothing_is_refused() {
+    let site = Site::new();
+    site.edit_policy(|policy| policy["volume"]["warn_per_hour"] = toml("3"));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let mut kid = String::new();
+    for number in 1..=3 {
+        kid = pricing.sign(&Quote::number(number)).await.unwrap().kid;
+    }
+    let metric = async |name: &str| {
+        let line = format!("quotesign_{name}{{kid=\"{kid}\"}} ");
+        let text = gateway.operations("/metrics").await.1;
+        text.lines().find_map(|told| told.strip_prefix(&line).map(str::to_owned))
+    };
+    crate::harness::until("it is counted", async || metric("key_signatures_this_hour").await.as_deref() == Some("3"))
+        .await;
+    assert_eq!(metric("key_volume_unusual").await.as_deref(), Some("0"));
+    for number in 4..=6 {
+        pricing.sign(&Quote::number(number)).await.unwrap();
+    }
+    let told = site.journalled("key.volume_unusual", 1).await;
+    assert_eq!((told.len(), &told[0]["facts"]["kid"]), (1, &serde_json::Value::from(kid.as_str())), "{told:?}");
+    crate::harness::until("the metric says so", async || metric("key_volume_unusual").await.as_deref() == Some("1"))
+        .await;
+    assert_eq!(site.journalled("key.volume_unusual", 1).await.len(), 1, "once in its hour");
+    assert!(gateway.stop().success());
+}
