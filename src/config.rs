@@ -16,6 +16,7 @@ use crate::{
     strict_toml, telemetry,
 };
 
+mod apart;
 mod aws_kms;
 mod ledger;
 mod overrides;

@@ -407,3 +407,90 @@ fn placed<F: std::error::Error + miette::Diagnostic>(file: &str, text: &str, fau
 fn one_line(text: &impl ToString) -> String {
     text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::Bundle;
+
+    impl Authority {
+        /// As [`Authority::decide`], by all the rules.
+        fn decide_by_all(&self, request: &Request) -> Verdict {
+            let whole = Authorizer::new().is_authorized(request, &self.policies, &self.entities);
+            let mut rule_ids: Vec<String> = whole.diagnostics().reason().map(ToString::to_string).collect();
+            rule_ids.sort_unstable();
+            Verdict { allowed: whole.decision() == Decision::Allow, rule_ids }
+        }
+    }
+
+    /// Whoever asks for whatever: the rules that were left out would not have mattered.
+    #[test]
+    fn a_slice_decides_as_the_whole() {
+        let mut asked = 0;
+        for dir in ["policy", "examples/policy-development"] {
+            let bundle = Bundle::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).unwrap();
+            let stranger = "dns:stranger.example".parse().unwrap();
+            let nobody = "nobody".parse().unwrap();
+            let partners: Vec<&PartnerId> = bundle.partners().map(|partner| &partner.id).chain([&nobody]).collect();
+            for caller in bundle.callers().chain([&stranger]) {
+                for action in Action::ALL {
+                    let on = partners.iter().map(|partner| Resource::Partner(partner)).chain([Resource::Gateway]);
+                    for resource in on.filter(|_| action != Action::SignQuote) {
+                        let Some(request) = bundle.authority.request(caller, action, resource, None) else { continue };
+                        let verdict = bundle.authority.decide(caller, action, resource, None);
+                        assert_eq!(
+                            verdict,
+                            bundle.authority.decide_by_all(&request),
+                            "{caller} {action:?} {resource:?}"
+                        );
+                        asked += 1;
+                    }
+                }
+            }
+        }
+        assert!(asked > 100, "{asked}");
+    }
+
+    /// Signing, over values on both sides of every bound.
+    #[test]
+    fn a_slice_decides_on_quotes_as_the_whole() {
+        let bundle = Bundle::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("policy")).unwrap();
+        let (mut allowed, mut denied) = (0, 0);
+        for caller in bundle.callers() {
+            for partner in bundle.partners() {
+                for (corridor, send, receive) in
+                    [("GB-IN", "GBP", "INR"), ("CA-PH", "CAD", "PHP"), ("GB-KP", "GBP", "NGN")]
+                {
+                    for (amount, seconds) in [(0, 60), (1, 900), (300_000, 901), (500_000, 60), (500_001, 60)] {
+                        let issued_at = crate::clock::UtcTime::from_millis(1_780_000_000_000);
+                        let minor = |units| crate::money::Minor::new(units).unwrap();
+                        let terms = Terms {
+                            contract: "quote-v1".to_owned(),
+                            partner: partner.id.clone(),
+                            quote_id: "q-1".parse().unwrap(),
+                            sequence: None,
+                            corridor: corridor.parse().unwrap(),
+                            send: minor(amount),
+                            send_currency: bundle.currencies.get(send).unwrap(),
+                            receive: minor(amount),
+                            receive_currency: bundle.currencies.get(receive).unwrap(),
+                            partner_fee: minor(1),
+                            principal_fee: minor(1),
+                            total: minor(amount + 2),
+                            issued_at,
+                            expires_at: issued_at.plus(std::time::Duration::from_secs(seconds)),
+                        };
+                        let resource = Resource::Partner(&partner.id);
+                        let request = bundle.authority.request(caller, Action::SignQuote, resource, Some(&terms));
+                        let verdict = bundle.authority.decide(caller, Action::SignQuote, resource, Some(&terms));
+                        assert_eq!(verdict, bundle.authority.decide_by_all(&request.unwrap()), "{caller} {terms:?}");
+                        if verdict.allowed { allowed += 1 } else { denied += 1 }
+                    }
+                }
+            }
+        }
+        assert!(allowed >= 3 && denied > 50, "{allowed} {denied}");
+    }
+}

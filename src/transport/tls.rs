@@ -125,7 +125,11 @@ fn misfit(certificate: &Path, key: &Path, fault: &rustls::Error) -> TlsError {
     }
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates of a PEM file; at least one.
+///
+/// # Errors
+/// Where there is none, or the file cannot be read.
+pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect)
         .map_err(|fault| TlsError::new(file, unread(&fault, "certificates")))?;

@@ -15,7 +15,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{done, failed, quotesign};
+use quotesign::clock::{Clock as _, SystemClock};
+
+use crate::harness::{DAY, Site, done, failed, quotesign, seconds, toml};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const AT: &str = "2026-11-26T10:00:01Z";
@@ -299,4 +301,43 @@ fn the_timeline_is_drawn_and_told() {
     );
     let spans: Value = serde_json::from_str(&done(bundle.run(&["calendar", "--at", AT, "--format", "json"]))).unwrap();
     assert_eq!(spans["partners"][0]["partner"], "acme-remit");
+}
+
+#[test]
+fn two_environments_share_no_ca_no_domain_no_ledger_and_no_token() {
+    let (one, other) = (Site::new(), Site::new());
+    let check =
+        |site: &Site, other: &Site| site.run(&["config", "check", "--apart-from", other.config().to_str().unwrap()]);
+    let shared = failed(check(&one, &one), 2);
+    for what in
+        ["both are for development", "the CA of callers", "the trust domain", "the ledger", "the token", "the kid"]
+    {
+        assert!(shared.contains(what), "{what}: {shared}");
+    }
+    // Another environment, with all that it has its own but for the CA.
+    other.edit_config(|config| {
+        config["environment"] = toml("'sandbox'");
+        for listener in ["grpc", "admin"] {
+            config[listener]["trust_domain"] = toml("'sandbox.quotesign.example'");
+        }
+        config["signers"][0]["token"] = toml("'quotesign-sandbox'");
+    });
+    let text = fs::read_to_string(other.path("policy/policy.toml")).unwrap();
+    let kid = text.split("kid = \"").nth(1).unwrap().split('"').next().unwrap();
+    let text = text.replace(kid, "sandbox-2026").replace("spiffe://dev.", "spiffe://sandbox.");
+    let text = text.replace("environment = \"development\"", "environment = \"sandbox\"");
+    let text = text
+        .replace("propagation_s = 0", "propagation_s = 300")
+        .replace("token=quotesign-dev", "token=quotesign-sandbox");
+    fs::write(other.path("policy/policy.toml"), text).unwrap();
+    let later = seconds(SystemClock.now().plus(DAY));
+    other.edit_policy(|policy| policy["keys"][0]["sign_from"] = toml(&later));
+    let jwk = fs::read_to_string(other.path(&format!("policy/keys/{kid}.jwk.json"))).unwrap();
+    fs::remove_file(other.path(&format!("policy/keys/{kid}.jwk.json"))).unwrap();
+    fs::write(other.path("policy/keys/sandbox-2026.jwk.json"), jwk.replace(kid, "sandbox-2026")).unwrap();
+    fs::copy(one.path("tls/ca.pem"), other.path("tls/ca.pem")).unwrap();
+    let shared = failed(check(&one, &other), 2);
+    assert!(shared.lines().count() == 1 && shared.contains("the CA of callers with the SHA-256"), "{shared}");
+    fs::write(other.path("tls/ca.pem"), &other.authority.pem).unwrap();
+    done(check(&one, &other));
 }
