@@ -39,7 +39,7 @@ impl Config {
         let tokens = self.signers.iter().map(|signer| format!("{} of {}", signer.token, signer.module.display()));
         Ok([
             ("the CA of callers with the SHA-256", authorities),
-            ("the trust domain", domains.map(|domain| domain.to_string()).collect()),
+            ("the trust domain", domains.collect()),
             ("the ledger", [ledger.to_string()].into()),
             ("the anchor", anchor.into_iter().collect()),
             ("the token", tokens.collect()),
