@@ -7,7 +7,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, body::Bytes};
+use hyper::{Request, Uri, body::Bytes};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
@@ -17,7 +17,9 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::{
+    clock::UtcTime,
     domain::{Environment, PartnerId},
+    key_set::Fetched,
     strict_toml,
     transport::tls,
 };
@@ -121,6 +123,18 @@ impl ClientFile {
 /// # Errors
 /// Where it does not answer 200 in time with a body of bounded size.
 pub async fn fetch(url: &str, ca: &Path) -> Result<Bytes, Unreachable> {
+    match look(url, ca).await? {
+        (Fetched { status: 200, .. }, body) => Ok(body),
+        (Fetched { status, .. }, _) => Err(Unreachable(format!("{url}: answered {status}"))),
+    }
+}
+
+/// What is at an https:// address, whatever the status, with what the answer and the certificate say. Follows no
+/// redirect.
+///
+/// # Errors
+/// Where the server cannot be reached, its certificate is not of a CA in `ca`, or nothing of bounded size comes in time.
+pub async fn look(url: &str, ca: &Path) -> Result<(Fetched, Bytes), Unreachable> {
     let got = tokio::time::timeout(FETCH_TIMEOUT, get(url, ca)).await;
     let got = got.unwrap_or_else(|_| Err("no answer in time".into()));
     got.map_err(|fault| Unreachable(format!("{url}: {fault}")))
@@ -155,17 +169,35 @@ async fn dial(uri: &Uri, connector: &TlsConnector) -> io::Result<TlsStream<TcpSt
     connector.connect(name, socket).await
 }
 
-async fn get(url: &str, ca: &Path) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+async fn get(url: &str, ca: &Path) -> Result<(Fetched, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let uri: Uri = url.parse()?;
+    if uri.scheme_str() != Some("https") {
+        return Err("keys are fetched over https:// alone".into());
+    }
     let connector = TlsConnector::from(tls::client(ca, None, b"http/1.1")?);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial(&uri, &connector)).await??;
+    let certificate_ends = ends(&stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let request = Request::get(uri.path()).header(hyper::header::HOST, authority).body(Empty::<Bytes>::new())?;
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    let request = Request::get(target).header(hyper::header::HOST, authority).body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    if response.status() != StatusCode::OK {
-        return Err(format!("answered {}", response.status()).into());
-    }
-    Ok(Limited::new(response.into_body(), JWKS_BYTES_MAX).collect().await?.to_bytes())
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let fetched = Fetched {
+        status: response.status().as_u16(),
+        content_type: text(hyper::header::CONTENT_TYPE),
+        cache_control: text(hyper::header::CACHE_CONTROL),
+        location: text(hyper::header::LOCATION),
+        certificate_ends,
+    };
+    let body = Limited::new(response.into_body(), JWKS_BYTES_MAX).collect().await?.to_bytes();
+    Ok((fetched, body))
+}
+
+/// When the certificate ends that the server has shown.
+fn ends(stream: &TlsStream<TcpStream>) -> Option<UtcTime> {
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(UtcTime::from_millis(certificate.validity().not_after.timestamp().checked_mul(1000)?))
 }

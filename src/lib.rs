@@ -18,6 +18,8 @@ pub mod terms;
 pub mod json;
 /// Public keys as JWKs.
 pub mod jwk;
+/// Whether a published key set is as verifiers expect it.
+pub mod key_set;
 /// Compact JWS: the only bytes a device signs.
 pub mod jws;
 /// TOML that is read strictly.

@@ -15,7 +15,7 @@ use axum::{
 use crate::{
     clock::{Clock as _, SystemClock},
     domain::{PartnerId, sha256},
-    jwk,
+    jwk, key_set,
     policy::{Bundle, Partner},
     stopped::Stopped,
 };
@@ -59,6 +59,11 @@ fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &Hea
     let stopped = sets.stopped.known();
     let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
     let set = jwk::jwks(published.map(|key| &*key.public));
+    let private = key_set::private_parts(set.as_bytes());
+    if !private.is_empty() {
+        tracing::error!(partner = %partner.id, ?private, "a key set with private members was not served");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     let etag = format!("\"{}\"", hex::encode(sha256(set.as_bytes())));
     let fresh = [(header::CACHE_CONTROL, CACHE_CONTROL.to_owned()), (header::ETAG, etag.clone())];
     let held = headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());

@@ -1,11 +1,21 @@
 //! The public JWKS: HTTPS, as anyone's client sees it.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Command, Output},
+};
 
-use quotesign::proto::{GetJwksRequest, KeyState, ListKeysRequest, ReloadPolicyRequest};
+use quotesign::{
+    proto::{GetJwksRequest, KeyState, ListKeysRequest, ReloadPolicyRequest},
+    transport::tls,
+};
+use rcgen::CertificateParams;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{DAY, Gateway, PARTNER, Site, done, seconds, toml};
+use crate::harness::{Authority, DAY, Gateway, PARTNER, Site, done, failed, quotesign, seconds, toml};
 use quotesign::clock::{Clock as _, SystemClock};
 
 const PATH: &str = "/partners/acme-remit/.well-known/jwks.json";
@@ -182,5 +192,108 @@ async fn a_key_is_in_the_set_from_publish_at_until_retire_at() {
         assert_eq!(key.state(), state);
         let is_shown = !["planned", "retired"].contains(&name);
         assert_eq!(published.contains(&key.kid), is_shown, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_set_can_be_held_against_what_verifiers_expect() {
+    let site = Site::new();
+    let gateway = site.start();
+    let served = curl(&site, &gateway, PATH, &[]);
+    let kid = served.kids().pop_first().unwrap();
+    let ca = site.path("tls/ca.pem");
+    let url = format!("https://{}{PATH}", gateway.address("jwks"));
+    let check = |place: &str, more: &[&str]| {
+        let args = [&["jwks", "check", place, "--ca", ca.to_str().unwrap()][..], more].concat();
+        quotesign().args(args).output().unwrap()
+    };
+    let told = done(check(&url, &["--active", &kid]));
+    assert!(told.lines().all(|line| line.starts_with("passed ")), "{told}");
+    for what in
+        ["HTTP 200", "Content-Type", "Cache-Control", "certificate", "no private key material", "the active kid"]
+    {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+    let told: Value = serde_json::from_slice(&check(&url, &["--format", "json"]).stdout).unwrap();
+    assert_eq!(told["worst"], "passed");
+    // Another kid signs; another path; a CA that is not the server's; no TLS at all.
+    failed(check(&url, &["--active", "quote-signing-gone"]), 1);
+    let nothing = check(&format!("https://{}/nothing", gateway.address("jwks")), &[]);
+    assert!(String::from_utf8_lossy(&nothing.stdout).contains("answered 404"));
+    assert_eq!(nothing.status.code(), Some(1));
+    let other = Authority::named("another CA");
+    fs::write(site.path("other.pem"), &other.pem).unwrap();
+    let args = ["jwks", "check", &url, "--ca", site.path("other.pem").to_str().unwrap()].map(str::to_owned);
+    let told = failed(quotesign().args(args).output().unwrap(), 2);
+    assert!(told.contains("UnknownIssuer"), "{told}");
+    failed(check(&url.replace("https", "http"), &[]), 2);
+    // A set with a private member, from a file.
+    let leak = site.path("leak.json");
+    fs::write(&leak, served.body.replacen("\"kty\"", "\"d\":\"AQAB\",\"kty\"", 1)).unwrap();
+    let told = check(leak.to_str().unwrap(), &[]);
+    assert_eq!(told.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&told.stdout).contains("CRITICAL  no private key material: the member `d`"));
+
+    // What is written for a CDN is what is served, and no key that was revoked.
+    let out = site.path("set.json");
+    let export = || site.run(&["jwks", "export", "--partner", PARTNER, "--out", out.to_str().unwrap()]);
+    done(export());
+    assert_eq!(fs::read_to_string(&out).unwrap(), served.body);
+    done(crate::commands::client(&site, &gateway, &["keys", "revoke", &kid, "--reason", "OPS-14"]));
+    done(export());
+    assert_eq!(fs::read_to_string(&out).unwrap(), "{\"keys\":[]}");
+    failed(site.run(&["jwks", "export", "--partner", "nobody"]), 2);
+    assert!(gateway.stop().success());
+}
+
+/// A server that redirects, or whose certificate has ended, as the check sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_does_wrong_is_told() {
+    let (home, authority) = (tempfile::TempDir::new().unwrap(), Authority::new());
+    let ca = home.path().join("ca.pem");
+    fs::write(&ca, &authority.pem).unwrap();
+    let serve = async |name: &str, days: i64, answer: &'static str| -> Output {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now - time::Duration::days(90), now + time::Duration::days(days));
+        let identity = authority.issue(home.path(), name, params);
+        let listener = quotesign::config::JwksListener {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            certificate: identity.certificate,
+            private_key: identity.private_key,
+        };
+        let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (stream, _) = socket.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let mut request = [0; 1024];
+            let _read = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let _closed = stream.shutdown().await;
+        });
+        let args = ["jwks", "check", &url, "--ca", ca.to_str().unwrap()].map(str::to_owned);
+        let told = tokio::task::spawn_blocking(move || quotesign().args(args).output().unwrap()).await.unwrap();
+        server.await.unwrap();
+        told
+    };
+    let moved = "HTTP/1.1 301 Moved\r\nlocation: https://elsewhere.example/jwks.json\r\ncontent-length: 0\r\n\r\n";
+    let told = serve("moved", 30, moved).await;
+    assert_eq!(told.status.code(), Some(1));
+    let lines = String::from_utf8(told.stdout).unwrap();
+    assert!(lines.contains("FAILED    no redirect: redirects to https://elsewhere.example"), "{lines}");
+    let ended = serve("ended", -1, moved).await;
+    assert!(failed(ended, 2).contains("xpired"));
+    let bare = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\n{}";
+    let told = serve("soon", 7, bare).await;
+    let lines = String::from_utf8(told.stdout).unwrap();
+    for line in [
+        "FAILED    Content-Type: is served as text/html",
+        "WARNING   Cache-Control: no max-age",
+        "WARNING   certificate: the certificate ends at",
+        "FAILED    a `keys` array",
+    ] {
+        assert!(lines.contains(line), "{line}\n{lines}");
     }
 }
