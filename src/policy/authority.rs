@@ -280,6 +280,7 @@ fn context(terms: &Terms) -> Option<Context> {
         ("principal_fee_minor".to_owned(), long(terms.principal_fee.get())?),
         ("total_minor".to_owned(), long(terms.total.get())?),
         ("validity_seconds".to_owned(), long(u64::try_from(validity_s).ok()?)?),
+        ("mode".to_owned(), text(if terms.sequence.is_some() { "verify" } else { "assign" })),
     ])
     .ok()
 }

@@ -1,10 +1,11 @@
 //! `quotesign policy digest`.
 
 use clap::Args;
+use serde_json::json;
 
 use crate::{cli::out::say, disk, policy::DIGEST_FILE};
 
-use super::{Dir, Failure};
+use super::{Dir, Failure, Format};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Digest {
@@ -24,7 +25,10 @@ impl Digest {
             disk::put(&path, format!("{digest}\n").as_bytes())
                 .map_err(|fault| Failure::failed(format!("{}: {fault}", path.display())))?;
         }
-        say!("{digest}");
+        match self.dir.format {
+            Format::Text => say!("{digest}"),
+            Format::Json => say!("{:#}", json!({ "digest": digest.to_string() })),
+        }
         Ok(())
     }
 }

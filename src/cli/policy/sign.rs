@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     signer::{Attributes, Device, Flow, Health, Order, Pinned},
 };
 
-use super::{Dir, Failure};
+use super::{Dir, Failure, Format};
 
 /// How long a device may take to be ready and to sign.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,7 +69,7 @@ impl Sign {
         seal::check(&files, &text, &key).map_err(Failure::failed)?;
         let path = dir.join(seal::SEAL_FILE);
         disk::put(&path, text.as_bytes()).map_err(|fault| Failure::failed(format!("{}: {fault}", path.display())))?;
-        say!("{} is signed by `{}`: digest {digest}", dir.display(), key.kid());
+        self.dir.tell(&key, &digest.to_string(), "is signed");
         Ok(())
     }
 }
@@ -99,8 +100,17 @@ impl Verify {
         let files = files::read(dir).map_err(|problems| self.dir.unfit(&problems))?;
         let text = files::read_seal(dir).map_err(Failure::failed)?.unwrap_or_default();
         seal::check(&files, &text, &key).map_err(Failure::failed)?;
-        say!("{} was signed by `{}`: digest {}", dir.display(), key.kid(), files::digest(&files));
+        self.dir.tell(&key, &files::digest(&files).to_string(), "was signed");
         Ok(())
+    }
+}
+
+impl Dir {
+    fn tell(&self, key: &PublicKey, digest: &str, what: &str) {
+        match self.format {
+            Format::Text => say!("{} {what} by `{}`: digest {digest}", self.dir.display(), key.kid()),
+            Format::Json => say!("{:#}", json!({ "kid": key.kid(), "digest": digest })),
+        }
     }
 }
 

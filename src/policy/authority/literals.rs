@@ -23,6 +23,7 @@ impl Vocabulary<'_> {
     fn misses(&self, attribute: &str, text: &str) -> Option<String> {
         match attribute {
             "contract" if !self.contracts.contains(text) => Some("no contract of policy.toml has this name".to_owned()),
+            "mode" if !["verify", "assign"].contains(&text) => Some("a mode is `verify` or `assign`".to_owned()),
             "send_currency" | "receive_currency" if self.currencies?.get(text).is_none() => {
                 Some("currencies.csv does not hold it".to_owned())
             }

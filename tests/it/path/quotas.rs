@@ -126,3 +126,39 @@ async fn a_key_that_signs_more_than_usual_is_told_and_nothing_is_refused() {
     assert_eq!(site.journalled("key.volume_unusual", 1).await.len(), 1, "once in its hour");
     assert!(gateway.stop().success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_gives_back_nothing_of_a_quota_that_stays_as_it_was() {
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1, burst = 12 }");
+        policy["quotas"]["signed_per_caller"] = toml("{ per_second = 1, burst = 4, per_day = 1000 }");
+    });
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let mut admin = gateway.admin("operator").await;
+    let reload = quotesign::proto::ReloadPolicyRequest {};
+    let (mut signed, mut spent) = (0, Vec::new());
+    for number in 1..=20 {
+        // Another bundle now and then, with the same quotas. The operator has attempts of its own.
+        if number % 4 == 0 {
+            site.edit_policy(|_| ());
+            admin.reload_policy(reload).await.unwrap();
+        }
+        match pricing.sign(&Quote::number(number)).await {
+            Ok(_) => signed += 1,
+            Err(status) => spent.push(status.message().to_owned()),
+        }
+    }
+    // What comes back in the seconds that all this takes is little beside a burst that was given again.
+    assert!((4..10).contains(&signed), "{signed} signed: {spent:?}");
+    for quota in ["signed_per_caller", "attempts_per_caller"] {
+        assert!(spent.iter().any(|text| text.contains(quota)), "{quota}: {spent:?}");
+    }
+    // A quota that was changed begins anew.
+    site.edit_policy(|policy| policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1, burst = 13 }"));
+    admin.reload_policy(reload).await.unwrap();
+    let status = pricing.sign(&Quote::number(99)).await.unwrap_err();
+    assert!(!status.message().contains("attempts_per_caller"), "{status:?}");
+    assert!(gateway.stop().success());
+}
