@@ -235,6 +235,10 @@ mod tests {
                 };
                 let current = timeline.current(&partner, now, is_revoked);
                 prop_assert_eq!(current.is_some(), keys.iter().any(|key| may(key)));
+                for shown in timeline.published(&partner, now, is_revoked) {
+                    prop_assert!(shown.partner == partner && !is_revoked(&shown.kid), "a set shows its own partner's keys alone");
+                    prop_assert!(shown.publish_at <= now);
+                }
                 let Some(current) = current else { continue };
                 prop_assert!(may(current));
                 for other in keys.iter().filter(|other| may(other) && other.kid != current.kid) {
