@@ -8,11 +8,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::Router};
 
 use crate::{
-    audit::{Event, Facts, Record},
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
     config::{Config, GrpcListener, SignerEntry},
     control::{self, Control},
-    ledger::Ledger,
+    domain::Environment,
+    ledger::{Absent, Engine, EngineError, Ledger, Place},
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
@@ -20,7 +20,6 @@ use crate::{
         quote_signing_service_server::QuoteSigningServiceServer,
     },
     service::{
-        access,
         admin::Admin,
         health::{Components, Watch},
         jwks::{self, Sets},
@@ -49,6 +48,7 @@ use crate::{
 use crate::signer::kms::{Kms, KmsConfig};
 
 mod fronts;
+mod join;
 mod upkeep;
 
 /// Why a gateway did not start. Nothing of it runs then.
@@ -123,7 +123,8 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
 }
 
 impl Gateway {
-    /// Makes every part and binds every address. Devices may be down; the ledger may not.
+    /// Makes every part and binds every address. Devices may be down, and so may a ledger's server: the key sets are then
+    /// served where it is known what was revoked, and nothing is signed until it is back.
     ///
     /// # Errors
     /// Where something given cannot be used. Nothing is left running.
@@ -133,17 +134,10 @@ impl Gateway {
         let place = config.ledger.place().map_err(StartError::unfit)?;
         let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);
         let environment = config.environment;
-        let engine = tokio::task::spawn_blocking(move || place.open(environment)).await;
-        let engine = engine.map_err(StartError::unfit)?.map_err(StartError::unfit)?;
+        let (engine, is_there) =
+            tokio::task::spawn_blocking(move || engine(place, environment)).await.map_err(StartError::unfit)??;
         let ledger = Ledger::start(engine, config.ledger.front());
-        if let Some(last) = ledger.newest_record().await.map_err(StartError::unfit)? {
-            let refused = control::follows(&bundle, last.context.policy_serial, &last.context.policy_digest);
-            let place = |problem| StartError::Unfit(vec![format!("{}/{problem}", config.policy.display())]);
-            refused.map_or(Ok(()), |problem| Err(place(problem)))?;
-        }
-        let newest = ledger.newest_record_at().await.map_err(StartError::unfit)?;
-        let clock = Arc::new(SystemClock);
-        let guard = ClockGuard::new(clock, config.clock.bounds(), newest.unwrap_or(UtcTime::from_millis(0)));
+        let clock = Arc::new(ClockGuard::new(Arc::new(SystemClock), config.clock.bounds(), UtcTime::from_millis(0)));
         let keyring = Arc::new(Keyring::new(devices(&config)));
         control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
@@ -157,11 +151,6 @@ impl Gateway {
             refused: parking_lot::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         });
-        let context = access::own_trail(config.environment, &bundle);
-        let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
-        control::know_stops(&ledger, &stopped, &started.context).await.map_err(StartError::unfit)?;
-        control::publish(&ledger, &bundle, &started.context).await.map_err(StartError::unfit)?;
-        ledger.record(started).await.map_err(StartError::unfit)?;
         let pipeline = Arc::new(Pipeline {
             environment: config.environment,
             limits: config.limits.payload(),
@@ -171,11 +160,15 @@ impl Gateway {
             ledger,
             stopped,
             keyring,
-            clock: Arc::new(guard),
+            joined: Arc::default(),
+            clock,
             finishing: TaskTracker::new(),
             volumes: Volumes::default(),
             refusals: Shares::default(),
         });
+        if is_there {
+            join::join(&pipeline, &control).await.map_err(|refused| StartError::Unfit(refused.lines()))?;
+        }
         Ok(Self {
             pipeline,
             control,
@@ -254,6 +247,7 @@ impl Gateway {
         upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
         upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
         upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
+        upkeep.spawn(join::until_joined(pipeline(), self.control.clone(), stop.clone()));
         upkeep.spawn(upkeep::look_ahead(pipeline(), self.metrics.clone(), stop.clone()));
         upkeep.spawn(upkeep::reload_on_change(self.control.clone(), pipeline(), stop.clone()));
         upkeep
@@ -312,7 +306,11 @@ impl Gateway {
         let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
         let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
         fronts.spawn(fronts::serve_https(connections, jwks::routes(sets), stop.clone()));
-        let operations = operations::routes(Operations { components: self.components, metrics: self.metrics });
+        let operations = operations::routes(Operations {
+            components: self.components,
+            stopped: self.pipeline.stopped.clone(),
+            metrics: self.metrics,
+        });
         let (listener, stop) = (self.listeners.operations, stop.clone());
         fronts.spawn(async move {
             if let Err(fault) = axum::serve(listener, operations).with_graceful_shutdown(stop.cancelled_owned()).await {
@@ -388,6 +386,18 @@ impl Ends {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
         }
+    }
+}
+
+/// The ledger's engine, and whether it is open. A server that cannot be reached is waited for; nothing else is.
+fn engine(place: Place, environment: Environment) -> Result<(Box<dyn Engine>, bool), StartError> {
+    match place.open(environment) {
+        Ok(engine) => Ok((engine, true)),
+        Err(EngineError::Away(why)) => {
+            tracing::error!(why, "the ledger cannot be reached; nothing is signed until it is");
+            Ok((Box::new(Absent::new(place, environment, why)), false))
+        }
+        Err(error) => Err(StartError::unfit(error)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     jws::{CompactJws, Draft},
 };
 
+mod absent;
 pub mod anchor;
 pub mod batch;
 pub mod chain;
@@ -27,6 +28,7 @@ pub mod sqlite;
 pub mod step;
 pub mod stops;
 
+pub use absent::Absent;
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
 pub use place::{Journal, Place, Store, Stretch};

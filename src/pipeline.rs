@@ -40,7 +40,13 @@
 //! let counted = quotesign::pipeline::attempts::Counted(());
 //! ```
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -96,6 +102,8 @@ pub struct Pipeline {
     pub ledger: Ledger,
     /// What may not be signed, as this replica knows it.
     pub stopped: Arc<Stopped>,
+    /// Whether this gateway has taken its place at the ledger: it signs nothing before.
+    pub joined: Arc<AtomicBool>,
     /// The keys.
     pub keyring: Arc<Keyring>,
     /// The time, where it can be trusted.
@@ -133,6 +141,7 @@ impl Pipeline {
     ) -> Result<Answer, Refusal> {
         let counted = attempts::count(&self.attempts, policy, call)?;
         self.let_in(call)?;
+        self.has_joined()?;
         let now = self.clock.now()?;
         let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
         let valid = validate::validate(parsed, policy, now, trail)?;
@@ -147,6 +156,24 @@ impl Pipeline {
             return Err(verify::VerifyError::Expired.into());
         }
         Ok(Answer { released, policy: policy.digest, replayed })
+    }
+
+    /// Whether what was revoked is known, so that a key may be shown.
+    ///
+    /// # Errors
+    /// Where neither the ledger nor the file beside its anchor has told it yet.
+    pub fn knows_revocations(&self) -> Result<(), LedgerError> {
+        let unknown = || LedgerError::Unavailable("it is not known yet which keys were revoked".to_owned());
+        if self.stopped.is_told() { Ok(()) } else { Err(unknown()) }
+    }
+
+    /// Whether this gateway has taken its place at the ledger.
+    ///
+    /// # Errors
+    /// Where it could not be reached yet.
+    pub fn has_joined(&self) -> Result<(), LedgerError> {
+        let not_yet = || LedgerError::Unavailable("this gateway has not reached its ledger yet".to_owned());
+        if self.joined.load(Ordering::Acquire) { Ok(()) } else { Err(not_yet()) }
     }
 
     /// Turns away a caller that this replica knows to be suspended. Reservations and replays ask the ledger itself.

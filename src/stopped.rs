@@ -8,7 +8,10 @@ use std::{
     collections::BTreeSet,
     fs, io, iter,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -28,8 +31,10 @@ const HEAD: &str = "# Kids that were revoked, for good. Written by quotesign; do
 pub struct Stopped {
     known: ArcSwap<Stops>,
     mirror: Option<PathBuf>,
-    /// What the mirror holds; held while it is written.
-    mirrored: Mutex<BTreeSet<Kid>>,
+    /// What the mirror holds, where there is one yet; held while it is written.
+    mirrored: Mutex<Option<BTreeSet<Kid>>>,
+    /// Whether ledger or mirror has told what was revoked.
+    told: AtomicBool,
 }
 
 /// The mirror cannot be used.
@@ -41,15 +46,22 @@ pub struct MirrorError {
 }
 
 impl Stopped {
-    /// Knows what the mirror beside `anchor` tells; nothing where there is none yet.
+    /// Knows what the mirror beside `anchor` tells; nothing where there is none yet, until the ledger tells it.
     ///
     /// # Errors
     /// Where there is a mirror that cannot be read: publishing a key that it revokes would be worse than not starting.
     pub fn open(anchor: Option<&Path>) -> Result<Self, MirrorError> {
         let mirror = anchor.map(|anchor| anchor.with_added_extension("revoked"));
-        let mirrored = mirror.as_deref().map(read).transpose()?.unwrap_or_default();
-        let known: Stops = mirrored.iter().cloned().map(Stop::Revoked).collect();
-        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored) })
+        let mirrored = mirror.as_deref().map(read).transpose()?.flatten();
+        let known: Stops = mirrored.iter().flatten().cloned().map(Stop::Revoked).collect();
+        let told = AtomicBool::new(mirrored.is_some());
+        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told })
+    }
+
+    /// Whether ledger or mirror has told which kids were revoked. Until then no key may be published: it could be one.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
     }
 
     /// What is known.
@@ -59,7 +71,7 @@ impl Stopped {
 
     /// Kids that the mirror holds and `ledger` does not: the ledger has lost them.
     pub fn lost_by(&self, ledger: &Stops) -> Vec<Kid> {
-        self.mirrored.lock().iter().filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
+        self.mirrored.lock().iter().flatten().filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
     }
 
     /// Takes over what the ledger says, with the revocations that are known already.
@@ -69,22 +81,24 @@ impl Stopped {
     pub fn learn(&self, ledger: Stops) -> Result<(), MirrorError> {
         let mut mirrored = self.mirrored.lock();
         let revoked = ledger.iter().filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
-        let all: BTreeSet<Kid> = mirrored.iter().chain(revoked).cloned().collect();
+        let all: BTreeSet<Kid> = mirrored.iter().flatten().chain(revoked).cloned().collect();
         let known: Stops = ledger.iter().cloned().chain(all.iter().cloned().map(Stop::Revoked)).collect();
         self.known.store(Arc::new(known));
-        if let Some(path) = self.mirror.as_deref().filter(|_| all != *mirrored) {
+        self.told.store(true, Ordering::Release);
+        // One that says that nothing was revoked is written too: without any nobody could tell that from one that was lost.
+        if let Some(path) = self.mirror.as_deref().filter(|_| mirrored.as_ref() != Some(&all)) {
             disk::put(path, text_of(&all).as_bytes())
                 .map_err(|why| MirrorError { path: path.to_owned(), why: why.to_string() })?;
         }
-        *mirrored = all;
+        *mirrored = Some(all);
         Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<BTreeSet<Kid>, MirrorError> {
+fn read(path: &Path) -> Result<Option<BTreeSet<Kid>>, MirrorError> {
     let fault = |why: String| MirrorError { path: path.to_owned(), why };
     let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|error| fault(error.to_string()))?,
     };
     let mut lines = text.lines();
@@ -92,7 +106,7 @@ fn read(path: &Path) -> Result<BTreeSet<Kid>, MirrorError> {
         return Err(fault("it is something else; move it away".to_owned()));
     }
     let kid = |line: &str| line.parse().map_err(|_| fault(format!("`{line}` is no kid; restore the file")));
-    lines.map(kid).collect()
+    lines.map(kid).collect::<Result<_, _>>().map(Some)
 }
 
 fn text_of(kids: &BTreeSet<Kid>) -> String {

@@ -136,6 +136,7 @@ impl Watch {
     fn look(&self) -> BTreeMap<String, Option<String>> {
         let mut parts = BTreeMap::new();
         let ledger = self.pipeline.ledger.health().err();
+        let ledger = ledger.or_else(|| self.pipeline.has_joined().err().map(|error| error.to_string()));
         let clock = self.pipeline.clock.now().err().map(|fault| fault.to_string());
         let common = ledger.clone().or_else(|| clock.clone());
         parts.insert("ledger".to_owned(), ledger);

@@ -56,6 +56,10 @@ async fn of_host(State(sets): State<Sets>, uri: http::Uri, headers: HeaderMap) -
 
 fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
     let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
+    if !sets.stopped.is_told() {
+        // A set that shows a revoked key would be worse than none.
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let stopped = sets.stopped.known();
     let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
     let set = jwk::jwks(published.map(|key| &*key.public));

@@ -12,7 +12,7 @@ use crate::{
     proto::{self, key_directory_service_server::KeyDirectoryService},
 };
 
-use super::access;
+use super::{access, status};
 
 /// Serves callers.
 pub struct Keys {
@@ -29,6 +29,7 @@ impl KeyDirectoryService for Keys {
         let call = access::GET_JWKS.call(&request)?;
         let policy = self.pipeline.policy.load();
         let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
+        self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let stopped = self.pipeline.stopped.known();
         let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
         Ok(Response::new(proto::GetJwksResponse { jwks: jwk::jwks(published.map(|key| &*key.public)) }))
@@ -42,6 +43,7 @@ impl KeyDirectoryService for Keys {
         let policy = self.pipeline.policy.load();
         let (partner, _) =
             access::LIST_KEYS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
+        self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let now = SystemClock.now();
         let stopped = self.pipeline.stopped.known();
         let current = policy.timeline.current(&partner.id, now, |kid| stopped.is_revoked(kid));

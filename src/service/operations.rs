@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use crate::telemetry::Metrics;
+use crate::{stopped::Stopped, telemetry::Metrics};
 
 use super::health::Components;
 
@@ -20,6 +20,8 @@ use super::health::Components;
 pub struct Operations {
     /// How each part fares.
     pub components: Arc<Components>,
+    /// Whether it is known what was revoked.
+    pub stopped: Arc<Stopped>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -41,8 +43,8 @@ struct Purpose {
 
 async fn readyz(State(operations): State<Operations>, purpose: Result<Query<Purpose>, QueryRejection>) -> Response {
     let ready = match purpose.as_ref().map(|query| query.purpose.as_str()) {
-        // The JWKS is served from memory as long as this process answers at all.
-        Ok("jwks") => true,
+        // The JWKS is served from memory once it is known what was revoked.
+        Ok("jwks") => operations.stopped.is_told(),
         Ok("signing") => operations.components.serves("signing"),
         _ => return (StatusCode::BAD_REQUEST, "ask /readyz?for=signing or /readyz?for=jwks\n").into_response(),
     };

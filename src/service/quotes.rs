@@ -61,6 +61,7 @@ impl QuoteSigningService for Quotes {
         let proto::VerifyQuoteRequest { partner, jws } = request.into_inner();
         let policy = self.pipeline.policy.load_full();
         let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
+        self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let now = self.pipeline.clock.now().map_err(|fault| status::of(&fault.into()))?;
         let stopped = self.pipeline.stopped.known();
         let report = {

@@ -15,7 +15,7 @@ use std::{
 
 use quotesign::{
     ledger::{self, Place},
-    proto::{ReinstateCallerRequest, RevokeKeyRequest, SuspendCallerRequest},
+    proto::{GetJwksRequest, ReinstateCallerRequest, RevokeKeyRequest, SuspendCallerRequest},
 };
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
@@ -491,4 +491,79 @@ async fn a_key_revoked_under_load_on_three_gateways_signs_nothing_more_on_any() 
     for gateway in gateways {
         assert!(gateway.stop().success());
     }
+}
+
+/// A gateway that starts while its server is away serves keys as soon as it is known what was revoked, and signs once the
+/// server is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_starts_while_its_ledger_is_away() {
+    let mut cluster = Cluster::new(&[]);
+    let replicas = Replicas::new(cluster.empty(), 1, &[]).await;
+    let anchor = replicas.site.path("anchor");
+    let start = |anchored: bool| {
+        let mut command = replicas.command(0);
+        if anchored {
+            command.env("QUOTESIGN__LEDGER__ANCHOR", &anchor);
+        }
+        Gateway::spawn(command, &replicas.site)
+    };
+    let ready = async |gateway: &Gateway, what: &str| gateway.operations(&format!("/readyz?for={what}")).await.0;
+    let kids = async |gateway: &Gateway| {
+        let partner = crate::harness::PARTNER.parse().unwrap();
+        let set = gateway.client("pricing").jwks(&partner).await.map_err(|fault| fault.to_string())?;
+        let set: serde_json::Value = serde_json::from_slice(&set).unwrap();
+        Ok::<_, String>(set["keys"].as_array().unwrap().len())
+    };
+
+    // Nobody knows what was revoked: no file, no ledger.
+    cluster.crash();
+    let gateway = start(false);
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1);
+    assert_eq!(reason(&pricing.sign(&quote).await.unwrap_err()), "LEDGER_UNAVAILABLE");
+    assert!(kids(&gateway).await.unwrap_err().contains("503"));
+    assert_eq!((ready(&gateway, "jwks").await, ready(&gateway, "signing").await), (503, 503));
+    let directory = gateway.keys("pricing").await.get_jwks(GetJwksRequest { partner: "acme-remit".to_owned() }).await;
+    assert_eq!(reason(&directory.unwrap_err()), "LEDGER_UNAVAILABLE");
+    cluster.start(&[]);
+    gateway.signing().await;
+    assert_eq!((kids(&gateway).await, ready(&gateway, "jwks").await), (Ok(1), 200));
+    assert!(!pricing.sign(&quote).await.unwrap().replayed);
+    assert!(gateway.stop().success());
+
+    // The file beside the anchor says that nothing was revoked.
+    let mut adopt = replicas.site.command();
+    adopt.env("QUOTESIGN__LEDGER__ANCHOR", &anchor).args(["ledger", "anchor", "adopt", "--reason", "a test"]);
+    done(adopt.arg("--config").arg(replicas.site.config()).output().unwrap());
+    let gateway = start(true);
+    gateway.signing().await;
+    assert!(gateway.stop().success());
+    cluster.crash();
+    let gateway = start(true);
+    assert_eq!((kids(&gateway).await, ready(&gateway, "jwks").await), (Ok(1), 200));
+    assert_eq!(reason(&gateway.quotes("pricing").await.sign(&quote).await.unwrap_err()), "LEDGER_UNAVAILABLE");
+    cluster.start(&[]);
+    gateway.signing().await;
+    assert!(gateway.quotes("pricing").await.sign(&quote).await.unwrap().replayed);
+    let file = std::fs::read_dir(replicas.site.path("policy/keys")).unwrap().next().unwrap().unwrap().file_name();
+    let kid = file.into_string().unwrap().strip_suffix(".jwk.json").unwrap().to_owned();
+    let request = RevokeKeyRequest { kid, reason: "a test".to_owned() };
+    gateway.admin("operator").await.revoke_key(request).await.unwrap();
+    assert!(gateway.stop().success());
+
+    // And that this key was, which no set shows from the first moment on.
+    cluster.crash();
+    let gateway = start(true);
+    assert_eq!(kids(&gateway).await, Ok(0));
+    cluster.start(&[]);
+    let pricing = gateway.quotes("pricing").await;
+    until("it has joined", async || {
+        let status = pricing.sign(&Quote::number(2)).await.unwrap_err();
+        assert!(["LEDGER_UNAVAILABLE", "KEY_REVOKED"].contains(&reason(&status).as_str()), "{status:?}");
+        reason(&status) == "KEY_REVOKED"
+    })
+    .await;
+    assert_eq!(kids(&gateway).await, Ok(0));
+    assert!(gateway.stop().success());
+    done(replicas.site.run(&["audit", "verify"]));
 }

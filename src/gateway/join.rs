@@ -1,0 +1,92 @@
+//! How a gateway takes its place at the ledger: what it must know before it signs, and what the ledger must know of it.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    audit::{Event, Facts, Record},
+    clock::{Clock as _, SystemClock},
+    control::{self, Control},
+    ledger::LedgerError,
+    pipeline::Pipeline,
+    service::access,
+};
+
+/// How often a ledger that was not there is asked whether it is.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a gateway did not take its place.
+#[derive(Debug)]
+pub(super) enum NotJoined {
+    /// The ledger cannot do its part at the moment.
+    Away(String),
+    /// What the ledger holds and what this gateway has do not go together; one line a problem.
+    Unfit(Vec<String>),
+}
+
+impl NotJoined {
+    pub(super) fn lines(self) -> Vec<String> {
+        match self {
+            Self::Away(why) => vec![why],
+            Self::Unfit(lines) => lines,
+        }
+    }
+}
+
+impl From<LedgerError> for NotJoined {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Refused(refusal) => Self::Unfit(vec![refusal.to_string()]),
+            LedgerError::Unavailable(why) => Self::Away(why),
+            LedgerError::Full => Self::Away(error.to_string()),
+        }
+    }
+}
+
+/// Holds the bundle against the newest record, learns what is stopped and how late it is, makes the kids known, and
+/// journals the start. From then on the gateway signs.
+pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), NotJoined> {
+    let (ledger, policy) = (&pipeline.ledger, pipeline.policy.load_full());
+    if let Some(last) = ledger.newest_record().await? {
+        let refused = control::follows(&policy, last.context.policy_serial, &last.context.policy_digest);
+        if let Some(problem) = refused {
+            return Err(NotJoined::Unfit(vec![format!("{}/{problem}", control.dir.display())]));
+        }
+    }
+    if let Some(newest) = ledger.newest_record_at().await? {
+        pipeline.clock.journal_reached(newest);
+    }
+    let context = access::own_trail(pipeline.environment, &policy);
+    let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
+    control::know_stops(ledger, &pipeline.stopped, &started.context).await.map_err(NotJoined::Away)?;
+    control::publish(ledger, &policy, &started.context).await?;
+    ledger.record(started).await?;
+    pipeline.joined.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Joins a ledger that was not there at the start.
+pub(super) async fn until_joined(pipeline: Arc<Pipeline>, control: Arc<Control>, stop: CancellationToken) {
+    let mut told = String::new();
+    while pipeline.has_joined().is_err() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+        match join(&pipeline, &control).await {
+            Ok(()) => tracing::info!("the ledger was reached, and this gateway signs"),
+            Err(NotJoined::Away(why)) => tracing::debug!(why, "the ledger cannot be reached yet"),
+            Err(unfit) => {
+                let why = unfit.lines().join("; ");
+                if why != told {
+                    tracing::error!(why, "the ledger was reached, and this gateway must not sign");
+                    told = why;
+                }
+            }
+        }
+    }
+}
