@@ -88,14 +88,15 @@ impl Control {
         self.refused.lock().clone()
     }
 
-    /// The digest that `bundle.digest` announces, where the files beside it have that very digest: whoever changes them
-    /// writes it last, so that nothing is read that is half written.
-    pub async fn announced(&self) -> Option<PolicyDigest> {
+    /// The digest that `bundle.digest` announces, where the files beside it have that very digest, with the signature that lies
+    /// there: whoever changes them writes it last, so that nothing is read that is half written.
+    pub async fn announced(&self) -> Option<(PolicyDigest, Option<String>)> {
         let dir = self.dir.clone();
         let read = move || {
             let text = std::fs::read_to_string(dir.join(DIGEST_FILE)).ok()?;
             let digest = files::digest(&files::read(&dir).ok()?);
-            (text.trim_end() == digest.to_string()).then_some(digest)
+            let seal = files::read_seal(&dir).ok()?;
+            (text.trim_end() == digest.to_string()).then_some((digest, seal))
         };
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{Clock as _, SystemClock},
-    control::{self, Control},
+    control::{self, Control, ReloadError},
     ledger::{LedgerError, Prune},
     pipeline::Pipeline,
     policy::Notice,
@@ -84,8 +84,8 @@ pub(super) async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeli
 /// Reads the bundle again where `bundle.digest` announces another one than is in force. It is looked at rather than
 /// watched for, since directories that are swapped by a link, as Kubernetes does it, tell no watcher of it.
 pub(super) async fn reload_on_change(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
-    // What was refused is not tried again until it changes.
-    let mut tried = pipeline.policy.load().digest;
+    // What was refused is not tried again until it changes, or its signature does.
+    let mut refused = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -93,12 +93,16 @@ pub(super) async fn reload_on_change(control: Arc<Control>, pipeline: Arc<Pipeli
         }
         let policy = pipeline.policy.load_full();
         let Some(announced) = control.announced().await else { continue };
-        if announced == policy.digest || announced == tried {
+        if announced.0 == policy.digest || refused.as_ref() == Some(&announced) {
             continue;
         }
-        tried = announced;
-        if let Err(fault) = control.reload(access::own_trail(pipeline.environment, &policy)).await {
-            tracing::error!(%fault, "the policy bundle changed on disk and was not reloaded");
+        match control.reload(access::own_trail(pipeline.environment, &policy)).await {
+            Ok(_) => refused = None,
+            Err(fault) => {
+                tracing::error!(%fault, "the policy bundle changed on disk and was not reloaded");
+                // A ledger that could not journal it is asked again.
+                refused = matches!(fault, ReloadError::Refused(_)).then_some(announced);
+            }
         }
     }
 }

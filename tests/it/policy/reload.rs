@@ -167,8 +167,16 @@ async fn a_gateway_can_take_signed_bundles_alone() {
     }
     fs::write(site.path("policy/bundle.jws"), good).unwrap();
     done(client(&site, &gateway, &["admin", "reload-policy"]));
-    assert!(gateway.stop().success());
     assert_eq!(site.journalled("policy.refused", 6).await.len(), 6);
+    // One that is announced before it is signed is refused, and taken over once it is.
+    site.edit_policy(|_| ());
+    let announced = digest(&site, true);
+    site.journalled("policy.refused", 7).await;
+    a_while().await;
+    done(sign());
+    comes_into_force(&site, &gateway, &announced).await;
+    assert!(gateway.stop().success());
+    assert_eq!(site.journalled("policy.refused", 7).await.len(), 7);
 }
 
 /// The list of the files as `sha256sum` prints it, verified with nothing of ours.
