@@ -72,7 +72,7 @@ enum Command {
     /// Read and verify the audit journal.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Check a policy bundle.
+    /// Check, try, explain, compare and sign policy bundles, from files alone.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Write completions for a shell to standard output.

@@ -55,8 +55,8 @@ fn show(bundle: &Bundle, now: UtcTime, cases: usize) {
         let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| &key.kid);
         for key in bundle.timeline.of(&partner.id) {
             let mark = if current == Some(&key.kid) { "signs now" } else { "" };
-            let (state, from, until) = (key.state(now), key.sign_from, key.sign_until);
-            say!("{:<20} {:<28} {state:<9?} signs {from} to {until}  {mark}", partner.id, key.kid);
+            let (state, from, until) = (format!("{:?}", key.state(now)), key.sign_from, key.sign_until);
+            say!("{:<20} {:<28} {state:<9} signs {from} to {until}  {mark}", partner.id, key.kid);
         }
         if current.is_none() {
             say!("{:<20} no key may sign now", partner.id);
