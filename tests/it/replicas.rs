@@ -487,7 +487,7 @@ async fn a_key_revoked_under_load_on_three_gateways_signs_nothing_more_on_any() 
     let late: Vec<u64> = told.into_iter().flat_map(|told| told.2).collect();
     println!("{signed} signed, {refused} refused as revoked, {} released after the answer", late.len());
     assert_eq!(late, Vec::<u64>::new());
-    assert!(signed > CALLERS && refused > u32::try_from(CALLERS).unwrap(), "{signed} {refused}");
+    assert!(signed > 10 && refused > 10, "too little happened to say anything: {signed} signed, {refused} refused");
     for gateway in gateways {
         assert!(gateway.stop().success());
     }
