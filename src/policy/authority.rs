@@ -166,24 +166,11 @@ impl Authority {
         vocabulary: &Vocabulary<'_>,
     ) -> Result<Self, Vec<String>> {
         let callers: Vec<Roles<'a>> = callers.collect();
-        let text = schema;
-        let (schema, warnings) =
-            Schema::from_cedarschema_str(text).map_err(|fault| vec![placed("quotesign.cedarschema", text, &fault)])?;
-        let warnings: Vec<_> = warnings.map(|warning| placed("quotesign.cedarschema", text, &warning)).collect();
+        let (schema, warnings) = schema_of(schema)?;
         let policies = named_rules(rules)?;
         let entities = entities(callers.iter().copied(), partners, &schema).map_err(|fault| vec![fault])?;
         let mut faults = warnings;
-        let verdict = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
-        faults.extend(verdict.validation_errors().map(|fault| placed(RULES, rules, fault)));
-        if faults.is_empty() {
-            // A rule with an error in it is often impossible too, which helps nobody.
-            faults.extend(verdict.validation_warnings().map(|fault| placed(RULES, rules, fault)));
-        }
-        // What follows from another fault: no act fits a scope that names none.
-        let follows = |fault: &String| fault.contains("unable to find an applicable action");
-        if !faults.iter().all(follows) {
-            faults.retain(|fault| !follows(fault));
-        }
+        faults.extend(invalid(&policies, &schema, rules));
         faults.extend(unknown_entities(&policies, &entities));
         faults.extend(literals::unsayable(&policies, vocabulary));
         faults.extend(idle_roles(&policies, &callers));
@@ -394,6 +381,37 @@ fn rule_of_error(error: &cedar_policy::AuthorizationError) -> String {
     }
 }
 
+/// What is wrong with the rules and their schema, whatever `policy.toml` says.
+pub(super) fn faults_alone(rules: &str, schema: &str) -> Vec<String> {
+    match (schema_of(schema), named_rules(rules)) {
+        (Ok((schema, warnings)), Ok(policies)) => [warnings, invalid(&policies, &schema, rules)].concat(),
+        (schema, rules) => [schema.err(), rules.err()].into_iter().flatten().flatten().collect(),
+    }
+}
+
+/// The schema, and what it is warned of.
+fn schema_of(text: &str) -> Result<(Schema, Vec<String>), Vec<String>> {
+    let (schema, warnings) = Schema::from_cedarschema_str(text).map_err(|fault| vec![placed(SCHEMA, text, &fault)])?;
+    Ok((schema, warnings.map(|warning| placed(SCHEMA, text, &warning)).collect()))
+}
+
+/// What the rules break of their schema.
+fn invalid(policies: &PolicySet, schema: &Schema, text: &str) -> Vec<String> {
+    let verdict = Validator::new(schema.clone()).validate(policies, ValidationMode::Strict);
+    let mut faults: Vec<String> = verdict.validation_errors().map(|fault| placed(RULES, text, fault)).collect();
+    if faults.is_empty() {
+        // A rule with an error in it is often impossible too, which helps nobody.
+        faults.extend(verdict.validation_warnings().map(|fault| placed(RULES, text, fault)));
+    }
+    // What follows from another fault: no act fits a scope that names none.
+    let follows = |fault: &String| fault.contains("unable to find an applicable action");
+    if !faults.iter().all(follows) {
+        faults.retain(|fault| !follows(fault));
+    }
+    faults
+}
+
+const SCHEMA: &str = "quotesign.cedarschema";
 const RULES: &str = "authorize.cedar";
 
 /// A fault in a file of this name and text: with its line, and with what Cedar advises.

@@ -16,7 +16,7 @@ use crate::{
 
 use super::{
     Bundle, Files, Partner, Problem, ScopePart,
-    authority::{Authority, Vocabulary},
+    authority::{self, Authority, Vocabulary},
     contract::Contract,
     file::{AttributesRule, KeyEntry, PolicyFile, SequenceMode},
     files,
@@ -30,7 +30,7 @@ const DAY: Duration = Duration::from_hours(24);
 const SERIAL_MAX: u64 = (1 << 53) - 1;
 
 pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
-    let file = policy_file(files).map_err(|problem| vec![problem])?;
+    let file = policy_file(files).map_err(|problems| [problems, of_the_others(files)].concat())?;
     let mut check = Check { files, file: &file, knows_currencies: true, problems: Vec::new() };
     check.partners();
     check.bounds();
@@ -45,10 +45,28 @@ pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
     }
 }
 
-fn policy_file(files: &Files) -> Result<PolicyFile, Problem> {
-    let text =
-        text(files, "policy.toml").ok_or_else(|| Problem("policy.toml: is not UTF-8; save it as UTF-8".to_owned()))?;
-    strict_toml::read(text).map_err(|misfit| Problem(misfit.of_file("policy.toml")))
+fn policy_file(files: &Files) -> Result<PolicyFile, Vec<Problem>> {
+    let unread = || vec![Problem("policy.toml: is not UTF-8; save it as UTF-8".to_owned())];
+    let misfits = strict_toml::read_all(text(files, "policy.toml").ok_or_else(unread)?);
+    misfits.map_err(|misfits| misfits.iter().map(|misfit| Problem(misfit.of_file("policy.toml"))).collect())
+}
+
+/// What is wrong with the other files by themselves, where `policy.toml` cannot be read.
+fn of_the_others(files: &Files) -> Vec<Problem> {
+    let (rules, schema) = (text(files, "authorize.cedar"), text(files, "quotesign.cedarschema"));
+    let mut problems: Vec<Problem> = rules
+        .zip(schema)
+        .map(|(rules, schema)| authority::faults_alone(rules, schema))
+        .unwrap_or_default()
+        .into_iter()
+        .map(Problem)
+        .collect();
+    let currencies = Currencies::read(text(files, "currencies.csv").unwrap_or_default()).err().unwrap_or_default();
+    problems.extend(currencies.into_iter().map(|fault| Problem(format!("currencies.csv: {fault}"))));
+    for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("keys/")) {
+        problems.extend(PublicKey::from_jwk(bytes).err().map(|fault| Problem(format!("{name}: {fault}"))));
+    }
+    problems
 }
 
 fn text<'f>(files: &'f Files, name: &str) -> Option<&'f str> {
