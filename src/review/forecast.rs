@@ -15,7 +15,7 @@ use crate::{
     domain::{Caller, CorrelationId, Environment, Kid, PartnerId, Scope},
     json::Limits,
     ledger::{
-        Refusal as Spent,
+        LedgerError, Refusal as Spent,
         step::{Quotas, charge},
     },
     pipeline::{
@@ -117,8 +117,7 @@ impl Forecast {
         }
     }
 
-    fn refused(mut self, refusal: impl Into<Refusal>) -> Self {
-        let refusal = refusal.into();
+    fn refused(mut self, refusal: Refusal) -> Self {
         self.decision = match refusal {
             Refusal::Parse(_) | Refusal::Invalid(_) => Decision::Invalid,
             _ => Decision::Deny,
@@ -142,66 +141,64 @@ pub fn forecast(policy: &Bundle, limits: &Limits, question: &Question) -> Foreca
         nearest: Vec::new(),
         provided: Vec::new(),
     };
-    let call = Call {
+    match told.go_through(policy, limits, question) {
+        Ok(()) => told,
+        Err(refusal) => told.refused(refusal),
+    }
+}
+
+impl Forecast {
+    /// The stages of the path in their order, as far as they need no device and no ledger.
+    fn go_through(&mut self, policy: &Bundle, limits: &Limits, question: &Question) -> Result<(), Refusal> {
+        let call = call_of(question);
+        let environment = policy.environment;
+        let mut trail =
+            audit::Context::new(call.correlation_id.clone(), environment, policy.digest.to_string(), policy.serial);
+        let request = QuoteRequest {
+            environment: environment.to_string(),
+            payload: question.payload.clone(),
+            quote_id: question.quote_id.clone(),
+            values_fixed_at: question.values_fixed_at,
+        };
+        let counted = attempts::count(&Attempts::default(), policy, &call)?;
+        let parsed = parse(counted, request, environment, limits)?;
+        let valid = validate(parsed, policy, question.at, &mut trail)?;
+        let terms = self.terms.insert(valid.terms().clone());
+        self.scope = policy.partner(&terms.partner).map(|partner| policy.scope(partner, Some(&terms.corridor)));
+        let decided = authorize(valid, policy, &call, &mut trail);
+        self.rules = std::mem::take(&mut trail.rule_ids);
+        if let Err(denied) = decided {
+            if denied.rule_ids.is_empty() {
+                let resource = Resource::Partner(&terms.partner);
+                self.nearest = policy.authority.unmet(&question.caller, Action::SignQuote, resource, Some(terms));
+                self.nearest.truncate(NEAREST_MAX);
+            }
+            return Err(denied.into());
+        }
+        let key = policy.timeline.current(&terms.partner, question.at, |_| false);
+        let kid = key.map(|key| key.kid.clone()).ok_or_else(|| NoKey::NoneActive(terms.partner.clone()))?;
+        let spent = spent(policy, &terms.partner, question, &kid);
+        if let Err(Spent::QuotaSpent { quota, .. }) = &spent {
+            self.quota = Some(quota.clone());
+        }
+        self.provided = provided(policy, terms, &kid, &spent.map_err(LedgerError::Refused)?);
+        self.kid = Some(kid);
+        Ok(())
+    }
+}
+
+fn call_of(question: &Question) -> Call {
+    Call {
         caller: question.caller.clone(),
         method: "quotesign.v1.QuoteSigningService/SignQuote",
         correlation_id: CorrelationId::made(),
         deadline: Instant::now() + Duration::from_mins(1),
-    };
-    let environment = policy.environment;
-    let mut trail =
-        audit::Context::new(call.correlation_id.clone(), environment, policy.digest.to_string(), policy.serial);
-    let request = QuoteRequest {
-        environment: environment.to_string(),
-        payload: question.payload.clone(),
-        quote_id: question.quote_id.clone(),
-        values_fixed_at: question.values_fixed_at,
-    };
-    let counted = match attempts::count(&Attempts::default(), policy, &call) {
-        Ok(counted) => counted,
-        Err(exhausted) => return told.refused(exhausted),
-    };
-    let parsed = match parse(counted, request, environment, limits) {
-        Ok(parsed) => parsed,
-        Err(fault) => return told.refused(fault),
-    };
-    let valid = match validate(parsed, policy, question.at, &mut trail) {
-        Ok(valid) => valid,
-        Err(fault) => return told.refused(fault),
-    };
-    let terms = valid.terms().clone();
-    let decided = authorize(valid, policy, &call, &mut trail);
-    told.rules = std::mem::take(&mut trail.rule_ids);
-    told.scope = policy.partner(&terms.partner).map(|partner| policy.scope(partner, Some(&terms.corridor)));
-    told.terms = Some(terms.clone());
-    if let Err(denied) = decided {
-        let resource = Resource::Partner(&terms.partner);
-        if denied.rule_ids.is_empty() {
-            told.nearest = policy.authority.unmet(&question.caller, Action::SignQuote, resource, Some(&terms));
-            told.nearest.truncate(NEAREST_MAX);
-        }
-        return told.refused(denied);
     }
-    match policy.timeline.current(&terms.partner, question.at, |_| false) {
-        Some(key) => told.kid = Some(key.kid.clone()),
-        None => return told.refused(NoKey::NoneActive(terms.partner)),
-    }
-    match spent(policy, &terms.partner, question, told.kid.as_ref()) {
-        Ok(quotas) => told.provided = provided(policy, &terms, told.kid.as_ref(), &quotas),
-        Err(spent) => {
-            if let Spent::QuotaSpent { quota, .. } = &spent {
-                told.quota = Some(quota.clone());
-            }
-            return told.refused(crate::ledger::LedgerError::Refused(spent));
-        }
-    }
-    told
 }
 
 /// Charges what was signed before and then this quote: the names of the quotas, or the one that is spent.
-fn spent(policy: &Bundle, partner: &PartnerId, question: &Question, kid: Option<&Kid>) -> Result<Vec<String>, Spent> {
-    let kid = kid.map(Kid::as_str).unwrap_or_default();
-    let charges = charges(&policy.quotas, partner.as_str(), &question.caller.to_string(), kid);
+fn spent(policy: &Bundle, partner: &PartnerId, question: &Question, kid: &Kid) -> Result<Vec<String>, Spent> {
+    let charges = charges(&policy.quotas, partner.as_str(), &question.caller.to_string(), kid.as_str());
     let mut held = Quotas::new();
     for _ in 0..=question.signed_before {
         held.extend(charge(&held, &charges, question.at)?);
@@ -210,8 +207,8 @@ fn spent(policy: &Bundle, partner: &PartnerId, question: &Question, kid: Option<
 }
 
 /// What the stages that need a device or the ledger would ask for.
-fn provided(policy: &Bundle, terms: &Terms, kid: Option<&Kid>, quotas: &[String]) -> Vec<String> {
-    let Some((partner, key)) = policy.partner(&terms.partner).zip(kid.and_then(|kid| policy.key(kid))) else {
+fn provided(policy: &Bundle, terms: &Terms, kid: &Kid, quotas: &[String]) -> Vec<String> {
+    let Some((partner, key)) = policy.partner(&terms.partner).zip(policy.key(kid)) else {
         return Vec::new();
     };
     let scope = policy.scope(partner, Some(&terms.corridor));
