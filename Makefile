@@ -39,14 +39,17 @@ fmt: ## Format the code
 
 fmt-check:
 	cargo fmt --check
+	cargo fmt --check --manifest-path tools/policy-prove/Cargo.toml
 
 lint: fmt-check ## Check the format, and run clippy with every warning an error
 	cargo clippy --locked --all-targets --features failpoints -- -D warnings
-	@# The fuzz targets have a lock file of their own, which goes stale in silence.
+	@# These have lock files of their own, which go stale in silence.
+	cargo metadata --locked --format-version 1 --manifest-path tools/policy-prove/Cargo.toml >/dev/null
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 deny: ## Check the dependencies' licences, names and sources against deny.toml
 	scripts/cargo-deny --locked check licenses bans sources
+	scripts/cargo-deny --locked --manifest-path tools/policy-prove/Cargo.toml --config deny.toml check licenses bans sources
 
 advisories: ## Check the dependencies for known vulnerabilities; needs the network
 	scripts/cargo-deny --locked check advisories

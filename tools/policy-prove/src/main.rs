@@ -76,8 +76,8 @@ async fn look(
     let anew = compiler.check_implies_with_counterexample_opt(&is, &was).await?;
     let mut can_fail = Vec::new();
     for policy in new.policies() {
-        let compiled = CompiledPolicy::compile(policy, kind, schema)?;
-        if let Some(found) = compiler.check_never_errors_with_counterexample_opt(&compiled).await? {
+        let alone = CompiledPolicy::compile(policy, kind, schema)?;
+        if let Some(found) = compiler.check_never_errors_with_counterexample_opt(&alone).await? {
             can_fail.push(json!({ "rule": policy.id().to_string(), "request": told(&found) }));
         }
     }
