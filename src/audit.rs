@@ -40,6 +40,15 @@ pub enum Event {
     /// A kid was made known, before it was published for the first time.
     #[serde(rename = "key.published")]
     Published,
+    /// Every gateway that counts serves a key, and its registered URL shows it where policy names one.
+    #[serde(rename = "key.served")]
+    Served,
+    /// A key has come to another state of its timeline.
+    #[serde(rename = "key.turned")]
+    Turned,
+    /// A key may sign before its propagation time is over, as two operators decided.
+    #[serde(rename = "key.activated")]
+    Activated,
     /// A key signed more than is usual; nothing was refused for that.
     #[serde(rename = "key.volume_unusual")]
     VolumeUnusual,
@@ -52,6 +61,15 @@ pub enum Event {
     /// Signing was resumed.
     #[serde(rename = "signing.resumed")]
     Resumed,
+    /// One of two operators asked for an act that needs two; nothing was done yet.
+    #[serde(rename = "act.proposed")]
+    Proposed,
+    /// Another operator agreed to an act that needs two; the act's own record follows.
+    #[serde(rename = "act.agreed")]
+    Agreed,
+    /// What the operator's API said of a quote.
+    #[serde(rename = "quote.outcome_reported")]
+    OutcomeReported,
     /// A caller was suspended: nothing is done for it.
     #[serde(rename = "caller.suspended")]
     Suspended,

@@ -143,8 +143,15 @@ impl Config {
             &mut self.admin.client_ca,
             &mut self.jwks.certificate,
             &mut self.jwks.private_key,
+            &mut self.jwks.url_ca,
         ];
-        for path in own.into_iter().chain(&mut self.policy_key).chain(signers).chain(self.ledger.paths()) {
+        for path in own
+            .into_iter()
+            .chain(&mut self.policy_key)
+            .chain(&mut self.jwks.export)
+            .chain(signers)
+            .chain(self.ledger.paths())
+        {
             *path = base.join(&*path);
         }
     }

@@ -146,21 +146,25 @@ impl Control {
 /// Where a kid was another key before, or that cannot be made durable.
 pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context) -> Result<(), LedgerError> {
     for key in bundle.timeline.all() {
-        let kept = Kept {
-            jwk: key.public.to_jwk().to_string(),
-            partner: key.partner.clone(),
-            purpose: PURPOSE.to_owned(),
-            published_since: key.publish_at,
-            last_expiry: None,
-        };
+        let kept = Kept::new(key.public.to_jwk().to_string(), key.partner.clone(), PURPOSE, key.publish_at);
         let (kid, context, now) = (key.kid.clone(), context.clone(), SystemClock.now());
         ledger.publish(Publish { kid, kept, context, now }).await?;
     }
     Ok(())
 }
 
-/// Has `stopped` know what the ledger says now. A ledger that cannot be read leaves what is known.
+/// Has the ledger know what was stopped here while it was away, and `stopped` what the ledger says now. A ledger that cannot be read leaves what is known.
 pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) {
+    for act in stopped.pending() {
+        let stop = act.stop.clone();
+        match ledger.stop(act).await {
+            Ok(record) => {
+                tracing::info!(%stop, %record, "what was stopped here while the ledger was away is durable");
+                stopped.is_durable(&stop);
+            }
+            Err(fault) => tracing::warn!(%stop, %fault, "what was stopped here is not yet durable"),
+        }
+    }
     match ledger.stops().await {
         Ok(stops) => {
             if let Err(fault) = stopped.learn(stops) {

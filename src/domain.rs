@@ -115,6 +115,45 @@ word!(
     "a correlation id is 1 to 64 of A-Z, a-z, 0-9, `-`, `.`, `_` and `:`"
 );
 
+/// A key's place on its timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// Not yet in the JWKS.
+    Planned,
+    /// In the JWKS, not signing.
+    Prepared,
+    /// Inside its signing window.
+    Active,
+    /// Past its signing window, still in the JWKS.
+    Retiring,
+    /// Gone from the JWKS.
+    Retired,
+}
+
+impl KeyState {
+    /// All of them, in order.
+    pub const ALL: [Self; 5] = [Self::Planned, Self::Prepared, Self::Active, Self::Retiring, Self::Retired];
+
+    /// The name as records have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Retired => "retired",
+        }
+    }
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl CorrelationId {
     /// One made here, for a call that brought none.
     #[must_use]

@@ -13,6 +13,7 @@ use crate::{
     control::{self, Control},
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
+    outcomes::Outcomes,
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
@@ -47,8 +48,10 @@ use crate::{
 #[cfg(feature = "kms")]
 use crate::signer::kms::{Kms, KmsConfig};
 
+mod exports;
 mod fronts;
 mod join;
+mod publication;
 mod upkeep;
 
 /// Why a gateway did not start. Nothing of it runs then.
@@ -159,11 +162,13 @@ impl Gateway {
             policy,
             ledger,
             stopped,
+            published: Arc::default(),
             keyring,
             joined: Arc::default(),
             clock,
             finishing: TaskTracker::new(),
             volumes: Volumes::default(),
+            outcomes: Outcomes::default(),
             refusals: Shares::default(),
         });
         if is_there {
@@ -249,6 +254,14 @@ impl Gateway {
         upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
         upkeep.spawn(join::until_joined(pipeline(), self.control.clone(), stop.clone()));
         upkeep.spawn(upkeep::look_ahead(pipeline(), self.metrics.clone(), stop.clone()));
+        let publication = publication::Publication {
+            pipeline: pipeline(),
+            replica: ledger.replica(),
+            url_ca: self.config.jwks.url_ca.clone(),
+        };
+        upkeep.spawn(publication.run(stop.clone()));
+        let (folder, purge) = (self.config.jwks.export.clone(), self.config.jwks.purge.clone());
+        upkeep.spawn(exports::Exports { pipeline: pipeline(), folder, purge }.run(stop.clone()));
         upkeep.spawn(upkeep::reload_on_change(self.control.clone(), pipeline(), stop.clone()));
         upkeep
     }
@@ -309,6 +322,7 @@ impl Gateway {
         let operations = operations::routes(Operations {
             components: self.components,
             stopped: self.pipeline.stopped.clone(),
+            published: self.pipeline.published.clone(),
             metrics: self.metrics,
         });
         let (listener, stop) = (self.listeners.operations, stop.clone());

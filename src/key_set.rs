@@ -96,6 +96,14 @@ pub fn private_parts(json: &[u8]) -> Vec<String> {
     found
 }
 
+/// The kids of a set that holds nothing private; absent where it is none.
+#[must_use]
+pub fn kids(body: &[u8]) -> Option<BTreeSet<Kid>> {
+    let set: Value = serde_json::from_slice(body).ok().filter(|_| private_parts(body).is_empty())?;
+    let kids = set.get("keys")?.as_array()?.iter().filter_map(|key| key.get("kid")?.as_str()?.parse().ok());
+    Some(kids.collect())
+}
+
 /// Holds the set against everything. `active` is the kid that signs now, where it is known.
 #[must_use]
 pub fn inspect(body: &[u8], fetched: Option<&Fetched>, active: Option<&Kid>, now: UtcTime) -> Vec<Finding> {

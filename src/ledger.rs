@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     audit,
     clock::UtcTime,
-    domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
+    domain::{Caller, Identity, InputDigest, KeyState, Kid, PayloadDigest, Scope, SequenceNumber, sha256},
     jws::{CompactJws, Draft},
 };
 
@@ -21,6 +21,7 @@ pub mod chain;
 mod encoding;
 mod front;
 mod kept;
+mod lease;
 mod place;
 pub mod postgres;
 mod reads;
@@ -31,6 +32,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
+pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
 pub use reads::{OpenReads, Reads};
 pub use stops::{Reach, Stop};
@@ -168,6 +170,65 @@ pub struct Publish {
     pub now: UtcTime,
 }
 
+/// Notes what has become of a known kid.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// Which.
+    pub kid: Kid,
+    /// What.
+    pub noted: Noted,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// What can become of a kid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Noted {
+    /// Every gateway that counts serves it, and the partner's registered URL shows it where policy names one.
+    Served,
+    /// It has come to this state of its timeline.
+    Turned(KeyState),
+    /// It may sign before its propagation time is over.
+    Activated {
+        /// Why, in the operators' words.
+        reason: String,
+    },
+}
+
+/// One of two people asks for an act that needs two.
+#[derive(Debug, Clone)]
+pub struct Propose {
+    /// The act with all that it depends on: two mean the same where this is the same.
+    pub act: String,
+    /// Who asks.
+    pub caller: Caller,
+    /// How long another may agree.
+    pub within: Duration,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+impl Propose {
+    /// By what the act is found again.
+    #[must_use]
+    pub fn key(&self) -> String {
+        hex::encode(sha256(self.act.as_bytes()))
+    }
+}
+
+/// An act that waits for a second person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// Who asked.
+    pub caller: Caller,
+    /// Until when another may agree.
+    pub until: UtcTime,
+}
+
 /// Forgets quotes that expired long ago; their numbers stay taken.
 #[derive(Debug, Clone)]
 pub struct Prune {
@@ -211,6 +272,10 @@ pub enum Op {
     Stop(StopAct),
     /// See [`Publish`].
     Publish(Publish),
+    /// See [`Note`].
+    Note(Note),
+    /// See [`Propose`].
+    Propose(Propose),
     /// See [`Prune`].
     Prune(Prune),
     /// See [`HoldAct`].
@@ -353,6 +418,12 @@ pub enum Refusal {
         /// Which.
         kid: Kid,
     },
+    /// No bundle has made the kid known.
+    #[error("the kid `{kid}` is not known; a bundle must name it first")]
+    KidUnknown {
+        /// Which.
+        kid: Kid,
+    },
     /// There is no such stop to end.
     #[error("`{stop}` does not stand; `quotesign admin status` shows what does")]
     NotStopped {
@@ -395,6 +466,10 @@ pub enum Done {
     Stopped(uuid::Uuid),
     /// Of [`Op::Publish`].
     Published,
+    /// Of [`Op::Note`]: the record, where it was news.
+    Noted(Option<uuid::Uuid>),
+    /// Of [`Op::Propose`]: who had asked before, where another one has now agreed; and the record.
+    Proposed(Option<Caller>, uuid::Uuid),
     /// Of [`Op::Prune`]: how many quotes.
     Pruned(usize),
     /// Of [`Op::Hold`]: the record of the act.
@@ -436,6 +511,13 @@ pub enum EngineError {
 
 /// One durable transaction per call. Queueing, batching and retrying live above it, once.
 pub trait Engine: Reads + Send + 'static {
+    /// Renews this gateway's lease, and says which gateways of this ledger there are, itself among them. Beside the batches:
+    /// leases are no memory, and nothing of the chain depends on them.
+    ///
+    /// # Errors
+    /// Where the store cannot be reached.
+    fn renew(&mut self, lease: &Holding) -> Result<Vec<Lease>, EngineError>;
+
     /// How another connection to the same store is opened, that only reads.
     fn reads(&self) -> OpenReads;
 

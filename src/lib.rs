@@ -26,6 +26,7 @@ pub mod jws;
 pub mod strict_toml;
 /// The generated types of the gRPC API.
 pub mod proto;
+pub mod published;
 /// What the transport knows of a call.
 pub mod call;
 /// TLS, connections and the edge of a call.
@@ -43,6 +44,7 @@ pub mod signer;
 /// How much each key signs, and whether that is usual.
 pub mod volume;
 /// The path of one quote, top to bottom.
+pub mod outcomes;
 pub mod pipeline;
 /// What the security team asks of policy bundles.
 pub mod review;

@@ -58,7 +58,9 @@ use crate::{
     domain::{Environment, PolicyDigest},
     json::Limits,
     ledger::{self, Ledger, LedgerError, Released},
+    outcomes::Outcomes,
     policy::Bundle,
+    published::{Published, Standings},
     signer::keyring::Keyring,
     stopped::Stopped,
     volume::Volumes,
@@ -102,6 +104,8 @@ pub struct Pipeline {
     pub ledger: Ledger,
     /// What may not be signed, as this replica knows it.
     pub stopped: Arc<Stopped>,
+    /// Which keys verifiers know, likewise.
+    pub published: Arc<Published>,
     /// Whether this gateway has taken its place at the ledger: it signs nothing before.
     pub joined: Arc<AtomicBool>,
     /// The keys.
@@ -112,6 +116,8 @@ pub struct Pipeline {
     pub finishing: TaskTracker,
     /// How much each key signs.
     pub volumes: Volumes,
+    /// What became of them at the operator's.
+    pub outcomes: Outcomes,
     /// How many refusals are journalled singly.
     pub refusals: journal::Shares,
 }
@@ -167,6 +173,12 @@ impl Pipeline {
         if self.stopped.is_told() { Ok(()) } else { Err(unknown()) }
     }
 
+    /// What is known of every key at this moment.
+    #[must_use]
+    pub fn standings(&self) -> Standings {
+        Standings::of_now(&self.stopped, &self.published)
+    }
+
     /// Whether this gateway has taken its place at the ledger.
     ///
     /// # Errors
@@ -205,7 +217,7 @@ impl Pipeline {
         if is_looked_up && let Ok(Some(stored)) = recall().await {
             return Ok(Held::Replay(stored));
         }
-        let keyed = select::select_key(canonical, policy, &self.keyring, &self.stopped, now).map_err(Refusal::from);
+        let keyed = select::select_key(canonical, policy, &self.keyring, &self.standings(), now).map_err(Refusal::from);
         let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
         match admitted {
             Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),

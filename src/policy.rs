@@ -17,6 +17,7 @@ pub mod contract;
 mod file;
 pub mod files;
 mod loader;
+mod two_callers;
 pub mod seal;
 pub mod shipped;
 pub mod timeline;
@@ -24,6 +25,7 @@ pub mod timeline;
 pub use ahead::Notice;
 pub use file::{AttributesRule, Quota, Quotas, ScopePart, SequenceMode, SequenceRule, Validity, ValuesFixedAt, Volume};
 pub use files::DIGEST_FILE;
+pub use two_callers::TwoCallers;
 
 use authority::Authority;
 use contract::Contract;
@@ -55,6 +57,8 @@ pub struct Bundle {
     pub quotas: Quotas,
     /// When a key signs so much that it is to be told.
     pub volume: Volume,
+    /// Which acts need two operators.
+    pub two_callers: TwoCallers,
     /// The rules.
     pub authority: Authority,
     /// The keys.
@@ -75,6 +79,8 @@ pub struct Partner {
     pub sequence: SequenceRule,
     /// Host names under which the well-known path is its JWKS.
     pub jwks_hosts: Vec<String>,
+    /// Where the operator fetches it, as it was registered; a key is served once it was seen there too.
+    pub jwks_url: Option<String>,
     /// Whom to reach, by role.
     pub contacts: BTreeMap<String, String>,
     contracts: Vec<String>,

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod health;
 pub mod jwks;
 pub mod keys;
+mod outcomes;
 pub mod operations;
 pub mod quotes;
 pub mod status;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use crate::{
     disk,
     domain::Kid,
-    ledger::{Stop, stops::Stops},
+    ledger::{Stop, StopAct, stops::Stops},
 };
 
 /// The first line of a mirror; it says what the file is to whoever finds it.
@@ -35,6 +35,8 @@ pub struct Stopped {
     mirrored: Mutex<Option<BTreeSet<Kid>>>,
     /// Whether ledger or mirror has told what was revoked.
     told: AtomicBool,
+    /// Revocations that the ledger has not taken yet.
+    pending: Mutex<Vec<StopAct>>,
 }
 
 /// The mirror cannot be used.
@@ -55,7 +57,8 @@ impl Stopped {
         let mirrored = mirror.as_deref().map(read).transpose()?.flatten();
         let known: Stops = mirrored.iter().flatten().cloned().map(Stop::Revoked).collect();
         let told = AtomicBool::new(mirrored.is_some());
-        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told })
+        let pending = Mutex::default();
+        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told, pending })
     }
 
     /// Whether ledger or mirror has told which kids were revoked. Until then no key may be published: it could be one.
@@ -74,17 +77,43 @@ impl Stopped {
         self.mirrored.lock().iter().flatten().filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
     }
 
+    /// Knows from now on that `kid` is revoked, before the ledger does, which learns it from `act` once it is there.
+    ///
+    /// # Errors
+    /// Where the mirror cannot be written; it is known all the same.
+    pub fn revoke_here(&self, kid: Kid, act: StopAct) -> Result<(), MirrorError> {
+        self.pending.lock().push(act);
+        let ledger: Stops = self.known.load().iter().cloned().chain([Stop::Revoked(kid)]).collect();
+        // Nobody has told more than before.
+        self.take_over(ledger, self.is_told())
+    }
+
+    /// The revocations that the ledger has not taken yet.
+    #[must_use]
+    pub fn pending(&self) -> Vec<StopAct> {
+        self.pending.lock().clone()
+    }
+
+    /// The ledger has taken the revocation.
+    pub fn is_durable(&self, stop: &Stop) {
+        self.pending.lock().retain(|act| act.stop != *stop);
+    }
+
     /// Takes over what the ledger says, with the revocations that are known already.
     ///
     /// # Errors
     /// Where the mirror cannot be written; what is stopped is known all the same.
     pub fn learn(&self, ledger: Stops) -> Result<(), MirrorError> {
+        self.take_over(ledger, true)
+    }
+
+    fn take_over(&self, ledger: Stops, told: bool) -> Result<(), MirrorError> {
         let mut mirrored = self.mirrored.lock();
         let revoked = ledger.iter().filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
         let all: BTreeSet<Kid> = mirrored.iter().flatten().chain(revoked).cloned().collect();
         let known: Stops = ledger.iter().cloned().chain(all.iter().cloned().map(Stop::Revoked)).collect();
         self.known.store(Arc::new(known));
-        self.told.store(true, Ordering::Release);
+        self.told.store(told, Ordering::Release);
         // One that says that nothing was revoked is written too: without any nobody could tell that from one that was lost.
         if let Some(path) = self.mirror.as_deref().filter(|_| mirrored.as_ref() != Some(&all)) {
             disk::put(path, text_of(&all).as_bytes())

@@ -18,6 +18,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
     config::{LogFormat, LogSection},
+    outcomes::Fate,
     signer::turns::Turns,
     volume::Standing,
 };
@@ -68,6 +69,12 @@ struct KeyLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    kid: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PartnerLabels {
     partner: String,
 }
@@ -95,6 +102,9 @@ pub struct Metrics {
     ahead: Family<PartnerLabels, Gauge>,
     volume: Family<KeyLabels, Gauge>,
     unusual: Family<KeyLabels, Gauge>,
+    served: Family<KeyLabels, Gauge>,
+    outcomes: Family<OutcomeLabels, Gauge>,
+    spike: Family<KeyLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -139,8 +149,36 @@ impl Default for Metrics {
         );
         let unusual = Family::default();
         registry.register("key_volume_unusual", "1 where a key signs more than policy says is usual", unusual.clone());
+        let served = Family::default();
+        registry.register(
+            "key_served",
+            "1 where every gateway that counts, and the registered URL, was seen to serve a key",
+            served.clone(),
+        );
+        let outcomes = Family::default();
+        registry.register("quote_outcomes", "What callers reported of the operator's answers", outcomes.clone());
+        let spike = Family::default();
+        registry.register(
+            "quote_verification_failing",
+            "1 where the operator refuses the signatures of a key more than now and then",
+            spike.clone(),
+        );
         let registry = Mutex::new(registry);
-        Self { registry, calls, seconds, serving, orders, service, records_dropped, ahead, volume, unusual }
+        Self {
+            registry,
+            calls,
+            seconds,
+            serving,
+            orders,
+            service,
+            records_dropped,
+            ahead,
+            volume,
+            unusual,
+            served,
+            outcomes,
+            spike,
+        }
     }
 }
 
@@ -190,6 +228,21 @@ impl Metrics {
         let labels = KeyLabels { kid: standing.kid.to_string() };
         self.volume.get_or_create(&labels).set(i64::try_from(standing.count).unwrap_or(i64::MAX));
         self.unusual.get_or_create(&labels).set(i64::from(standing.unusual.is_some()));
+    }
+
+    /// Whether verifiers can know a key.
+    pub fn served(&self, kid: &str, served: bool) {
+        self.served.get_or_create(&KeyLabels { kid: kid.to_owned() }).set(i64::from(served));
+    }
+
+    /// How the quotes of a key fare at the operator's.
+    pub fn fate(&self, fate: &Fate) {
+        let kid = fate.kid.to_string();
+        for (outcome, count) in &fate.counts {
+            let labels = OutcomeLabels { kid: kid.clone(), outcome: outcome.as_str() };
+            self.outcomes.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        self.spike.get_or_create(&KeyLabels { kid }).set(i64::from(fate.is_spike));
     }
 
     /// How much is to be warned of on a partner's timeline.

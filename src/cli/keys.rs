@@ -9,9 +9,11 @@ use crate::{config::Config, domain::Kid, gateway, jwk::PublicKey, signer::provis
 
 use super::{ConfigPath, Failure, block_on};
 
+mod activate;
 mod check;
 mod generate;
 mod list;
+mod report;
 mod revoke;
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +28,10 @@ pub(super) enum KeysCommand {
     Check(check::Check),
     /// Revoke a key for good, on every gateway of the ledger; through a running gateway.
     Revoke(revoke::Revoke),
+    /// Tell what a key has signed, as the operator's notification of an incident asks for it.
+    Report(report::ReportCommand),
+    /// Let a key sign before its propagation time is over, in an emergency; policy can want two operators for it.
+    Activate(activate::Activate),
 }
 
 /// Which key of which device.
@@ -55,6 +61,8 @@ impl KeysCommand {
             Self::List(command) => command.run(),
             Self::Check(command) => command.run(),
             Self::Revoke(command) => command.run(),
+            Self::Report(command) => command.run(),
+            Self::Activate(command) => command.run(),
         }
     }
 }

@@ -93,6 +93,12 @@ impl LedgerSection {
         LedgerConfig { queue_max: self.queue_max, batch_max: self.batch_max }
     }
 
+    /// This gateway's name among those that share the ledger; empty where it is alone.
+    #[must_use]
+    pub fn replica(&self) -> String {
+        self.postgres.as_ref().map(PostgresSection::replica).unwrap_or_default()
+    }
+
     /// How often it is swept.
     #[must_use]
     pub fn sweep(&self) -> Duration {

@@ -42,6 +42,15 @@ pub struct JwksListener {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub private_key: PathBuf,
+    /// The CAs that the certificates of registered URLs (policy's `jwks_url`) are held against, PEM.
+    #[serde(default = "defaults::url_ca")]
+    pub url_ca: PathBuf,
+    /// The directory where each partner's set is also written, as `<partner>/jwks.json`, whenever it changes.
+    pub export: Option<PathBuf>,
+    /// The program, with its arguments, that has caches forget a set that changed. It is told `QUOTESIGN_PARTNER`,
+    /// `QUOTESIGN_JWKS_URL` and `QUOTESIGN_JWKS_FILE`, and tried again until it ends with 0.
+    #[serde(default)]
+    pub purge: Vec<String>,
 }
 
 /// The operations listener.
@@ -181,6 +190,9 @@ pub enum LogFormat {
 }
 
 mod defaults {
+    pub(super) fn url_ca() -> std::path::PathBuf {
+        "/etc/ssl/certs/ca-certificates.crt".into()
+    }
     pub(super) fn sessions() -> usize {
         2
     }

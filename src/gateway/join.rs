@@ -1,6 +1,7 @@
 //! How a gateway takes its place at the ledger: what it must know before it signs, and what the ledger must know of it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -9,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{Event, Facts, Record},
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SystemClock, UtcTime},
     control::{self, Control},
-    ledger::LedgerError,
+    domain::Kid,
+    ledger::{Kept, LedgerError, stops::Stops},
     pipeline::Pipeline,
+    policy::Bundle,
     service::access,
 };
 
@@ -64,9 +67,27 @@ pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), N
     let started = Record::new(Event::Started, SystemClock.now(), context, Facts::default());
     control::know_stops(ledger, &pipeline.stopped, &started.context).await.map_err(NotJoined::Away)?;
     control::publish(ledger, &policy, &started.context).await?;
+    let kids = ledger.kids().await?;
+    let missing = vanished(&policy, &kids, &pipeline.stopped.known(), SystemClock.now());
+    if !missing.is_empty() {
+        return Err(NotJoined::Unfit(missing));
+    }
+    // What was known to verifiers before a restart is known after it, from the first quote on.
+    pipeline.published.learn(kids);
     ledger.record(started).await?;
     pipeline.joined.store(true, Ordering::Release);
     Ok(())
+}
+
+/// Kids that the bundle no longer has although quotes that they signed can still be presented, each in words.
+fn vanished(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, stops: &Stops, now: UtcTime) -> Vec<String> {
+    let late = Duration::from_secs(policy.validity.late_acceptance_s.into());
+    let counts = |kept: &Kept| kept.last_expiry.is_some_and(|last| last.plus(late) > now);
+    let gone = kids.iter().filter(|(kid, kept)| policy.key(kid).is_none() && !stops.is_revoked(kid) && counts(kept));
+    let told = |(kid, _): (&Kid, &Kept)| {
+        format!("policy.toml: the key `{kid}` has signed quotes that can still be presented and is gone; put it back")
+    };
+    gone.map(told).collect()
 }
 
 /// Joins a ledger that was not there at the start.

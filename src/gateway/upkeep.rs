@@ -112,7 +112,11 @@ pub(super) async fn look_ahead(pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, s
     let mut told: Vec<Notice> = Vec::new();
     loop {
         let policy = pipeline.policy.load_full();
-        let notices = policy.ahead(SystemClock.now());
+        let (now, standings) = (SystemClock.now(), pipeline.standings());
+        let mut notices = policy.ahead(now);
+        if pipeline.has_joined().is_ok() {
+            notices.extend(policy.obstacles(now, |kid| standings.of(kid)));
+        }
         let is_new =
             |notice: &&Notice| told.iter().all(|old| (&old.partner, &old.text) != (&notice.partner, &notice.text));
         for notice in notices.iter().filter(is_new) {

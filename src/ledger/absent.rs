@@ -1,15 +1,18 @@
 //! A store that could not be reached at the start. A gateway serves its public keys without it, and signs once it can be
 //! opened.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op, OpenReads, Place, Reads, batch::Replies, chain::Heads, step::Quote, stops::Stops,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, batch::Replies, chain::Heads, step::Quote,
+    stops::Stops,
 };
 use crate::{
     audit::Record,
     clock::UtcTime,
-    domain::{Environment, Identity, Scope, SequenceNumber},
+    domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
 
 /// The store of a place, opened at the first [`Engine::reopen`] that can.
@@ -46,6 +49,10 @@ impl Reads for Absent {
         self.engine()?.records_after(id, count)
     }
 
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        self.engine()?.kids()
+    }
+
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.engine()?.stops()
     }
@@ -56,6 +63,10 @@ impl Reads for Absent {
 }
 
 impl Engine for Absent {
+    fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+        self.engine()?.renew(holding)
+    }
+
     fn reads(&self) -> OpenReads {
         let place = self.place.clone();
         Box::new(move || place.reads())

@@ -5,6 +5,7 @@
 //! most one batch behind: it is written beside the next batch, which waits for it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
     batch::Replies,
     chain::{Heads, Position},
     step::Quote,
@@ -27,7 +28,7 @@ use crate::{
     audit::Record,
     clock::UtcTime,
     disk::{folder_of, sync_folder_of},
-    domain::{Environment, Identity, Scope, SequenceNumber, sha256},
+    domain::{Environment, Identity, Kid, Scope, SequenceNumber, sha256},
 };
 
 /// The most that one slot holds: a hundred lanes and more.
@@ -274,6 +275,10 @@ impl Reads for Anchored {
         self.inner.records_after(id, count)
     }
 
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        self.inner.kids()
+    }
+
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.inner.stops()
     }
@@ -284,6 +289,10 @@ impl Reads for Anchored {
 }
 
 impl Engine for Anchored {
+    fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+        self.inner.renew(holding)
+    }
+
     fn reads(&self) -> OpenReads {
         self.inner.reads()
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
 
 use super::{
-    Done, EngineError, Kept, Op, Refusal, Stop,
+    Done, EngineError, Kept, Op, Proposal, Refusal, Stop,
     chain::Position,
     encoding::{is_timed, state_of},
     step::{Holds, Quotas, Quote, Stage, State, Step, in_order, step},
@@ -32,6 +32,8 @@ pub struct Needs<'a> {
     pub quotas: BTreeSet<&'a str>,
     /// Kids.
     pub kids: BTreeSet<&'a Kid>,
+    /// Acts that somebody may have asked for.
+    pub acts: BTreeSet<String>,
     /// Records that may be in the journal already.
     pub records: BTreeSet<Uuid>,
     /// Quotes that wait for nothing and expired before this, so many of them.
@@ -49,6 +51,7 @@ impl<'a> Needs<'a> {
             needs.kids.extend(op.kid());
             match op {
                 Op::Reserve(op) => needs.quotas.extend(op.charges.iter().map(|charge| charge.quota.as_str())),
+                Op::Propose(op) => drop(needs.acts.insert(op.key())),
                 Op::Record(record) => drop(needs.records.insert(record.id)),
                 Op::Prune(op) => needs.prunable = Some((op.before, op.count_max)),
                 _ => {}
@@ -79,6 +82,8 @@ pub struct Snapshot {
     pub prunable: Vec<(Identity, UtcTime)>,
     /// What keeps the ledger from pruning.
     pub holds: Holds,
+    /// Acts that wait for a second person.
+    pub proposals: HashMap<String, Proposal>,
 }
 
 /// A record on its way into the journal.
@@ -122,6 +127,8 @@ pub struct Changes<'a> {
     pub pruned: Vec<Identity>,
     /// Holds, and since when they keep what there is; absent where they are released.
     pub holds: Vec<(String, Option<UtcTime>)>,
+    /// Acts that wait for a second person from now on, or no longer.
+    pub proposals: Vec<(String, Option<Proposal>)>,
     /// The records to append.
     pub entries: Vec<Entry<'a>>,
     /// Where the journal stands then.
@@ -158,6 +165,7 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
         stops: Vec::new(),
         pruned: Vec::new(),
         holds: Vec::new(),
+        proposals: Vec::new(),
         entries: Vec::with_capacity(batch.len()),
         position,
         replies: Vec::new(),
@@ -202,6 +210,7 @@ impl Snapshot {
             pruned: self.pruned,
             prunable: &self.prunable,
             holds: &self.holds,
+            proposal: if let Op::Propose(op) = op { self.proposals.get(&op.key()) } else { None },
         }
     }
 }
@@ -209,7 +218,7 @@ impl Snapshot {
 impl Changes<'_> {
     /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
     fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
-        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, .. } = self;
+        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, .. } = self;
         if let Some((identity, quote)) = step.quote {
             let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
             let before = after.quotes.get(&identity).map(version);
@@ -243,6 +252,13 @@ impl Changes<'_> {
                 None => drop(after.holds.remove(&id)),
             }
             holds.push((id, since));
+        }
+        if let Some((act, waits)) = step.proposal {
+            match &waits {
+                Some(proposal) => drop(after.proposals.insert(act.clone(), proposal.clone())),
+                None => drop(after.proposals.remove(&act)),
+            }
+            proposals.push((act, waits));
         }
         after.records.extend(step.record.as_ref().map(|record| record.id));
         (step.done, step.record)

@@ -3,7 +3,7 @@
 use super::{EngineError, step::Stage};
 use crate::{
     audit::Event,
-    domain::{Corridor, Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
+    domain::{Corridor, Environment, Identity, KeyState, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
 pub(super) const RESERVED: i16 = 1;
@@ -16,6 +16,18 @@ pub(super) fn state_of(stage: &Stage) -> i16 {
         Stage::Signed { .. } => SIGNED,
         Stage::Voided => VOIDED,
     }
+}
+
+/// A key's state by its place in order; -1 where it has none yet.
+pub(super) fn key_state(state: Option<KeyState>) -> i16 {
+    let place = KeyState::ALL.iter().position(|known| Some(*known) == state);
+    place.and_then(|place| i16::try_from(place).ok()).unwrap_or(-1)
+}
+
+/// Takes only what [`key_state`] gives.
+#[expect(clippy::option_option, reason = "a state that is none yet is well formed, one that is unknown is not")]
+pub(super) fn key_state_of(place: i16) -> Option<Option<KeyState>> {
+    if place == -1 { Some(None) } else { KeyState::ALL.get(usize::try_from(place).ok()?).copied().map(Some) }
 }
 
 pub(super) fn stored(number: u64) -> Result<i64, EngineError> {

@@ -5,7 +5,7 @@
 //! is for [`step`](super::step()) to say, and making it durable is the engine's.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Commit, Done, Engine, EngineError, HoldAct, LedgerError, Op, Prune, Publish, Reads, Released, Reservation, Reserve,
-    Reserved, Seed, StopAct, Void, step::Quote, stops::Stops,
+    Commit, Done, Engine, EngineError, HoldAct, Holding, Kept, Lease, LedgerError, Note, Op, Propose, Prune, Publish,
+    Reads, Released, Reservation, Reserve, Reserved, Seed, StopAct, Void, step::Quote, stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
     clock::UtcTime,
-    domain::{Caller, Environment, Identity, PartnerId, QuoteId, Scope, SequenceNumber},
+    domain::{Caller, Environment, Identity, Kid, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
 mod desk;
@@ -146,6 +146,28 @@ impl Ledger {
         }
     }
 
+    /// Notes what has become of a kid; returns the record once that is durable, nothing where it was no news.
+    ///
+    /// # Errors
+    /// Where no bundle has made the kid known, or it cannot be made durable.
+    pub async fn note(&self, op: Note) -> Result<Option<Uuid>, LedgerError> {
+        match self.ask(Op::Note(op)).await? {
+            Done::Noted(record) => Ok(record),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Asks for an act that needs two; returns who had asked for it before, where this is the second, and the record.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable.
+    pub async fn propose(&self, op: Propose) -> Result<(Option<Caller>, Uuid), LedgerError> {
+        match self.ask(Op::Propose(op)).await? {
+            Done::Proposed(first, record) => Ok((first, record)),
+            _ => Err(misplaced()),
+        }
+    }
+
     /// Forgets some of what expired long ago; returns how many quotes, once that is durable.
     ///
     /// # Errors
@@ -224,6 +246,22 @@ impl Ledger {
     /// Where the store cannot be read.
     pub async fn stops(&self) -> Result<Stops, LedgerError> {
         self.look(|reads| reads.stops()).await
+    }
+
+    /// All that is remembered of kids.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn kids(&self) -> Result<BTreeMap<Kid, Kept>, LedgerError> {
+        self.look(|reads| reads.kids()).await
+    }
+
+    /// Renews this gateway's lease, and says which gateways of this ledger there are.
+    ///
+    /// # Errors
+    /// Where the store cannot be reached.
+    pub async fn renew(&self, holding: Holding) -> Result<Vec<Lease>, LedgerError> {
+        self.read(move |engine| engine.renew(&holding)).await
     }
 
     /// The quote that holds this number of `scope`.
@@ -428,9 +466,17 @@ mod tests {
         fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
             self.inner.last_taken(scope)
         }
+
+        fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+            self.inner.kids()
+        }
     }
 
     impl Engine for Flaky {
+        fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+            self.inner.renew(holding)
+        }
+
         fn reads(&self) -> OpenReads {
             self.inner.reads()
         }

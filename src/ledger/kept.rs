@@ -1,6 +1,9 @@
 //! What the ledger remembers of a kid for ever: whose key it was and until when its signatures count.
 
-use crate::{clock::UtcTime, domain::PartnerId};
+use crate::{
+    clock::UtcTime,
+    domain::{KeyState, PartnerId},
+};
 
 /// The memory of one kid.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,8 +14,14 @@ pub struct Kept {
     pub partner: PartnerId,
     /// What it signs, such as `quote`.
     pub purpose: String,
-    /// From when on it was published, as the first bundle that named it says.
+    /// From when on it was to be published, as the first bundle that named it says.
     pub published_since: UtcTime,
+    /// Since when every gateway that counts has been seen to serve it; absent until then. Once written it stays.
+    pub served_since: Option<UtcTime>,
+    /// Since when it may sign although its propagation time is not over, as two operators decided.
+    pub activated_at: Option<UtcTime>,
+    /// How far it has come on its timeline, as it was journalled; it never goes back.
+    pub state: Option<KeyState>,
     /// No quote it signed is valid for longer: the last expiry signed, or up to a minute more.
     pub last_expiry: Option<UtcTime>,
 }
@@ -25,6 +34,21 @@ impl Kept {
     #[must_use]
     pub fn is_same_key(&self, other: &Self) -> bool {
         (&self.jwk, &self.partner, &self.purpose) == (&other.jwk, &other.partner, &other.purpose)
+    }
+
+    /// Newly known.
+    #[must_use]
+    pub fn new(jwk: String, partner: PartnerId, purpose: &str, published_since: UtcTime) -> Self {
+        Self {
+            jwk,
+            partner,
+            purpose: purpose.to_owned(),
+            published_since,
+            served_since: None,
+            activated_at: None,
+            state: None,
+            last_expiry: None,
+        }
     }
 
     /// After it signed a quote that expires at `expires_at`; absent where nothing changes.

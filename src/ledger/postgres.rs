@@ -6,14 +6,17 @@
 //! itself; its epoch fences out whoever wrote there before, and its position tells what became of a commit whose
 //! answer was lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tokio::runtime::Runtime;
 use tokio_postgres::{Statement, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
     batch::{self, Changes, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     encoding::stored,
@@ -23,11 +26,12 @@ use super::{
 use crate::{
     audit::Record,
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Environment, Identity, Scope, SequenceNumber},
+    domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
 use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
+mod lease;
 mod read;
 mod reader;
 mod schema;
@@ -278,6 +282,10 @@ impl Reads for Postgres {
         self.read(async |open| read::records_after(&open.session.client, id, count).await)
     }
 
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        self.read(async |open| read::all_kids(&open.session.client).await)
+    }
+
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.read(async |open| read::all_stops(&open.session.client).await)
     }
@@ -293,6 +301,11 @@ impl Reads for Postgres {
 }
 
 impl Engine for Postgres {
+    fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+        let replica = self.inner.settings.replica.clone();
+        self.read(async |open| lease::renew(&open.session.client, &replica, holding).await)
+    }
+
     fn reads(&self) -> OpenReads {
         let server = self.inner.settings.server.clone();
         Box::new(move || Ok(Box::new(Reader::open(&server)?)))

@@ -1,11 +1,13 @@
 //! What is asked of a ledger beside its batches, of whichever engine.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
-use super::{EngineError, step::Quote, stops::Stops};
+use super::{EngineError, Kept, step::Quote, stops::Stops};
 use crate::{
     audit::Record,
-    domain::{Identity, Scope, SequenceNumber},
+    domain::{Identity, Kid, Scope, SequenceNumber},
 };
 
 /// What is asked of a ledger beside its batches.
@@ -34,6 +36,12 @@ pub trait Reads: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn stops(&mut self) -> Result<Stops, EngineError>;
+
+    /// All that is remembered of kids.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError>;
 
     /// The last number taken in `scope`; absent where it was never seeded.
     ///

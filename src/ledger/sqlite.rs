@@ -5,6 +5,7 @@
 //! operation comes to is for [`step`](super::step()) to say; queueing and retrying are the front's.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
 };
@@ -14,7 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
     batch::{self, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     audit::Record,
     clock::UtcTime,
-    domain::{Environment, Identity, Scope, SequenceNumber},
+    domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
 use checkpoint::Checkpoints;
 use schema::After;
@@ -122,6 +123,10 @@ impl Reads for Sqlite {
         rows::stops(self.connection()?)
     }
 
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        rows::kids(self.connection()?)
+    }
+
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
         rows::numbered(self.connection()?, scope, sequence)
     }
@@ -132,6 +137,11 @@ impl Reads for Sqlite {
 }
 
 impl Engine for Sqlite {
+    fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+        // Whoever holds the file is alone.
+        Ok(vec![Lease::own(holding.clone())])
+    }
+
     fn reads(&self) -> OpenReads {
         let path = self.path.clone();
         Box::new(move || Ok(Box::new(Reader::open(&path)?)))
@@ -323,6 +333,10 @@ impl Reads for Reader {
         rows::stops(self.0.get_mut())
     }
 
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        rows::kids(self.0.get_mut())
+    }
+
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
         rows::numbered(self.0.get_mut(), scope, sequence)
     }
@@ -370,10 +384,7 @@ mod tests {
         },
         *,
     };
-    use crate::{
-        audit::{Event, Facts, Record},
-        domain::Kid,
-    };
+    use crate::audit::{Event, Facts, Record};
 
     const HERE: Environment = Environment::Sandbox;
 
@@ -543,7 +554,7 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         drop(held);
 
-        home.shell("UPDATE meta SET version = 5");
+        home.shell("UPDATE meta SET version = 6");
         assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         home.shell("UPDATE meta SET version = 0");

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 use super::{
-    Commit, Done, Kept, Numbering, Op, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void, stops::Stops,
+    Commit, Done, Kept, Numbering, Op, Proposal, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void,
+    stops::Stops,
 };
 use crate::{
     audit::{Context, Event, Facts, Record},
@@ -45,6 +46,8 @@ pub struct State<'a> {
     pub prunable: &'a [(Identity, UtcTime)],
     /// What keeps the ledger from pruning, by name: all since then.
     pub holds: &'a Holds,
+    /// What somebody asked for of the operation's act.
+    pub proposal: Option<&'a Proposal>,
 }
 
 /// What keeps the ledger from pruning, by name: all since then.
@@ -156,6 +159,8 @@ pub struct Step {
     pub pruned: Option<(Vec<Identity>, UtcTime)>,
     /// A hold, and since when it keeps what there is; absent where it is released.
     pub hold: Option<(String, Option<UtcTime>)>,
+    /// An act that waits for a second person; nothing where it waits no longer.
+    pub proposal: Option<(String, Option<Proposal>)>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
     /// The answer.
@@ -165,7 +170,19 @@ pub struct Step {
 impl Step {
     fn unchanged(done: Done) -> Self {
         let quotas = Quotas::new();
-        Self { quote: None, taken: None, quotas, stop: None, kept: None, pruned: None, hold: None, record: None, done }
+        let (proposal, record) = (None, None);
+        Self {
+            quote: None,
+            taken: None,
+            quotas,
+            stop: None,
+            kept: None,
+            pruned: None,
+            hold: None,
+            proposal,
+            record,
+            done,
+        }
     }
 }
 
@@ -177,7 +194,14 @@ impl Op {
             Self::Reserve(op) => Some(&op.identity),
             Self::Commit(op) => Some(op.reservation.identity()),
             Self::Void(op) => Some(&op.identity),
-            Self::Seed(_) | Self::Stop(_) | Self::Publish(_) | Self::Prune(_) | Self::Hold(_) | Self::Record(_) => None,
+            Self::Seed(_)
+            | Self::Stop(_)
+            | Self::Publish(_)
+            | Self::Note(_)
+            | Self::Propose(_)
+            | Self::Prune(_)
+            | Self::Hold(_)
+            | Self::Record(_) => None,
         }
     }
 
@@ -187,6 +211,7 @@ impl Op {
         match self {
             Self::Commit(op) => Some(op.reservation.kid()),
             Self::Publish(op) => Some(&op.kid),
+            Self::Note(op) => Some(&op.kid),
             _ => None,
         }
     }
@@ -235,6 +260,8 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Seed(op), _) => acts::seed(state.last, op),
         (Op::Stop(op), _) => acts::stop(state.stops, op),
         (Op::Publish(op), _) => acts::publish(state.kept, op),
+        (Op::Note(op), _) => acts::note(state.kept, op),
+        (Op::Propose(op), _) => Ok(acts::propose(state.proposal, op)),
         (Op::Prune(op), _) => Ok(keep::prune(state, op)),
         (Op::Hold(op), _) => keep::hold(state.holds, op),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
@@ -308,6 +335,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
         kept: None,
         pruned: None,
         hold: None,
+        proposal: None,
     })
 }
 
@@ -503,13 +531,7 @@ pub(in crate::ledger) mod tests {
     }
 
     pub fn publish(kid: &str, jwk: &str) -> Publish {
-        let kept = Kept {
-            jwk: jwk.to_owned(),
-            partner: "acme-remit".parse().unwrap(),
-            purpose: "quote".to_owned(),
-            published_since: at(-1),
-            last_expiry: None,
-        };
+        let kept = Kept::new(jwk.to_owned(), "acme-remit".parse().unwrap(), "quote", at(-1));
         Publish { kid: kid.parse().unwrap(), kept, context: context(), now: at(0) }
     }
 
@@ -554,6 +576,7 @@ pub(in crate::ledger) mod tests {
                 pruned: self.pruned,
                 prunable: &[],
                 holds: &Holds::new(),
+                proposal: None,
             };
             let step = step(&state, op)?;
             let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();

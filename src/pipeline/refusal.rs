@@ -81,7 +81,9 @@ impl Refusal {
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
             Self::NoKey(NoKey::Revoked(_)) => Reason::KeyRevoked,
-            Self::NoKey(NoKey::NoneActive(_)) | Self::Verify(VerifyError::KeyGone) => Reason::NoActiveKey,
+            Self::NoKey(NoKey::NoneActive(_) | NoKey::Waits(..)) | Self::Verify(VerifyError::KeyGone) => {
+                Reason::NoActiveKey
+            }
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
             Self::NoKey(NoKey::NotServing(_))
@@ -147,7 +149,9 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
     match refusal {
         ledger::Refusal::Conflict { .. } => Reason::QuoteConflict,
         ledger::Refusal::NotMonotonic { .. } | ledger::Refusal::TooFarAhead { .. } => Reason::SequenceNotMonotonic,
-        ledger::Refusal::NoSuchHold { .. } | ledger::Refusal::NotStopped { .. } => Reason::NotFound,
+        ledger::Refusal::NoSuchHold { .. }
+        | ledger::Refusal::NotStopped { .. }
+        | ledger::Refusal::KidUnknown { .. } => Reason::NotFound,
         ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,

@@ -7,12 +7,15 @@ use crate::{
     clock::UtcTime,
     domain::{Kid, PartnerId, SequenceNumber},
     jws::{Draft, SigningInput},
-    policy::{Bundle, Partner, timeline::TimedKey},
+    policy::{
+        Bundle, Partner,
+        timeline::{Standing, TimedKey},
+    },
+    published::Standings,
     signer::{
         Health,
         keyring::{BoundKey, Keyring},
     },
-    stopped::Stopped,
     terms::Terms,
 };
 
@@ -30,6 +33,9 @@ pub enum NoKey {
     /// The one that would sign was revoked, and there is no other.
     #[error("the key `{0}` was revoked, and no other may sign now")]
     Revoked(Kid),
+    /// The one that would sign must not yet.
+    #[error("the key `{0}` may not sign yet: {1}")]
+    Waits(Kid, String),
     /// The key's device cannot sign.
     #[error("the key cannot sign at the moment: {0}")]
     NotServing(String),
@@ -67,16 +73,13 @@ pub fn select_key(
     canonical: Canonical,
     policy: &Bundle,
     keyring: &Keyring,
-    stopped: &Stopped,
+    standings: &Standings,
     now: UtcTime,
 ) -> Result<Keyed, NoKey> {
     let (subject, bytes, mark) = canonical.taken();
     let Subject { quote, terms, contract, partner } = subject;
-    let current = |is_revoked: &dyn Fn(&Kid) -> bool| policy.timeline.current(&partner.id, now, is_revoked).cloned();
-    let key = current(&|kid| stopped.known().is_revoked(kid)).ok_or_else(|| match current(&|_| false) {
-        Some(revoked) => NoKey::Revoked(revoked.kid.clone()),
-        None => NoKey::NoneActive(partner.id.clone()),
-    })?;
+    let current = policy.timeline.current(&partner.id, now, |kid| standings.of(kid));
+    let key = current.cloned().ok_or_else(|| why_none(policy, &partner.id, standings, now))?;
     let signer = keyring.get(&key.kid);
     let signer = signer.ok_or_else(|| NoKey::NotServing("no signer is bound to it".to_owned()))?;
     if let Health::NotServing(why) = signer.health() {
@@ -87,4 +90,17 @@ pub fn select_key(
         None => Unsigned::Draft(Arc::new(Draft::new(key.kid.clone(), quote, contract.claims.sequence.clone()))),
     };
     Ok(Keyed(Ready { terms, partner, mark, key, signer, unsigned }))
+}
+
+/// What stands in the way of the key that the timeline would have sign.
+fn why_none(policy: &Bundle, partner: &PartnerId, standings: &Standings, now: UtcTime) -> NoKey {
+    let timeline = &policy.timeline;
+    let mut waiting = timeline.of(partner).rev().map(|key| (key, timeline.waits_for(key, now, standings.of(&key.kid))));
+    if let Some((key, Some(why))) = waiting.find(|(_, why)| why.is_some()) {
+        return NoKey::Waits(key.kid.clone(), why);
+    }
+    match timeline.current(partner, now, |_| Standing::PLANNED) {
+        Some(revoked) => NoKey::Revoked(revoked.kid.clone()),
+        None => NoKey::NoneActive(partner.clone()),
+    }
 }

@@ -1,8 +1,16 @@
 //! What lies ahead on the timelines of a bundle's partners, told while there is time to act.
 
-use crate::{clock::UtcTime, domain::PartnerId};
+use std::sync::Arc;
 
-use super::{Bundle, timeline::KeyState};
+use crate::{
+    clock::UtcTime,
+    domain::{KeyState, Kid, PartnerId},
+};
+
+use super::{
+    Bundle,
+    timeline::{Standing, TimedKey},
+};
 
 /// Something that will go wrong unless somebody acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +24,21 @@ pub struct Notice {
 }
 
 impl Bundle {
+    /// What stands in the way of keys that are to sign soon, or that should sign already: what `standing` says of them, not
+    /// what the bundle plans.
+    #[must_use]
+    pub fn obstacles(&self, now: UtcTime, standing: impl Fn(&Kid) -> Standing) -> Vec<Notice> {
+        let soon = |key: &&Arc<TimedKey>| key.sign_from < now.plus(self.warn_ahead);
+        // That a confirmation is missing is told from the bundle alone.
+        let keys = self.timeline.all().filter(soon).filter(|key| key.confirmed.is_some() || key.emergency.is_some());
+        let told = |key: &Arc<TimedKey>| {
+            let why = self.timeline.obstacle(key, now, standing(&key.kid))?;
+            let text = format!("`{}` will not sign from {} on: {why}", key.kid, key.sign_from);
+            Some(Notice { partner: key.partner.clone(), at: key.sign_from.max(now), text })
+        };
+        keys.filter_map(told).collect()
+    }
+
     /// What is to be warned of at `now`, by partner and time: gaps in signing, one key upon which everything hangs, and
     /// keys that the operator has not confirmed.
     #[must_use]
@@ -36,7 +59,7 @@ impl Bundle {
                     tell(span.from, text);
                     continue;
                 };
-                let others = |kid: &_| *kid == key.kid;
+                let others = |kid: &_| if *kid == key.kid { Standing::REVOKED } else { Standing::PLANNED };
                 if alone.is_none() && self.timeline.current(partner, span.from, others).is_none() {
                     alone = Some(span.from);
                     tell(

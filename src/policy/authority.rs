@@ -54,11 +54,17 @@ pub enum Action {
     SetHold,
     /// Let it prune again.
     ReleaseHold,
+    /// Let a key sign before its propagation time is over.
+    ActivateKey,
+    /// Read which quotes a key or a caller has had signed.
+    ListSignedQuotes,
+    /// Report what the operator's API said of a quote.
+    ReportQuoteOutcome,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::SignQuote,
         Self::VerifyQuote,
         Self::GetSequence,
@@ -74,6 +80,9 @@ impl Action {
         Self::ReinstateCaller,
         Self::SetHold,
         Self::ReleaseHold,
+        Self::ActivateKey,
+        Self::ListSignedQuotes,
+        Self::ReportQuoteOutcome,
     ];
 
     /// Whether it is done to a partner; otherwise to the gateway itself.
@@ -87,6 +96,7 @@ impl Action {
                 | Self::GetJwks
                 | Self::ListKeys
                 | Self::SeedSequence
+                | Self::ReportQuoteOutcome
         )
     }
 
@@ -109,6 +119,9 @@ impl Action {
             Self::ReinstateCaller => "ReinstateCaller",
             Self::SetHold => "SetHold",
             Self::ReleaseHold => "ReleaseHold",
+            Self::ActivateKey => "ActivateKey",
+            Self::ListSignedQuotes => "ListSignedQuotes",
+            Self::ReportQuoteOutcome => "ReportQuoteOutcome",
         }
     }
 }

@@ -23,8 +23,17 @@ pub(super) struct PolicyFile {
     pub rotation: Rotation,
     pub quotas: Quotas,
     pub volume: Volume,
+    pub two_callers: TwoCallersEntry,
     #[serde(default)]
     pub keys: Vec<KeyEntry>,
+}
+
+/// Which acts need two operators.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TwoCallersEntry {
+    pub acts: Vec<String>,
+    pub within_s: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +42,7 @@ pub(super) struct PartnerEntry {
     pub id: PartnerId,
     pub contracts: Vec<String>,
     pub jwks_hosts: Vec<String>,
+    pub jwks_url: Option<String>,
     pub sequence: SequenceRule,
     pub contacts: BTreeMap<String, String>,
 }
@@ -282,6 +292,7 @@ pub(super) struct KeyEntry {
     pub retire_at: UtcTime,
     #[serde(default)]
     pub standby: bool,
+    pub emergency: Option<String>,
 }
 
 /// What may be written alone where there is one.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 use super::{
-    Bundle, Files, Partner, Problem, ScopePart,
+    Bundle, Files, Partner, Problem, ScopePart, TwoCallers,
     authority::{self, Authority, Vocabulary},
     contract::Contract,
     file::{AttributesRule, KeyEntry, PolicyFile, SequenceMode},
@@ -38,9 +38,12 @@ pub(super) fn check(files: &Files) -> Result<Bundle, Vec<Problem>> {
     let contracts = check.contracts(&currencies);
     let authority = check.authority(&currencies);
     let keys = check.keys();
+    let two_callers = check.two_callers(authority.as_ref());
     let problems = check.problems;
     match authority {
-        Some(authority) if problems.is_empty() => Ok(assemble(files, file, authority, contracts, keys, currencies)),
+        Some(authority) if problems.is_empty() => {
+            Ok(assemble(files, file, authority, contracts, keys, currencies, two_callers))
+        }
         _ => Err(problems),
     }
 }
@@ -67,6 +70,10 @@ fn of_the_others(files: &Files) -> Vec<Problem> {
         problems.extend(PublicKey::from_jwk(bytes).err().map(|fault| Problem(format!("{name}: {fault}"))));
     }
     problems
+}
+
+fn is_https(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some())
 }
 
 fn text<'f>(files: &'f Files, name: &str) -> Option<&'f str> {
@@ -115,6 +122,11 @@ impl Check<'_> {
                     ));
                 }
             }
+            if let Some(url) = partner.jwks_url.as_ref().filter(|url| !is_https(url)) {
+                self.problem(format!(
+                    "policy.toml: partner `{id}`: `jwks_url` = `{url}` is no https:// address; write it as it was registered"
+                ));
+            }
             for host in &partner.jwks_hosts {
                 if !hosts.insert(host) {
                     self.problem(format!("policy.toml: the host `{host}` is two partners' own; give it to one"));
@@ -127,6 +139,15 @@ impl Check<'_> {
                 self.problem(format!("policy.toml: the caller `{}` stands there twice; remove one", caller.id));
             }
         }
+    }
+
+    fn two_callers(&mut self, authority: Option<&Authority>) -> TwoCallers {
+        let file = self.file;
+        let (two_callers, problems) = TwoCallers::read(&file.two_callers, file.environment);
+        let callers: Vec<_> = file.callers.iter().map(|caller| &caller.id).collect();
+        let alone = authority.map(|authority| two_callers.out_of_reach(authority, &callers)).unwrap_or_default();
+        self.problems.extend(problems.into_iter().chain(alone).map(Problem));
+        two_callers
     }
 
     fn bounds(&mut self) {
@@ -299,7 +320,11 @@ impl Check<'_> {
         }
         faults.extend(places_of(entry));
         faults.extend(attributes_of(entry, file.environment));
-        if entry.publish_at.plus(propagation) > entry.sign_from {
+        if entry.emergency.as_ref().is_some_and(|why| why.trim().is_empty()) {
+            faults.push("`emergency` must say why the key may not wait to stand in the bundle".to_owned());
+        }
+        // One of an emergency may stand here; it waits for the time all the same, unless two operators activate it.
+        if entry.emergency.is_none() && entry.publish_at.plus(propagation) > entry.sign_from {
             faults.push(format!(
                 "`sign_from` must be at least {} s after `publish_at`, the propagation time",
                 propagation.as_secs()
@@ -395,6 +420,7 @@ fn timed(entry: &KeyEntry, public: PublicKey) -> TimedKey {
         sign_until: entry.sign_until,
         retire_at: entry.retire_at,
         standby: entry.standby,
+        emergency: entry.emergency.clone(),
     }
 }
 
@@ -405,12 +431,14 @@ fn assemble(
     contracts: Vec<Arc<Contract>>,
     keys: Vec<Arc<TimedKey>>,
     currencies: Arc<Currencies>,
+    two_callers: TwoCallers,
 ) -> Bundle {
     let propagation = Duration::from_secs(file.publication.propagation_s.into());
     let partner = |entry: super::file::PartnerEntry| Partner {
         id: entry.id,
         sequence: entry.sequence,
         jwks_hosts: entry.jwks_hosts,
+        jwks_url: entry.jwks_url,
         contacts: entry.contacts,
         contracts: entry.contracts,
     };
@@ -422,6 +450,7 @@ fn assemble(
         warn_ahead: DAY.saturating_mul(file.rotation.warn_ahead_days),
         quotas: file.quotas,
         volume: file.volume,
+        two_callers,
         authority,
         timeline: Timeline { environment: file.environment, propagation, keys },
         currencies,

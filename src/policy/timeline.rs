@@ -5,7 +5,7 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use crate::{
     clock::UtcTime,
-    domain::{Environment, Kid, PartnerId},
+    domain::{Environment, KeyState, Kid, PartnerId},
     jwk::PublicKey,
 };
 
@@ -37,21 +37,29 @@ pub struct TimedKey {
     pub retire_at: UtcTime,
     /// Signs only where no other key may.
     pub standby: bool,
+    /// Why it may stand in the bundle with less than the propagation time before `sign_from`; it waits for that time all the
+    /// same, unless two operators activate it.
+    pub emergency: Option<String>,
 }
 
-/// A key's place on its timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyState {
-    /// Not yet in the JWKS.
-    Planned,
-    /// In the JWKS, not signing.
-    Prepared,
-    /// Inside its signing window.
-    Active,
-    /// Past its signing window, still in the JWKS.
-    Retiring,
-    /// Gone from the JWKS.
-    Retired,
+/// What is known of a key beside its bundle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It never signs again.
+    pub is_revoked: bool,
+    /// Since when every gateway that counts was seen to serve it.
+    pub served_since: Option<UtcTime>,
+    /// It may sign before its propagation time is over and without the operator's confirmation.
+    pub is_activated: bool,
+}
+
+impl Standing {
+    /// As the bundle plans it: served as soon as it says, never revoked.
+    pub const PLANNED: Self =
+        Self { is_revoked: false, served_since: Some(UtcTime::from_millis(0)), is_activated: false };
+
+    /// As planned, and revoked.
+    pub const REVOKED: Self = Self { is_revoked: true, ..Self::PLANNED };
 }
 
 impl TimedKey {
@@ -94,29 +102,84 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The key that signs for `partner` at `now`: of those that may and were not revoked, the one with the latest
-    /// `sign_from`; a standby only where no other may.
+    /// The key that signs for `partner` at `now`: of those that may, the one with the latest `sign_from`; a standby only where
+    /// no other may.
     #[must_use]
     pub fn current<'t>(
         &'t self,
         partner: &'t PartnerId,
         now: UtcTime,
-        is_revoked: impl Fn(&Kid) -> bool,
+        standing: impl Fn(&Kid) -> Standing,
     ) -> Option<&'t Arc<TimedKey>> {
         self.of(partner)
-            .filter(|key| self.may_sign(key, now) && !is_revoked(&key.kid))
+            .filter(|key| self.may_sign(key, now, standing(&key.kid)))
             .max_by_key(|key| (!key.standby, key.sign_from, Reverse(&key.kid)))
     }
 
-    /// Whether `key` may sign at `now`: inside its window, published for the propagation time, and in production
-    /// confirmed by the operator.
+    /// Whether `key` may sign at `now`: inside its window, not revoked, served for the propagation time, and in production
+    /// confirmed by the operator; the last two unless it was activated.
     #[must_use]
-    pub fn may_sign(&self, key: &TimedKey, now: UtcTime) -> bool {
-        let confirmed = match &key.confirmed {
+    pub fn may_sign(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> bool {
+        key.state(now) == KeyState::Active
+            && !standing.is_revoked
+            && (standing.is_activated || self.is_confirmed(key, now) && self.is_known(key, now, standing))
+    }
+
+    /// Why a key inside its window does not sign although it was not revoked; nothing where it does.
+    #[must_use]
+    pub fn waits_for(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> Option<String> {
+        if key.state(now) != KeyState::Active || standing.is_revoked || self.may_sign(key, now, standing) {
+            return None;
+        }
+        if !self.is_confirmed(key, now) {
+            return Some("the operator has not confirmed it".to_owned());
+        }
+        Some(self.known_from(key, standing).map_or_else(
+            || "not every gateway, nor its registered URL where policy names one, has been seen to serve it".to_owned(),
+            |known| format!("its propagation time ends at {known}"),
+        ))
+    }
+
+    /// Why `key` does not sign inside its window, or will not from its beginning if nothing changes.
+    #[must_use]
+    pub fn obstacle(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> Option<String> {
+        match key.state(now) {
+            KeyState::Planned | KeyState::Retiring | KeyState::Retired => None,
+            KeyState::Active => self.waits_for(key, now, standing),
+            KeyState::Prepared if standing.is_revoked || standing.is_activated => None,
+            KeyState::Prepared if !self.is_confirmed(key, key.sign_from) => {
+                Some("the operator has not confirmed it".to_owned())
+            }
+            KeyState::Prepared if self.propagation.is_zero() => None,
+            KeyState::Prepared => match self.known_from(key, standing) {
+                Some(known) if known <= key.sign_from => None,
+                Some(known) => Some(format!("its propagation time ends at {known}, after `sign_from`")),
+                // It may still be seen in time.
+                None if now.plus(self.propagation) < key.sign_from => None,
+                None => Some(
+                    "not every gateway, nor its registered URL where policy names one, has been seen to serve it in time"
+                        .to_owned(),
+                ),
+            },
+        }
+    }
+
+    /// From when on verifiers know `key`: the propagation time after it was seen to be served.
+    #[must_use]
+    pub fn known_from(&self, key: &TimedKey, standing: Standing) -> Option<UtcTime> {
+        Some(standing.served_since?.max(key.publish_at).plus(self.propagation))
+    }
+
+    fn is_known(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> bool {
+        // Without a propagation time, in development, there is nothing to wait for.
+        self.propagation.is_zero() || self.known_from(key, standing).is_some_and(|known| known <= now)
+    }
+
+    fn is_confirmed(&self, key: &TimedKey, now: UtcTime) -> bool {
+        match &key.confirmed {
             Some(confirmation) => confirmation.at <= now,
             None => self.environment != Environment::Production,
-        };
-        confirmed && key.state(now) == KeyState::Active && key.publish_at.plus(self.propagation) <= now
+        }
     }
 
     /// The keys that `partner`'s JWKS shows at `now`, by `sign_from`, then kid: none that was revoked.
@@ -141,7 +204,7 @@ impl Timeline {
         turns.dedup();
         let mut spans: Vec<Span<'t>> = Vec::new();
         for turn in turns {
-            let key = self.current(partner, turn, |_| false);
+            let key = self.current(partner, turn, |_| Standing::PLANNED);
             match spans.last_mut() {
                 Some(last) if last.key.map(|key| &key.kid) == key.map(|key| &key.kid) => {}
                 Some(last) => {
@@ -155,7 +218,7 @@ impl Timeline {
     }
 
     /// All keys of `partner`, by `sign_from`, then kid.
-    pub fn of<'t>(&'t self, partner: &'t PartnerId) -> impl Iterator<Item = &'t Arc<TimedKey>> {
+    pub fn of<'t>(&'t self, partner: &'t PartnerId) -> impl DoubleEndedIterator<Item = &'t Arc<TimedKey>> {
         self.keys.iter().filter(move |key| key.partner == *partner)
     }
 
@@ -193,6 +256,7 @@ mod tests {
             sign_until,
             retire_at,
             standby,
+            emergency: None,
         })
     }
 
@@ -218,22 +282,34 @@ mod tests {
         fn whoever_signs_may(
             keys in keys(), environment in environment(), propagation in 0..20_u64, now in 0..110_i64,
             revoked in prop::collection::vec(any::<bool>(), 9),
+            served in prop::collection::vec(prop::option::of(0..100_i64), 9),
+            activated in prop::collection::vec(prop::sample::select(vec![false, false, false, true]), 9),
         ) {
             let propagation = Duration::from_secs(propagation);
             let timeline = Timeline { environment, propagation, keys: keys.clone() };
             let now = UtcTime::from_millis(now * 1000);
-            let is_revoked = |kid: &Kid| keys.iter().position(|key| key.kid == *kid).is_some_and(|at| revoked[at]);
+            let at = |kid: &Kid| keys.iter().position(|key| key.kid == *kid).unwrap();
+            let is_revoked = |kid: &Kid| revoked[at(kid)];
+            let standing = |kid: &Kid| Standing {
+                is_revoked: revoked[at(kid)],
+                served_since: served[at(kid)].map(|second| UtcTime::from_millis(second * 1000)),
+                is_activated: activated[at(kid)],
+            };
             for partner in ["partner-0", "partner-1"] {
                 let partner: PartnerId = partner.parse().unwrap();
                 let may = |key: &TimedKey| {
                     let confirmed = key.confirmed.as_ref().is_some_and(|confirmed| confirmed.at <= now);
+                    let served = served[at(&key.kid)].map(|second| UtcTime::from_millis(second * 1000));
+                    let known = served.is_some_and(|served| served.plus(propagation) <= now) || propagation.is_zero();
                     key.partner == partner
-                        && key.publish_at <= now && key.publish_at.plus(propagation) <= now
+                        && key.publish_at <= now
                         && key.sign_from <= now && now < key.sign_until
-                        && (confirmed || key.confirmed.is_none() && environment != Environment::Production)
                         && !is_revoked(&key.kid)
+                        && (activated[at(&key.kid)]
+                            || (confirmed || key.confirmed.is_none() && environment != Environment::Production)
+                                && key.publish_at.plus(propagation) <= now && known)
                 };
-                let current = timeline.current(&partner, now, is_revoked);
+                let current = timeline.current(&partner, now, standing);
                 prop_assert_eq!(current.is_some(), keys.iter().any(|key| may(key)));
                 for shown in timeline.published(&partner, now, is_revoked) {
                     prop_assert!(shown.partner == partner && !is_revoked(&shown.kid), "a set shows its own partner's keys alone");
@@ -248,7 +324,7 @@ mod tests {
                 let mut turned = keys.clone();
                 turned.reverse();
                 let again = Timeline { environment, propagation, keys: turned };
-                let again = again.current(&partner, now, is_revoked).map(|key| key.kid.clone());
+                let again = again.current(&partner, now, standing).map(|key| key.kid.clone());
                 prop_assert_eq!(again, Some(current.kid.clone()), "whatever the order of the entries");
             }
         }
@@ -267,7 +343,7 @@ mod tests {
                 let now = UtcTime::from_millis(second * 1000);
                 let span = spans.iter().rev().find(|span| span.from <= now).unwrap();
                 let kid = |key: Option<&Arc<TimedKey>>| key.map(|key| key.kid.clone());
-                prop_assert_eq!(kid(span.key), kid(timeline.current(&partner, now, |_| false)));
+                prop_assert_eq!(kid(span.key), kid(timeline.current(&partner, now, |_| Standing::PLANNED)));
             }
         }
     }

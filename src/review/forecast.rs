@@ -30,6 +30,7 @@ use crate::{
     policy::{
         Bundle,
         authority::{Action, Resource, Unmet},
+        timeline::Standing,
     },
     terms::Terms,
 };
@@ -175,7 +176,7 @@ impl Forecast {
             }
             return Err(denied.into());
         }
-        let key = policy.timeline.current(&terms.partner, question.at, |_| false);
+        let key = policy.timeline.current(&terms.partner, question.at, |_| Standing::PLANNED);
         let kid = key.map(|key| key.kid.clone()).ok_or_else(|| NoKey::NoneActive(terms.partner.clone()))?;
         let spent = spent(policy, &terms.partner, question, &kid);
         if let Err(Spent::QuotaSpent { quota, .. }) = &spent {

@@ -29,7 +29,7 @@ pub struct Rpc {
 }
 
 /// Every RPC of the gateway's own services. A test holds it against the proto's descriptors.
-pub const RPCS: [Rpc; 15] = [
+pub const RPCS: [Rpc; 18] = [
     SIGN_QUOTE,
     VERIFY_QUOTE,
     GET_SEQUENCE,
@@ -45,6 +45,9 @@ pub const RPCS: [Rpc; 15] = [
     REINSTATE_CALLER,
     SET_HOLD,
     RELEASE_HOLD,
+    ACTIVATE_KEY,
+    LIST_SIGNED_QUOTES,
+    REPORT_QUOTE_OUTCOME,
 ];
 
 /// `SignQuote`.
@@ -81,6 +84,14 @@ pub const REINSTATE_CALLER: Rpc =
 pub const SET_HOLD: Rpc = Rpc { method: "quotesign.v1.AdminService/SetHold", action: Action::SetHold };
 /// `ReleaseHold`.
 pub const RELEASE_HOLD: Rpc = Rpc { method: "quotesign.v1.AdminService/ReleaseHold", action: Action::ReleaseHold };
+/// `ActivateKey`.
+pub const ACTIVATE_KEY: Rpc = Rpc { method: "quotesign.v1.AdminService/ActivateKey", action: Action::ActivateKey };
+/// `ListSignedQuotes`.
+pub const LIST_SIGNED_QUOTES: Rpc =
+    Rpc { method: "quotesign.v1.AdminService/ListSignedQuotes", action: Action::ListSignedQuotes };
+/// `ReportQuoteOutcome`.
+pub const REPORT_QUOTE_OUTCOME: Rpc =
+    Rpc { method: "quotesign.v1.QuoteSigningService/ReportQuoteOutcome", action: Action::ReportQuoteOutcome };
 
 impl Rpc {
     /// The call behind a request.

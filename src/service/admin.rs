@@ -21,6 +21,7 @@ use super::{
     status,
 };
 
+mod keys;
 mod signed;
 mod stops;
 
@@ -64,6 +65,7 @@ impl AdminService for Admin {
             components: components.collect(),
             last_reload_error: self.control.last_error().unwrap_or_default(),
             stops: self.pipeline.stopped.known().iter().map(ToString::to_string).collect(),
+            replicas: self.replicas(),
         }))
     }
 
@@ -86,6 +88,8 @@ impl AdminService for Admin {
         context.corridor.clone_from(&corridor);
         context.rule_ids = verdict.rule_ids;
         let scope = policy.scope(partner, corridor.as_ref());
+        let act = format!("SeedSequence {scope} {floor}");
+        let (context, reason) = self.agreed(access::SEED_SEQUENCE, &call, &act, context, reason).await?;
         let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
         let (previous, record) = self.pipeline.ledger.seed(seed).await.map_err(status::of_ledger_error)?;
         Ok(Response::new(proto::SeedSequenceResponse {
@@ -123,10 +127,24 @@ impl AdminService for Admin {
         request: Request<proto::RevokeKeyRequest>,
     ) -> Result<Response<proto::RevokeKeyResponse>, Status> {
         let call = access::REVOKE_KEY.call(&request)?;
-        let proto::RevokeKeyRequest { kid, reason } = request.into_inner();
-        let stop = stops::kid_of(&kid).map(Stop::Revoked);
-        let record = self.put_stop(access::REVOKE_KEY, &call, stop, true, reason).await?;
-        Ok(Response::new(proto::RevokeKeyResponse { audit_record_id: record.to_string() }))
+        self.revoke(&call, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn activate_key(
+        &self,
+        request: Request<proto::ActivateKeyRequest>,
+    ) -> Result<Response<proto::ActivateKeyResponse>, Status> {
+        let call = access::ACTIVATE_KEY.call(&request)?;
+        self.activate(&call, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_signed_quotes(
+        &self,
+        request: Request<proto::ListSignedQuotesRequest>,
+    ) -> Result<Response<proto::ListSignedQuotesResponse>, Status> {
+        let call = access::LIST_SIGNED_QUOTES.call(&request)?;
+        access::LIST_SIGNED_QUOTES.with_gateway(&self.pipeline, &self.pipeline.policy.load(), &call)?;
+        self.signed_page(request.into_inner()).await.map(Response::new)
     }
 
     async fn halt(&self, request: Request<proto::HaltRequest>) -> Result<Response<proto::HaltResponse>, Status> {

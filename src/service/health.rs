@@ -12,9 +12,10 @@ use crate::{
     audit::{Event, Facts, Record},
     clock::{Clock as _, SystemClock},
     control::Control,
-    domain::PartnerId,
+    domain::{Kid, PartnerId},
     ledger::{Reach, Stop},
     pipeline::Pipeline,
+    policy::{Bundle, timeline::TimedKey},
     signer::Health,
     telemetry::Metrics,
 };
@@ -77,6 +78,7 @@ impl Watch {
                 self.metrics.device(name, device.turns());
             }
             self.look_at_volumes();
+            self.look_at_keys();
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
             *self.components.0.write() = now.clone();
             told = now;
@@ -90,6 +92,17 @@ impl Watch {
             self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
         self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
+    }
+
+    /// Tells which keys verifiers can know, and how the quotes of each fare.
+    fn look_at_keys(&self) {
+        let (policy, standings) = (self.pipeline.policy.load(), self.pipeline.standings());
+        for key in policy.timeline.all() {
+            self.metrics.served(key.kid.as_str(), standings.of(&key.kid).served_since.is_some());
+        }
+        for fate in self.pipeline.outcomes.look(SystemClock.now()) {
+            self.metrics.fate(&fate);
+        }
     }
 
     /// Tells a key that signs more than usual, once in its hour.
@@ -143,10 +156,18 @@ impl Watch {
         parts.insert("clock".to_owned(), clock);
         // A bundle that was refused stops nothing: the last good one goes on serving.
         parts.insert("policy".to_owned(), self.control.last_error());
+        // Nor does a bundle that others have and this gateway has not; its key sets are out of date.
+        parts.insert("publication".to_owned(), self.pipeline.published.lags());
         for (name, health) in self.pipeline.keyring.health() {
             parts.insert(name, fault_of(health));
         }
         let policy = self.pipeline.policy.load();
+        for (partner, fault) in self.pipeline.published.exports() {
+            parts.insert(format!("export/{partner}"), fault);
+        }
+        for (kid, fault) in self.revocations(&policy) {
+            parts.insert(format!("revocation/{kid}"), fault);
+        }
         let mut any = false;
         for partner in policy.partners() {
             let fault = common.clone().or_else(|| self.partner_fault(&partner.id));
@@ -158,14 +179,25 @@ impl Watch {
         parts
     }
 
+    /// Revoked keys that a registered URL would show: whether it does.
+    fn revocations(&self, policy: &Bundle) -> Vec<(Kid, Option<String>)> {
+        let (stopped, now) = (self.pipeline.stopped.known(), SystemClock.now());
+        let revoked = policy.timeline.all().filter(|key| stopped.is_revoked(&key.kid) && key.is_published(now));
+        let at_url =
+            |key: &&Arc<TimedKey>| policy.partner(&key.partner).is_some_and(|partner| partner.jwks_url.is_some());
+        let published = &self.pipeline.published;
+        let told = |key: &Arc<TimedKey>| (key.kid.clone(), published.is_still_shown(&key.partner, &key.kid));
+        revoked.filter(at_url).map(told).collect()
+    }
+
     fn partner_fault(&self, partner: &PartnerId) -> Option<String> {
         let policy = self.pipeline.policy.load();
-        let stopped = self.pipeline.stopped.known();
+        let (stopped, standings) = (self.pipeline.stopped.known(), self.pipeline.standings());
         let halted = [Stop::Halted(Reach::All), Stop::Halted(Reach::Partner(partner.clone()))];
         if let Some(stop) = halted.iter().find(|stop| stopped.contains(stop)) {
             return Some(format!("signing is stopped ({stop})"));
         }
-        match policy.timeline.current(partner, SystemClock.now(), |kid| stopped.is_revoked(kid)) {
+        match policy.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid)) {
             None => Some("no key may sign now".to_owned()),
             Some(key) => match self.pipeline.keyring.key_health(&key.kid) {
                 Some(health) => fault_of(health),

@@ -13,7 +13,7 @@ use axum::{
 };
 
 use crate::{
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SystemClock, UtcTime},
     domain::{PartnerId, sha256},
     jwk, key_set,
     policy::{Bundle, Partner},
@@ -27,6 +27,31 @@ pub struct Sets {
     pub policy: Arc<ArcSwap<Bundle>>,
     /// Which of its keys were revoked.
     pub stopped: Arc<Stopped>,
+}
+
+/// Why a partner's set is not shown to anybody.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSet {
+    /// A set that shows a revoked key would be worse than none.
+    #[error("it is not known yet which keys were revoked")]
+    NotTold,
+    /// Whatever built it.
+    #[error("it has {}", .0.join(", "))]
+    Private(Vec<String>),
+}
+
+/// The set of `partner` at `now`, as it is served and exported.
+///
+/// # Errors
+/// Where it must not be shown.
+pub fn set_of(policy: &Bundle, partner: &PartnerId, stopped: &Stopped, now: UtcTime) -> Result<String, NoSet> {
+    if !stopped.is_told() {
+        return Err(NoSet::NotTold);
+    }
+    let stops = stopped.known();
+    let set = jwk::jwks(policy.timeline.published(partner, now, |kid| stops.is_revoked(kid)).map(|key| &*key.public));
+    let private = key_set::private_parts(set.as_bytes());
+    if private.is_empty() { Ok(set) } else { Err(NoSet::Private(private)) }
 }
 
 /// How long a fetcher may keep the set; a key is published at least this long before it signs.
@@ -56,18 +81,14 @@ async fn of_host(State(sets): State<Sets>, uri: http::Uri, headers: HeaderMap) -
 
 fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
     let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
-    if !sets.stopped.is_told() {
-        // A set that shows a revoked key would be worse than none.
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
-    }
-    let stopped = sets.stopped.known();
-    let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
-    let set = jwk::jwks(published.map(|key| &*key.public));
-    let private = key_set::private_parts(set.as_bytes());
-    if !private.is_empty() {
-        tracing::error!(partner = %partner.id, ?private, "a key set with private members was not served");
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    }
+    let set = match set_of(policy, &partner.id, &sets.stopped, SystemClock.now()) {
+        Ok(set) => set,
+        Err(NoSet::NotTold) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(fault) => {
+            tracing::error!(partner = %partner.id, %fault, "a key set was not served");
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+    };
     let etag = format!("\"{}\"", hex::encode(sha256(set.as_bytes())));
     let fresh = [(header::CACHE_CONTROL, CACHE_CONTROL.to_owned()), (header::ETAG, etag.clone())];
     let held = headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());

@@ -6,9 +6,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     clock::{Clock as _, SystemClock},
+    domain::KeyState,
     jwk,
     pipeline::Pipeline,
-    policy::timeline::KeyState,
     proto::{self, key_directory_service_server::KeyDirectoryService},
 };
 
@@ -45,10 +45,10 @@ impl KeyDirectoryService for Keys {
             access::LIST_KEYS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let now = SystemClock.now();
-        let stopped = self.pipeline.stopped.known();
-        let current = policy.timeline.current(&partner.id, now, |kid| stopped.is_revoked(kid));
-        let keys = policy
-            .timeline
+        let (stopped, standings) = (self.pipeline.stopped.known(), self.pipeline.standings());
+        let timeline = &policy.timeline;
+        let current = timeline.current(&partner.id, now, |kid| standings.of(kid));
+        let keys = timeline
             .of(&partner.id)
             .map(|key| proto::Key {
                 kid: key.kid.to_string(),
@@ -63,6 +63,10 @@ impl KeyDirectoryService for Keys {
                 sign_from: Some(proto::timestamp(key.sign_from)),
                 sign_until: Some(proto::timestamp(key.sign_until)),
                 retire_at: Some(proto::timestamp(key.retire_at)),
+                served_since: standings.of(&key.kid).served_since.map(proto::timestamp),
+                waits_for: timeline.obstacle(key, now, standings.of(&key.kid)).unwrap_or_default(),
+                standby: key.standby,
+                confirmed: key.confirmed.is_some(),
             })
             .collect();
         Ok(Response::new(proto::ListKeysResponse { keys }))

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use crate::{stopped::Stopped, telemetry::Metrics};
+use crate::{published::Published, stopped::Stopped, telemetry::Metrics};
 
 use super::health::Components;
 
@@ -22,6 +22,8 @@ pub struct Operations {
     pub components: Arc<Components>,
     /// Whether it is known what was revoked.
     pub stopped: Arc<Stopped>,
+    /// Whether others have a newer bundle.
+    pub published: Arc<Published>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -43,8 +45,8 @@ struct Purpose {
 
 async fn readyz(State(operations): State<Operations>, purpose: Result<Query<Purpose>, QueryRejection>) -> Response {
     let ready = match purpose.as_ref().map(|query| query.purpose.as_str()) {
-        // The JWKS is served from memory once it is known what was revoked.
-        Ok("jwks") => operations.stopped.is_told(),
+        // The JWKS is served from memory once it is known what was revoked. While others have a newer bundle, theirs are better.
+        Ok("jwks") => operations.stopped.is_told() && operations.published.lags().is_none(),
         Ok("signing") => operations.components.serves("signing"),
         _ => return (StatusCode::BAD_REQUEST, "ask /readyz?for=signing or /readyz?for=jwks\n").into_response(),
     };

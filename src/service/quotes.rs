@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    audit::{self, Event, Facts, Record},
+    call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Corridor, Environment, Malformed, SequenceNumber},
+    domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
     jws::CompactJws,
     ledger,
     pipeline::{Pipeline, parse::QuoteRequest},
@@ -15,7 +17,7 @@ use crate::{
     verification::{self, Binding, Evidence, Finding, Report},
 };
 
-use super::{access, status};
+use super::{access, outcomes, status};
 
 /// Serves callers.
 pub struct Quotes {
@@ -85,6 +87,14 @@ impl QuoteSigningService for Quotes {
         }))
     }
 
+    async fn report_quote_outcome(
+        &self,
+        request: Request<proto::ReportQuoteOutcomeRequest>,
+    ) -> Result<Response<proto::ReportQuoteOutcomeResponse>, Status> {
+        let call = access::REPORT_QUOTE_OUTCOME.call(&request)?;
+        self.take_outcome(&call, request.into_inner()).await.map(Response::new)
+    }
+
     async fn get_sequence(
         &self,
         request: Request<proto::GetSequenceRequest>,
@@ -109,6 +119,38 @@ impl QuoteSigningService for Quotes {
 }
 
 impl Quotes {
+    /// Takes down what the operator's API said of a quote that this ledger holds.
+    async fn take_outcome(
+        &self,
+        call: &Call,
+        request: proto::ReportQuoteOutcomeRequest,
+    ) -> Result<proto::ReportQuoteOutcomeResponse, Status> {
+        let rpc = access::REPORT_QUOTE_OUTCOME;
+        let policy = self.pipeline.policy.load_full();
+        let (partner, verdict) = rpc.with_partner(&self.pipeline, &policy, call, &request.partner)?;
+        let reported = outcomes::Reported::read(&request)?;
+        let identity = Identity::new(self.pipeline.environment, &partner.id, &reported.quote_id);
+        let quote = self.pipeline.ledger.quote(identity).await.map_err(status::of_ledger_error)?;
+        let signed = quote.filter(|quote| quote.released().is_some());
+        let quote = signed.ok_or_else(|| status::plain(Reason::NotFound, "no quote of this id was signed"))?;
+        let now = SystemClock.now();
+        let record = Record::new(
+            Event::OutcomeReported,
+            now,
+            audit::Context {
+                partner: Some(partner.id.clone()),
+                quote_id: Some(reported.quote_id.clone()),
+                rule_ids: verdict.rule_ids,
+                ..access::trail(call, self.pipeline.environment, &policy)
+            },
+            Facts { kid: Some(quote.kid.clone()), sequence: Some(quote.sequence), ..reported.facts() },
+        );
+        let id = record.id;
+        self.pipeline.ledger.record(record).await.map_err(status::of_ledger_error)?;
+        self.pipeline.outcomes.reported(&quote.kid, reported.outcome, now);
+        Ok(proto::ReportQuoteOutcomeResponse { kid: quote.kid.to_string(), audit_record_id: id.to_string() })
+    }
+
     /// What the ledger binds to the number of a verified payload. Asked by the number, which every contract has.
     async fn binding(&self, policy: &Bundle, report: &Report) -> Result<Option<Binding>, Status> {
         let Some(payload) = &report.payload else { return Ok(None) };
@@ -146,12 +188,5 @@ pub(super) fn corridor_of(partner: &Partner, text: &str) -> Result<Option<Corrid
 
 /// An instant of a request, to the millisecond.
 pub(super) fn instant(field: &str, at: prost_types::Timestamp) -> Result<UtcTime, Status> {
-    let millis = at.seconds.checked_mul(1000).zip(u32::try_from(at.nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
-    let millis = millis.and_then(|(millis, nanos)| millis.checked_add(i64::from(nanos / 1_000_000)));
-    // A time that its own spelling does not give back would make a record that nobody can read.
-    let readable = |at: &UtcTime| UtcTime::parse(&at.to_string()) == Ok(*at);
-    millis
-        .map(UtcTime::from_millis)
-        .filter(readable)
-        .ok_or_else(|| status::plain(Reason::InvalidRequest, format!("`{field}` is no instant; mend it")))
+    proto::instant(at).ok_or_else(|| status::plain(Reason::InvalidRequest, format!("`{field}` is no instant; mend it")))
 }

@@ -29,7 +29,8 @@ pub fn code(reason: Reason) -> Code {
         | Reason::EnvironmentMismatch
         | Reason::BundleRefused
         | Reason::FloorNotRaised
-        | Reason::KeyRevoked => Code::FailedPrecondition,
+        | Reason::KeyRevoked
+        | Reason::SecondCallerNeeded => Code::FailedPrecondition,
         Reason::QuoteConflict => Code::AlreadyExists,
         Reason::SignerUnavailable | Reason::LedgerUnavailable | Reason::ClockUntrusted | Reason::SigningHalted => {
             Code::Unavailable
@@ -116,6 +117,7 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::KidRevoked { .. }
         | ledger::Refusal::Halted { .. }
         | ledger::Refusal::KidReused { .. }
+        | ledger::Refusal::KidUnknown { .. }
         | ledger::Refusal::NoSuchHold { .. }
         | ledger::Refusal::NotStopped { .. }
         | ledger::Refusal::Suspended
@@ -166,6 +168,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 26);
+        assert_eq!(seen, 27);
     }
 }

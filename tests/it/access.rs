@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use quotesign::{
     proto::{
-        GetJwksRequest, GetSequenceRequest, GetStatusRequest, HaltReach, HaltRequest, ListKeysRequest,
-        ReinstateCallerRequest, ReleaseHoldRequest, ReloadPolicyRequest, ResumeRequest, RevokeKeyRequest,
-        SeedSequenceRequest, SetHoldRequest, SignQuoteRequest, SuspendCallerRequest, VerifyQuoteRequest,
+        ActivateKeyRequest, GetJwksRequest, GetSequenceRequest, GetStatusRequest, HaltReach, HaltRequest,
+        ListKeysRequest, ListSignedQuotesRequest, QuoteOutcome, ReinstateCallerRequest, ReleaseHoldRequest,
+        ReloadPolicyRequest, ReportQuoteOutcomeRequest, ResumeRequest, RevokeKeyRequest, SeedSequenceRequest,
+        SetHoldRequest, SignQuoteRequest, SuspendCallerRequest, VerifyQuoteRequest,
         admin_service_client::AdminServiceClient, key_directory_service_client::KeyDirectoryServiceClient,
-        quote_signing_service_client::QuoteSigningServiceClient,
+        list_signed_quotes_request, quote_signing_service_client::QuoteSigningServiceClient,
     },
     service::access::RPCS,
     transport::tls,
@@ -33,7 +34,7 @@ const OPERATOR_ALONE: [Code; CALLERS.len()] =
 
 /// Which listener serves a method, and what each caller is answered there. On the other one it is not there; who
 /// has no name learns neither.
-const TABLE: [(&str, &str, [Code; CALLERS.len()]); 15] = [
+const TABLE: [(&str, &str, [Code; CALLERS.len()]); 18] = [
     (
         "quotesign.v1.QuoteSigningService/SignQuote",
         "grpc",
@@ -65,6 +66,13 @@ const TABLE: [(&str, &str, [Code; CALLERS.len()]); 15] = [
     ("quotesign.v1.AdminService/ReinstateCaller", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/SetHold", "admin", OPERATOR_ALONE),
     ("quotesign.v1.AdminService/ReleaseHold", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/ActivateKey", "admin", OPERATOR_ALONE),
+    ("quotesign.v1.AdminService/ListSignedQuotes", "admin", OPERATOR_ALONE),
+    (
+        "quotesign.v1.QuoteSigningService/ReportQuoteOutcome",
+        "grpc",
+        [Good, NotFound, NotFound, Good, NotFound, Unauthenticated],
+    ),
 ];
 
 fn test() -> String {
@@ -104,9 +112,31 @@ async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status>
         }
         "ReloadPolicy" => admin.reload_policy(ReloadPolicyRequest {}).await.map(drop),
         // A key and a partner that sign nothing here, so that the rows after it see what those before it saw.
-        "RevokeKey" => {
-            admin.revoke_key(RevokeKeyRequest { kid: "quote-other".to_owned(), reason: test() }).await.map(drop)
+        "ActivateKey" => {
+            let kid = "quote-signing-2026-06".to_owned();
+            admin.activate_key(ActivateKeyRequest { kid, reason: test() }).await.map(drop)
         }
+        "ListSignedQuotes" => {
+            let of = Some(list_signed_quotes_request::Of::Caller(nobody()));
+            let since = Some(prost_types::Timestamp::default());
+            let request = ListSignedQuotesRequest { of, since, ..ListSignedQuotesRequest::default() };
+            admin.list_signed_quotes(request).await.map(drop)
+        }
+        // Whoever may report is told that there is no such quote; whoever may not, that there is no such partner.
+        "ReportQuoteOutcome" => {
+            let (quote_id, correlation_id) = ("nobodys".to_owned(), "c1".to_owned());
+            let outcome = QuoteOutcome::Accepted.into();
+            let request =
+                ReportQuoteOutcomeRequest { partner, quote_id, correlation_id, outcome, ..Default::default() };
+            match quotes.report_quote_outcome(request).await {
+                Err(status) if status.message().starts_with("no quote of this id") => Ok(()),
+                answer => answer.map(drop),
+            }
+        }
+        "RevokeKey" => admin
+            .revoke_key(RevokeKeyRequest { kid: "quote-other".to_owned(), reason: test(), cause: 0 })
+            .await
+            .map(drop),
         "Halt" => admin.halt(HaltRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
         "Resume" => admin.resume(ResumeRequest { reach: Some(elsewhere()), reason: test() }).await.map(drop),
         "SuspendCaller" => {

@@ -258,6 +258,9 @@ async fn what_a_server_does_wrong_is_told() {
         (params.not_before, params.not_after) = (now - time::Duration::days(90), now + time::Duration::days(days));
         let identity = authority.issue(home.path(), name, params);
         let listener = quotesign::config::JwksListener {
+            url_ca: std::path::PathBuf::new(),
+            export: None,
+            purge: Vec::new(),
             listen: "127.0.0.1:0".parse().unwrap(),
             certificate: identity.certificate,
             private_key: identity.private_key,

@@ -477,7 +477,7 @@ async fn a_key_revoked_under_load_on_three_gateways_signs_nothing_more_on_any() 
     let kids = std::fs::read_dir(replicas.site.path("policy/keys")).unwrap();
     let file = kids.map(|entry| entry.unwrap().file_name().into_string().unwrap()).next().unwrap();
     let kid = file.strip_suffix(".jwk.json").unwrap().to_owned();
-    let request = RevokeKeyRequest { kid, reason: "a test".to_owned() };
+    let request = RevokeKeyRequest { kid, reason: "a test".to_owned(), cause: 0 };
     gateways[0].admin("operator").await.revoke_key(request).await.unwrap();
     revoked.set(Instant::now()).unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -547,7 +547,7 @@ async fn a_gateway_starts_while_its_ledger_is_away() {
     assert!(gateway.quotes("pricing").await.sign(&quote).await.unwrap().replayed);
     let file = std::fs::read_dir(replicas.site.path("policy/keys")).unwrap().next().unwrap().unwrap().file_name();
     let kid = file.into_string().unwrap().strip_suffix(".jwk.json").unwrap().to_owned();
-    let request = RevokeKeyRequest { kid, reason: "a test".to_owned() };
+    let request = RevokeKeyRequest { kid, reason: "a test".to_owned(), cause: 0 };
     gateway.admin("operator").await.revoke_key(request).await.unwrap();
     assert!(gateway.stop().success());
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use quotesign::{
     audit::{Event, Facts, Record},
-    domain::SequenceNumber,
+    domain::{KeyState, SequenceNumber},
     ledger::{
-        Allowance, Charge, Done, Engine, HoldAct, Op, Prune, Refusal, Reserve, Reserved,
+        Allowance, Charge, Done, Engine, HoldAct, Note, Noted, Op, Propose, Prune, Refusal, Reserve, Reserved,
         chain::{self, Position, StoredRecord},
         step::Stage,
     },
@@ -37,6 +37,8 @@ pub const CASES: &[Case] = &[
     ("what expires unsigned is found and voided", voided),
     ("a revocation is for good and a halt until it is resumed", stopped),
     ("a kid is one key for ever, and its last expiry is remembered", kids),
+    ("what becomes of a kid is noted once and never goes back", noted),
+    ("an act that needs two is agreed to by another", proposed),
     ("what expired long ago is pruned, but nothing that is held", pruned),
     ("a record is journalled once", recorded_once),
     ("two operations on one quote in a batch", same_quote_twice),
@@ -251,6 +253,69 @@ fn kids(store: &dyn Store) {
     assert_eq!(one(&mut *engine, Op::Publish(publish(A, "{}"))), Ok(Done::Published));
     let records = verify(store);
     assert_eq!(events(&records), [Event::Seeded, Event::Published, Event::Reserved, Event::Committed]);
+}
+
+/// What becomes of a kid is noted once, survives reopening, and never goes back.
+fn noted(store: &dyn Store) {
+    let mut engine = store.open();
+    let note = |noted| Op::Note(Note { kid: A.parse().unwrap(), noted, context: context(), now: now() });
+    let turned = |state| note(Noted::Turned(state));
+    let activated = || note(Noted::Activated { reason: "OPS-3".to_owned() });
+    let unknown = Err(Refusal::KidUnknown { kid: A.parse().unwrap() });
+    assert_eq!(one(&mut *engine, note(Noted::Served)), unknown);
+    one(&mut *engine, Op::Publish(publish(A, "{}"))).unwrap();
+    let is_news = |done: Result<Done, Refusal>| matches!(done, Ok(Done::Noted(Some(_))));
+    for op in [turned(KeyState::Prepared), note(Noted::Served), turned(KeyState::Active), activated()] {
+        assert!(is_news(one(&mut *engine, op.clone())));
+        assert_eq!(one(&mut *engine, op), Ok(Done::Noted(None)));
+    }
+    let kept = engine.kids().unwrap();
+    drop(engine);
+    let mut engine = store.open();
+    assert_eq!(engine.kids().unwrap(), kept);
+    let kept = &kept[&A.parse().unwrap()];
+    assert!(kept.served_since.is_some() && kept.activated_at.is_some() && kept.last_expiry.is_none());
+    assert_eq!(kept.state, Some(KeyState::Active));
+    for op in [turned(KeyState::Prepared), note(Noted::Served), activated()] {
+        assert_eq!(one(&mut *engine, op), Ok(Done::Noted(None)));
+    }
+    let batch = [turned(KeyState::Retiring), turned(KeyState::Retiring), turned(KeyState::Retired)];
+    let replies = engine.apply(&batch).unwrap();
+    assert!(is_news(replies[0].clone()) && replies[1] == Ok(Done::Noted(None)) && is_news(replies[2].clone()));
+    let told = [Event::Published, Event::Turned, Event::Served, Event::Turned, Event::Activated];
+    assert_eq!(events(&verify(store)), [&told[..], &[Event::Turned, Event::Turned]].concat());
+}
+
+/// Two who ask for the very same act in time agree; one alone never does, however often.
+fn proposed(store: &dyn Store) {
+    let mut engine = store.open();
+    let (first, second) = ("dns:one.example", "dns:two.example");
+    let propose = |act: &str, caller: &str, after: u64| {
+        Op::Propose(Propose {
+            act: act.to_owned(),
+            caller: caller.parse().unwrap(),
+            within: Duration::from_mins(1),
+            context: context(),
+            now: now().plus(Duration::from_secs(after)),
+        })
+    };
+    let asked = |done: Result<Done, Refusal>| match done {
+        Ok(Done::Proposed(first, _)) => first.map(|first| first.to_string()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked(one(&mut *engine, propose("Resume all", first, 0))), None);
+    assert_eq!(asked(one(&mut *engine, propose("Resume all", first, 1))), None, "still one person");
+    assert_eq!(asked(one(&mut *engine, propose("Resume kid/quote-a", second, 1))), None, "another act");
+    drop(engine);
+    let mut engine = store.open();
+    assert_eq!(asked(one(&mut *engine, propose("Resume all", second, 2))), Some(first.to_owned()));
+    assert_eq!(asked(one(&mut *engine, propose("Resume all", second, 3))), None, "it was used");
+    assert_eq!(asked(one(&mut *engine, propose("Resume all", first, 120))), None, "too late");
+    let both = [propose("Halt", first, 0), propose("Halt", second, 0), propose("Halt", second, 0)];
+    let replies: Vec<_> = engine.apply(&both).unwrap().into_iter().map(asked).collect();
+    assert_eq!(replies, [None, Some(first.to_owned()), None]);
+    let agreed = events(&verify(store)).into_iter().filter(|event| *event == Event::Agreed).count();
+    assert_eq!(agreed, 2);
 }
 
 fn pruned(store: &dyn Store) {

@@ -221,6 +221,7 @@ impl Book {
             pruned: self.pruned.then(|| expires().plus(Duration::from_millis(1))),
             prunable: &prunable,
             holds: &Holds::new(),
+            proposal: None,
         };
         let step = step(&state, op)?;
         if let Some((_, quote)) = &step.quote {

@@ -84,13 +84,7 @@ pub fn stop(what: &str, stands: bool) -> StopAct {
 }
 
 pub fn publish(kid: &str, jwk: &str) -> Publish {
-    let kept = Kept {
-        jwk: jwk.to_owned(),
-        partner: "acme-remit".parse().unwrap(),
-        purpose: "quote".to_owned(),
-        published_since: now(),
-        last_expiry: None,
-    };
+    let kept = Kept::new(jwk.to_owned(), "acme-remit".parse().unwrap(), "quote", now());
     Publish { kid: kid.parse().unwrap(), kept, context: context(), now: now() }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::out::say,
     clock::UtcTime,
-    policy::{Bundle, Problem},
+    policy::{Bundle, Problem, timeline::Standing},
     review::{apart, cases},
 };
 
@@ -52,7 +52,7 @@ impl Check {
 fn show(bundle: &Bundle, now: UtcTime, cases: usize) {
     say!("good: {} serial {}, digest {}, {cases} cases", bundle.environment, bundle.serial, bundle.digest);
     for partner in bundle.partners() {
-        let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| &key.kid);
+        let current = bundle.timeline.current(&partner.id, now, |_| Standing::PLANNED).map(|key| &key.kid);
         for key in bundle.timeline.of(&partner.id) {
             let mark = if current == Some(&key.kid) { "signs now" } else { "" };
             let (state, from, until) = (format!("{:?}", key.state(now)), key.sign_from, key.sign_until);
@@ -69,7 +69,7 @@ fn show(bundle: &Bundle, now: UtcTime, cases: usize) {
 
 fn told(bundle: &Bundle, now: UtcTime, cases: usize) -> Value {
     let partners = bundle.partners().map(|partner| {
-        let current = bundle.timeline.current(&partner.id, now, |_| false).map(|key| key.kid.to_string());
+        let current = bundle.timeline.current(&partner.id, now, |_| Standing::PLANNED).map(|key| key.kid.to_string());
         json!({ "partner": partner.id, "signs_now": current })
     });
     let notices = bundle

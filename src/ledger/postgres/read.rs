@@ -1,5 +1,7 @@
 //! What is read of the database: rows, each value checked; what does not fit makes the store unfit.
 
+use std::collections::BTreeMap;
+
 use futures_util::{TryFutureExt as _, future};
 use tokio_postgres::{
     Client, Row, Statement,
@@ -14,10 +16,10 @@ use crate::{
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        EngineError, Kept,
+        EngineError, Kept, Proposal,
         batch::{Needs, Snapshot},
         chain::{Heads, Position, StoredRecord},
-        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, scope_of, sequence_of, stored},
+        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state_of, scope_of, sequence_of, stored},
         step::{Holds, Quote, Stage},
         stops::Stops,
     },
@@ -25,6 +27,8 @@ use crate::{
 
 const QUOTE: &str = "SELECT identity, scope, sequence, payload, kid, generation, input, expires_at, state, jws,
     record_id FROM quote";
+const KID: &str = "SELECT kid, jwk, partner, purpose, published_since, last_expiry, served_since, activated_at, state
+    FROM kid";
 const RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
 const HEAD: &str = "SELECT stops, pruned, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
     ARRAY(SELECT what FROM stop), ARRAY(SELECT id FROM hold ORDER BY id), ARRAY(SELECT since FROM hold ORDER BY id),
@@ -57,14 +61,13 @@ pub(super) struct Seen {
 impl Statements {
     pub async fn prepare(client: &Client) -> Result<Self, EngineError> {
         let quotes = format!("{QUOTE} WHERE identity = ANY ($1)");
+        let kids = format!("{KID} WHERE kid = ANY ($1)");
         let prepared = future::try_join_all([
             client.prepare(HEAD),
             client.prepare(&quotes),
             client.prepare("SELECT scope, last FROM scope WHERE scope = ANY ($1)"),
             client.prepare("SELECT key, tat_ns FROM quota WHERE key = ANY ($1)"),
-            client.prepare(
-                "SELECT kid, jwk, partner, purpose, published_since, last_expiry FROM kid WHERE kid = ANY ($1)",
-            ),
+            client.prepare(&kids),
             client.prepare("SELECT record_id FROM audit WHERE record_id = ANY ($1)"),
         ]);
         let prepared: Result<[Statement; 6], _> = prepared.await.map_err(definite)?.try_into();
@@ -102,6 +105,11 @@ impl Statements {
             Some((before, count)) => rows(client, PRUNABLE, &[&before.millis(), &i64::from(count)]).await?,
             None => Vec::new(),
         };
+        let acts: Vec<&str> = needs.acts.iter().map(String::as_str).collect();
+        let proposals = match acts.as_slice() {
+            [] => Vec::new(),
+            _ => rows(client, "SELECT act, caller, until FROM proposal WHERE act = ANY ($1)", &[&acts]).await?,
+        };
         let pruned: i64 = value(head, 1)?;
         let snapshot = Snapshot {
             quotes: quotes.iter().map(quote).collect::<Result<_, _>>()?,
@@ -116,6 +124,7 @@ impl Statements {
             pruned: (pruned > 0).then(|| UtcTime::from_millis(pruned)),
             prunable: prunable.iter().map(expired_quote).collect::<Result<_, _>>()?,
             holds: holds(head)?,
+            proposals: proposals.iter().map(proposal).collect::<Result<_, _>>()?,
         };
         Ok(Seen {
             snapshot,
@@ -176,6 +185,10 @@ pub(super) async fn all_stops(client: &Client) -> Result<Stops, EngineError> {
     rows.first().ok_or_else(|| unfit("meta")).and_then(|row| stops(row, 3))
 }
 
+pub(super) async fn all_kids(client: &Client) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+    rows(client, KID, &[]).await?.iter().map(kept).collect()
+}
+
 pub(super) async fn expired(client: &Client, now: UtcTime, count: i64) -> Result<Vec<Identity>, EngineError> {
     let sql = "SELECT identity FROM quote WHERE state = 1 AND expires_at <= $1 ORDER BY expires_at LIMIT $2";
     let rows = rows(client, sql, &[&now.millis(), &count]).await?;
@@ -231,14 +244,23 @@ fn last(row: &Row) -> Result<(Scope, SequenceNumber), EngineError> {
 }
 
 fn kept(row: &Row) -> Result<(Kid, Kept), EngineError> {
+    let time = |column| Ok::<_, EngineError>(value::<Option<i64>>(row, column)?.map(UtcTime::from_millis));
     let kept = Kept {
         jwk: value(row, 1)?,
         partner: checked(row, 2, |text: String| text.try_into().ok())?,
         purpose: value(row, 3)?,
         published_since: UtcTime::from_millis(value(row, 4)?),
-        last_expiry: value::<Option<i64>>(row, 5)?.map(UtcTime::from_millis),
+        last_expiry: time(5)?,
+        served_since: time(6)?,
+        activated_at: time(7)?,
+        state: checked(row, 8, key_state_of)?,
     };
     Ok((checked(row, 0, |text: String| text.try_into().ok())?, kept))
+}
+
+fn proposal(row: &Row) -> Result<(String, Proposal), EngineError> {
+    let caller = checked(row, 1, |text: String| text.parse().ok())?;
+    Ok((value(row, 0)?, Proposal { caller, until: UtcTime::from_millis(value(row, 2)?) }))
 }
 
 fn stops(row: &Row, column: usize) -> Result<Stops, EngineError> {

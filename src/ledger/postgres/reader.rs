@@ -1,6 +1,6 @@
 //! Reads the journal on a connection of its own: changes nothing and waits for no writer.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     audit::Record,
-    domain::{Identity, Scope, SequenceNumber},
+    domain::{Identity, Kid, Scope, SequenceNumber},
     ledger::{
-        EngineError, Reads,
+        EngineError, Kept, Reads,
         chain::{Position, StoredRecord},
         encoding::stored,
         place::{Journal, Stretch},
@@ -49,6 +49,10 @@ impl Reads for Reader {
 
     fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
         self.runtime.block_on(in_time(self.timeout, read::records_after(&self.session.client, id, count)))
+    }
+
+    fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::all_kids(&self.session.client)))
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {

@@ -9,13 +9,13 @@ use crate::{
         EngineError, Kept, Op,
         batch::{Changes, version},
         chain::{Lane, Position},
-        encoding::{name_of, state_of, stored},
+        encoding::{key_state, name_of, state_of, stored},
         step::{Quote, Stage},
     },
 };
 
 /// How many arguments `apply` takes.
-const ARGUMENTS: usize = 48;
+const ARGUMENTS: usize = 54;
 
 /// The statement.
 pub(super) fn sql() -> String {
@@ -71,6 +71,9 @@ fn keeping<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
         Box::new(changes.after.pruned.map_or(0, UtcTime::millis)),
         Box::new(column(&changes.holds, |(id, _)| id.as_str())),
         Box::new(column(&changes.holds, |(_, since)| since.map(UtcTime::millis))),
+        Box::new(column(&changes.proposals, |(act, _)| act.as_str())),
+        Box::new(column(&changes.proposals, |(_, waits)| waits.as_ref().map(|waits| waits.caller.to_string()))),
+        Box::new(column(&changes.proposals, |(_, waits)| waits.as_ref().map(|waits| waits.until.millis()))),
     ]
 }
 
@@ -145,6 +148,9 @@ fn kids<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
         Box::new(kept(|kept| &kept.purpose)),
         Box::new(column(&written, |(.., kept)| kept.published_since.millis())),
         Box::new(column(&written, |(.., kept)| kept.last_expiry.map(UtcTime::millis))),
+        Box::new(column(&written, |(.., kept)| kept.served_since.map(UtcTime::millis))),
+        Box::new(column(&written, |(.., kept)| kept.activated_at.map(UtcTime::millis))),
+        Box::new(column(&written, |(.., kept)| key_state(kept.state))),
     ]
 }
 

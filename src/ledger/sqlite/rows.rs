@@ -1,6 +1,8 @@
 //! The rows of the SQLite ledger and the values they hold, each way. Every value read is checked; what does not
 //! fit makes the store unfit. Transactions are for the caller.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
 
@@ -10,10 +12,13 @@ use crate::{
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        EngineError, Kept, Stop,
+        EngineError, Kept, Proposal, Stop,
         batch::{Changes, Needs, Snapshot},
         chain::{Lane, Position, StoredRecord},
-        encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, name_of, scope_of, sequence_of, stored},
+        encoding::{
+            RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state, key_state_of, name_of, scope_of, sequence_of,
+            stored,
+        },
         step::{Holds, Quotas, Quote, Stage},
         stops::Stops,
     },
@@ -36,6 +41,9 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
     }
     snapshot.quotas = quotas(db, needs.quotas.iter().copied())?;
     snapshot.holds = holds(db)?;
+    for act in &needs.acts {
+        snapshot.proposals.extend(proposal(db, act)?.map(|proposal| (act.clone(), proposal)));
+    }
     if let Some((before, count)) = needs.prunable {
         snapshot.prunable = prunable(db, before, count)?;
     }
@@ -44,7 +52,7 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
 
 /// Writes what a batch changed but its records.
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
-    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, .. } = changes;
+    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, .. } = changes;
     for (identity, (_, index)) in quotes {
         after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
     }
@@ -59,6 +67,9 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
     }
     for (id, since) in holds {
         put_hold(db, id, *since)?;
+    }
+    for (act, waits) in proposals {
+        put_proposal(db, act, waits.as_ref())?;
     }
     for identity in pruned {
         forget(db, identity)?;
@@ -82,6 +93,24 @@ fn put_hold(db: &Connection, id: &str, since: Option<UtcTime>) -> Result<(), Eng
             .execute(params![id, since.millis()])?,
         None => db.prepare_cached("DELETE FROM hold WHERE id = ?1")?.execute([id])?,
     };
+    Ok(())
+}
+
+fn proposal(db: &Connection, act: &str) -> Result<Option<Proposal>, EngineError> {
+    let mut select = db.prepare_cached("SELECT caller, until FROM proposal WHERE act = ?1")?;
+    let read = |row: &Row<'_>| {
+        let caller = checked(row, 0, |text: String| text.parse().ok())?;
+        Ok(Proposal { caller, until: UtcTime::from_millis(row.get(1)?) })
+    };
+    Ok(select.query_row([act], read).optional()?)
+}
+
+fn put_proposal(db: &Connection, act: &str, waits: Option<&Proposal>) -> Result<(), EngineError> {
+    db.prepare_cached("DELETE FROM proposal WHERE act = ?1")?.execute([act])?;
+    if let Some(Proposal { caller, until }) = waits {
+        let sql = "INSERT INTO proposal VALUES (?1, ?2, ?3)";
+        db.prepare_cached(sql)?.execute(params![act, caller.to_string(), until.millis()])?;
+    }
     Ok(())
 }
 
@@ -120,21 +149,37 @@ fn pruned(db: &Connection) -> Result<Option<UtcTime>, EngineError> {
 }
 
 fn kept(db: &Connection, kid: &Kid) -> Result<Option<Kept>, EngineError> {
-    let sql = "SELECT jwk, partner, purpose, published_since, last_expiry FROM kid WHERE kid = ?1";
-    let read = |row: &Row<'_>| {
-        Ok(Kept {
-            jwk: row.get(0)?,
-            partner: checked(row, 1, |text: String| text.try_into().ok())?,
-            purpose: row.get(2)?,
-            published_since: UtcTime::from_millis(row.get(3)?),
-            last_expiry: row.get::<_, Option<i64>>(4)?.map(UtcTime::from_millis),
-        })
+    let mut select = db.prepare_cached(&format!("{STORED_KID} WHERE kid = ?1"))?;
+    Ok(select.query_row([kid.as_str()], stored_kid).optional()?.map(|(_, kept)| kept))
+}
+
+pub(super) fn kids(db: &Connection) -> Result<BTreeMap<Kid, Kept>, EngineError> {
+    let mut select = db.prepare_cached(STORED_KID)?;
+    Ok(select.query_map((), stored_kid)?.collect::<Result<_, _>>()?)
+}
+
+const STORED_KID: &str =
+    "SELECT kid, jwk, partner, purpose, published_since, last_expiry, served_since, activated_at, state
+    FROM kid";
+
+fn stored_kid(row: &Row<'_>) -> rusqlite::Result<(Kid, Kept)> {
+    let time = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(UtcTime::from_millis));
+    let kept = Kept {
+        jwk: row.get(1)?,
+        partner: checked(row, 2, |text: String| text.try_into().ok())?,
+        purpose: row.get(3)?,
+        published_since: UtcTime::from_millis(row.get(4)?),
+        last_expiry: time(5)?,
+        served_since: time(6)?,
+        activated_at: time(7)?,
+        state: checked(row, 8, key_state_of)?,
     };
-    Ok(db.prepare_cached(sql)?.query_row([kid.as_str()], read).optional()?)
+    Ok((checked(row, 0, |text: String| text.try_into().ok())?, kept))
 }
 
 fn put_kept(db: &Connection, kid: &Kid, kept: &Kept) -> Result<(), EngineError> {
-    let sql = "INSERT INTO kid VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (kid) DO UPDATE SET last_expiry = ?6";
+    let sql = "INSERT INTO kid VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (kid) DO UPDATE SET
+               last_expiry = ?6, served_since = ?7, activated_at = ?8, state = ?9";
     db.prepare_cached(sql)?.execute(params![
         kid.as_str(),
         kept.jwk,
@@ -142,6 +187,9 @@ fn put_kept(db: &Connection, kid: &Kid, kept: &Kept) -> Result<(), EngineError> 
         kept.purpose,
         kept.published_since.millis(),
         kept.last_expiry.map(UtcTime::millis),
+        kept.served_since.map(UtcTime::millis),
+        kept.activated_at.map(UtcTime::millis),
+        key_state(kept.state),
     ])?;
     Ok(())
 }

@@ -14,8 +14,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavio
 use crate::{disk, domain::Environment, ledger::EngineError};
 
 /// What brings a file of version n to version n + 1.
-const MIGRATIONS: [&str; 4] =
-    [include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql"), include_str!("v4.sql")];
+const MIGRATIONS: [&str; 5] = [
+    include_str!("v1.sql"),
+    include_str!("v2.sql"),
+    include_str!("v3.sql"),
+    include_str!("v4.sql"),
+    include_str!("v5.sql"),
+];
 
 /// Longer than a checkpoint by another process, shorter than an operator's patience.
 const BUSY_MAX: Duration = Duration::from_secs(5);

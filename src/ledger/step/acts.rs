@@ -4,7 +4,7 @@ use super::{Step, Stop, Stops};
 use crate::{
     audit::{Event, Facts, Record},
     domain::SequenceNumber,
-    ledger::{Done, Kept, Publish, Refusal, Seed, StopAct},
+    ledger::{Done, Kept, Note, Noted, Proposal, Propose, Publish, Refusal, Seed, StopAct},
 };
 
 pub(super) fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refusal> {
@@ -57,4 +57,47 @@ pub(super) fn publish(kept: Option<&Kept>, op: &Publish) -> Result<Step, Refusal
         record: Some(Record::new(Event::Published, op.now, op.context.clone(), facts)),
         ..Step::unchanged(Done::Published)
     })
+}
+
+/// What is noted twice is noted once, and a state never goes back.
+pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
+    let kept = kept.ok_or_else(|| Refusal::KidUnknown { kid: op.kid.clone() })?;
+    let unchanged = Step::unchanged(Done::Noted(None));
+    let (kept, event, detail) = match &op.noted {
+        Noted::Served if kept.served_since.is_some() => return Ok(unchanged),
+        Noted::Served => (Kept { served_since: Some(op.now), ..kept.clone() }, Event::Served, None),
+        Noted::Turned(state) if kept.state >= Some(*state) => return Ok(unchanged),
+        Noted::Turned(state) => {
+            let before = kept.state.map(|before| format!(", before {before}")).unwrap_or_default();
+            (Kept { state: Some(*state), ..kept.clone() }, Event::Turned, Some(format!("{state}{before}")))
+        }
+        Noted::Activated { .. } if kept.activated_at.is_some() => return Ok(unchanged),
+        Noted::Activated { reason } => {
+            (Kept { activated_at: Some(op.now), ..kept.clone() }, Event::Activated, Some(reason.clone()))
+        }
+    };
+    let facts = Facts { kid: Some(op.kid.clone()), detail, ..Facts::default() };
+    let record = Record::new(event, op.now, op.context.clone(), facts);
+    let done = Done::Noted(Some(record.id));
+    Ok(Step { kept: Some((op.kid.clone(), kept)), record: Some(record), ..Step::unchanged(done) })
+}
+
+/// The first who asks waits; another who asks for the very same within the time agrees. Whoever asks twice is still one.
+pub(super) fn propose(proposal: Option<&Proposal>, op: &Propose) -> Step {
+    let first = proposal.filter(|first| first.until > op.now && first.caller != op.caller);
+    let (event, waits, detail) = match first {
+        Some(first) => (Event::Agreed, None, format!("{}; first asked for by {}", op.act, first.caller)),
+        None => {
+            let until = op.now.plus(op.within);
+            (
+                Event::Proposed,
+                Some(Proposal { caller: op.caller.clone(), until }),
+                format!("{}; another may agree until {until}", op.act),
+            )
+        }
+    };
+    let facts = Facts { detail: Some(detail), ..Facts::default() };
+    let record = Record::new(event, op.now, op.context.clone(), facts);
+    let done = Done::Proposed(first.map(|first| first.caller.clone()), record.id);
+    Step { proposal: Some((op.key(), waits)), record: Some(record), ..Step::unchanged(done) }
 }

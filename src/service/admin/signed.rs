@@ -3,21 +3,54 @@
 use tonic::Status;
 use uuid::{Builder, Uuid};
 
-use super::Admin;
+use super::{
+    Admin, invalid,
+    stops::{caller_of, kid_of},
+};
 use crate::{
     audit::{Event, Record},
     clock::UtcTime,
-    domain::{Caller, SequenceNumber},
-    proto,
-    service::status,
+    domain::{Caller, Kid, SequenceNumber},
+    proto::{self, list_signed_quotes_request},
+    service::{quotes::instant, status},
 };
 
 /// As many are told at once.
 const TOLD_MAX: usize = 10_000;
 /// As many records are read at once, so that nobody else waits long for the reader.
 const PAGE: u32 = 2_000;
+/// As many pages of the journal are read for one answer.
+const PAGES_MAX: usize = 25;
 
 impl Admin {
+    /// A page of what a key or a caller has had signed.
+    pub(super) async fn signed_page(
+        &self,
+        request: proto::ListSignedQuotesRequest,
+    ) -> Result<proto::ListSignedQuotesResponse, Status> {
+        let whose = whose_of(request.of)?;
+        let since = request.since.ok_or_else(|| invalid("`since` must say from when on"))?;
+        let since = instant("since", since)?;
+        let mut after = match request.page_token.as_str() {
+            "" => before(since),
+            token => token.parse().map_err(|_| invalid("`page_token` is none; give it as the page before did"))?,
+        };
+        let mut quotes = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let page = self.pipeline.ledger.records_after(after, PAGE).await.map_err(status::of_ledger_error)?;
+            let Some(last) = page.last() else {
+                return Ok(proto::ListSignedQuotesResponse { quotes, ..Default::default() });
+            };
+            after = last.id;
+            let theirs = page.iter().filter(|record| record.event == Event::Committed && record.at >= since);
+            quotes.extend(theirs.filter(|record| whose.is_of(record)).map(told));
+            if quotes.len() >= PAGE as usize {
+                break;
+            }
+        }
+        Ok(proto::ListSignedQuotesResponse { quotes, next_page_token: after.to_string() })
+    }
+
     /// What `caller` has had signed since `since`, oldest first, and whether there is more.
     pub(super) async fn signed_by(
         &self,
@@ -41,6 +74,29 @@ impl Admin {
     }
 }
 
+/// Whose signatures are asked for.
+enum Whose {
+    Key(Kid),
+    Caller(Caller),
+}
+
+impl Whose {
+    fn is_of(&self, record: &Record) -> bool {
+        match self {
+            Self::Key(kid) => record.facts.kid.as_ref() == Some(kid),
+            Self::Caller(caller) => record.context.caller.as_ref() == Some(caller),
+        }
+    }
+}
+
+fn whose_of(of: Option<list_signed_quotes_request::Of>) -> Result<Whose, Status> {
+    match of {
+        Some(list_signed_quotes_request::Of::Kid(kid)) => kid_of(&kid).map(Whose::Key),
+        Some(list_signed_quotes_request::Of::Caller(caller)) => caller_of(&caller, None).map(Whose::Caller),
+        None => Err(invalid("one of `kid` and `caller` must say whose")),
+    }
+}
+
 /// An id below those of all records that were made at `at` or later.
 fn before(at: UtcTime) -> Uuid {
     Builder::from_unix_timestamp_millis(u64::try_from(at.millis()).unwrap_or_default(), &[0; 10]).into_uuid()
@@ -55,5 +111,6 @@ fn told(record: &Record) -> proto::SignedQuote {
         kid: text(record.facts.kid.as_ref().map(ToString::to_string)),
         signed_at: Some(proto::timestamp(record.at)),
         jws_sha256: text(record.facts.jws_sha256.clone()),
+        expires_at: record.facts.expires_at.map(proto::timestamp),
     }
 }

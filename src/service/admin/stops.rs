@@ -72,6 +72,8 @@ impl Admin {
         // Who may not act learns nothing of what the act would need.
         let context = self.allowed(rpc, call)?;
         let (stop, reason) = (stop?, why_of(reason)?);
+        let act = format!("{} {stop}", rpc.action.name());
+        let (context, reason) = self.agreed(rpc, call, &act, context, reason).await?;
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         // This replica's own key set follows at once, others' within their next look.
@@ -90,11 +92,13 @@ impl Admin {
     ) -> Result<Uuid, Status> {
         let context = self.allowed(rpc, call)?;
         let (id, since, reason) = (hold_of(id)?, since?, why_of(reason)?);
+        let act = format!("{} {id}", rpc.action.name());
+        let (context, reason) = self.agreed(rpc, call, &act, context, reason).await?;
         let act = HoldAct { id, since, reason, context, now: SystemClock.now() };
         self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
     }
 
-    fn allowed(&self, rpc: Rpc, call: &Call) -> Result<audit::Context, Status> {
+    pub(super) fn allowed(&self, rpc: Rpc, call: &Call) -> Result<audit::Context, Status> {
         let policy = self.pipeline.policy.load_full();
         let verdict = rpc.with_gateway(&self.pipeline, &policy, call)?;
         let context = access::trail(call, self.pipeline.environment, &policy);

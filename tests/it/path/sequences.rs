@@ -1,6 +1,6 @@
 //! Sequences: numbers that rise, scopes that an operator creates, floors that never fall.
 
-use quotesign::proto::{SeedSequenceRequest, SeedSequenceResponse};
+use quotesign::proto::{ActivateKeyRequest, SeedSequenceRequest, SeedSequenceResponse};
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -37,9 +37,15 @@ async fn a_number_that_does_not_fit_is_told_what_would() {
 #[tokio::test(flavor = "multi_thread")]
 async fn outside_development_an_operator_creates_a_sequence_and_its_floor_only_rises() {
     let site = Site::sandbox();
-    let gateway = site.serve().await;
+    let gateway = site.start();
     let pricing = gateway.quotes("pricing").await;
     let sign = async |number| pricing.sign_in("sandbox", Quote::number(number).bytes()).await;
+    // The bundle says that the key was published yesterday; this ledger has seen it served since now.
+    let waits = refused(sign(1).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
+    assert!(waits.message().contains("may not sign yet"), "{}", waits.message());
+    let request = ActivateKeyRequest { kid: "quote-signing-2026-06".to_owned(), reason: "OPS-0".to_owned() };
+    gateway.admin("operator").await.activate_key(request).await.unwrap();
+    gateway.signing().await;
     refused(sign(1).await, Code::FailedPrecondition, "SEQUENCE_SCOPE_UNKNOWN");
     refused(pricing.sequence("").await, Code::FailedPrecondition, "SEQUENCE_SCOPE_UNKNOWN");
     refused(seed(&gateway, 41, "").await, Code::InvalidArgument, "INVALID_REQUEST");

@@ -1,0 +1,126 @@
+//! Sees to it that a key signs only once verifiers can know it: every gateway that counts serves it, and the partner's
+//! registered URL shows it where policy names one. What is seen is written in the ledger, once.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client,
+    clock::{Clock as _, SystemClock, UtcTime},
+    domain::{KeyState, Kid},
+    key_set,
+    ledger::{Holding, LedgerError, Note, Noted},
+    pipeline::Pipeline,
+    policy::{Bundle, Partner, timeline::TimedKey},
+    published::Standings,
+    service::access,
+};
+
+/// How often the lease is renewed and the votes are counted.
+const EVERY: Duration = Duration::from_secs(2);
+/// How often a registered URL is looked at while a key waits to be seen there, or to be seen gone.
+const FETCH_EVERY: Duration = Duration::from_secs(10);
+
+/// What the keys of this gateway's sets need to be looked after.
+pub(super) struct Publication {
+    pub pipeline: Arc<Pipeline>,
+    /// This gateway's name among those that share the ledger.
+    pub replica: String,
+    /// The CAs that registered URLs are held against.
+    pub url_ca: PathBuf,
+}
+
+impl Publication {
+    /// Renews the lease, counts the votes and notes what has become of the keys, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut fetched: Option<Instant> = None;
+        loop {
+            if self.pipeline.has_joined().is_ok() {
+                if fetched.is_none_or(|at| at.elapsed() >= FETCH_EVERY) && self.look_at_urls().await {
+                    fetched = Some(Instant::now());
+                }
+                if let Err(fault) = self.look().await {
+                    tracing::debug!(%fault, "what keys are served could not be taken down");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(), LedgerError> {
+        let Pipeline { ledger, published, policy, .. } = &*self.pipeline;
+        let (bundle, now) = (policy.load_full(), SystemClock.now());
+        let standings = self.pipeline.standings();
+        let shown = self.shown(&bundle, &standings, now);
+        let leases = ledger.renew(Holding { serial: bundle.serial, shown }).await?;
+        let count = published.meet(&self.replica, leases);
+        let kids = ledger.kids().await?;
+        for key in bundle.timeline.all() {
+            let Some(kept) = kids.get(&key.kid) else { continue };
+            let at_url = |partner: &Partner| partner.jwks_url.is_none() || published.is_at_url(&partner.id, &key.kid);
+            let is_seen = count.shown_by_all.contains(&key.kid) && bundle.partner(&key.partner).is_some_and(at_url);
+            if kept.served_since.is_none() && is_seen {
+                self.note(&bundle, key, Noted::Served, now).await?;
+            }
+            let state = key.state(now);
+            if state > KeyState::Planned && kept.state < Some(state) {
+                self.note(&bundle, key, Noted::Turned(state), now).await?;
+            }
+        }
+        published.learn(ledger.kids().await?);
+        Ok(())
+    }
+
+    async fn note(&self, bundle: &Bundle, key: &TimedKey, noted: Noted, now: UtcTime) -> Result<(), LedgerError> {
+        let mut context = access::own_trail(self.pipeline.environment, bundle);
+        context.partner = Some(key.partner.clone());
+        let news = format!("{noted:?}");
+        if self.pipeline.ledger.note(Note { kid: key.kid.clone(), noted, context, now }).await?.is_some() {
+            tracing::info!(kid = %key.kid, news, "a key has come further");
+        }
+        Ok(())
+    }
+
+    /// What this gateway's sets show.
+    fn shown(&self, bundle: &Bundle, standings: &Standings, now: UtcTime) -> BTreeSet<Kid> {
+        if !self.pipeline.stopped.is_told() {
+            return BTreeSet::new();
+        }
+        let is_shown = |key: &&Arc<TimedKey>| key.is_published(now) && !standings.of(&key.kid).is_revoked;
+        bundle.timeline.all().filter(is_shown).map(|key| key.kid.clone()).collect()
+    }
+
+    /// Looks at the registered URLs of partners with a key that waits for that; whether there was any.
+    async fn look_at_urls(&self) -> bool {
+        let (bundle, now) = (self.pipeline.policy.load_full(), SystemClock.now());
+        let standings = self.pipeline.standings();
+        let mut any = false;
+        for partner in bundle.partners() {
+            // A key waits to be seen there, or to be seen gone.
+            let waits = |key: &Arc<TimedKey>| {
+                let standing = standings.of(&key.kid);
+                key.is_published(now) && (standing.served_since.is_none() || standing.is_revoked)
+            };
+            let Some(url) = partner.jwks_url.as_deref().filter(|_| bundle.timeline.of(&partner.id).any(waits)) else {
+                continue;
+            };
+            any = true;
+            let shown = client::fetch(url, &self.url_ca).await.map_err(|fault| fault.to_string());
+            let shown = shown.and_then(|body| key_set::kids(&body).ok_or_else(|| format!("{url}: it is no key set")));
+            if let Err(fault) = &shown {
+                tracing::warn!(partner = %partner.id, fault, "the registered URL of a key set cannot be looked at");
+            }
+            self.pipeline.published.seen_at_url(partner.id.clone(), shown);
+        }
+        any
+    }
+}

@@ -1,0 +1,45 @@
+//! The leases of the gateways that share a database, by its own clock.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::read;
+use crate::{
+    domain::Kid,
+    ledger::{EngineError, Holding, Lease, encoding::stored},
+};
+
+/// A gateway that has been away for so long is no longer told of.
+const GONE: &str = "1 hour";
+
+/// Renews the lease of `replica`, and says which there are.
+pub(super) async fn renew(client: &Client, replica: &str, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
+    let shown: Vec<&str> = holding.shown.iter().map(Kid::as_str).collect();
+    let serial = stored(holding.serial)?;
+    let sql = "INSERT INTO replica AS r (replica, seen_at, serial, serial_since, shown)
+               VALUES ($1, clock_timestamp(), $2, clock_timestamp(), $3)
+               ON CONFLICT (replica) DO UPDATE SET
+                 seen_at = clock_timestamp(), serial = $2, shown = $3,
+                 serial_since = CASE WHEN r.serial = $2 THEN r.serial_since ELSE clock_timestamp() END";
+    read::rows(client, sql, &[&replica, &serial, &shown]).await?;
+    let sql = format!(
+        "SELECT replica, serial, shown, (extract(epoch FROM clock_timestamp() - seen_at) * 1000)::bigint,
+                (extract(epoch FROM clock_timestamp() - serial_since) * 1000)::bigint
+         FROM replica WHERE seen_at > clock_timestamp() - interval '{GONE}' ORDER BY replica"
+    );
+    let rows = read::rows(client, &sql, &[]).await?;
+    let lease = |row| {
+        let age = |column| {
+            Ok::<_, EngineError>(Duration::from_millis(u64::try_from(read::value::<i64>(row, column)?).unwrap_or(0)))
+        };
+        let shown: Vec<String> = read::value(row, 2)?;
+        let holding = Holding {
+            serial: read::checked(row, 1, |serial: i64| serial.try_into().ok())?,
+            // A kid that a later version would write and this one does not know is none that it could wait for.
+            shown: shown.into_iter().filter_map(|kid| kid.try_into().ok()).collect(),
+        };
+        Ok(Lease { replica: read::value(row, 0)?, age: age(3)?, bundle_age: age(4)?, holding })
+    };
+    rows.iter().map(lease).collect()
+}

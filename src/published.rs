@@ -1,0 +1,203 @@
+//! What this replica knows of the keys beside its bundle: which of them verifiers can know, because every gateway that
+//! counts serves them and the registered URL shows them. Written in the ledger once for each kid; read here, so that the path
+//! of a quote waits for nobody.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use crate::{
+    domain::{Kid, PartnerId},
+    ledger::{Kept, Lease, stops::Stops},
+    policy::timeline::Standing,
+    stopped::Stopped,
+};
+
+/// A gateway that gave no sign of life for longer has no vote.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// So long a gateway may take to follow a bundle that another has; then it has no vote either.
+pub const GRACE: Duration = Duration::from_mins(1);
+
+/// What is known.
+#[derive(Debug, Default)]
+pub struct Published {
+    kids: ArcSwap<BTreeMap<Kid, Kept>>,
+    replicas: Mutex<Vec<Lease>>,
+    lags: Mutex<Option<String>>,
+    at_urls: Mutex<BTreeMap<PartnerId, Result<BTreeSet<Kid>, String>>>,
+    exports: Mutex<BTreeMap<PartnerId, Option<String>>>,
+}
+
+/// Whose word counts, and what they agree on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Count {
+    /// The kids that each of those serves whose word counts.
+    pub shown_by_all: BTreeSet<Kid>,
+    /// Why a gateway has no vote, by its name.
+    pub no_vote: BTreeMap<String, String>,
+}
+
+/// Counts the votes. One that is stuck, or has not followed a bundle in time, cannot hold a rotation up.
+#[must_use]
+pub fn count(leases: &[Lease]) -> Count {
+    let is_alive = |lease: &&Lease| lease.age <= LEASE;
+    let newest = leases.iter().filter(is_alive).map(|lease| lease.holding.serial).max().unwrap_or_default();
+    let at_newest = leases.iter().filter(is_alive).filter(|lease| lease.holding.serial == newest);
+    let newest_for = at_newest.map(|lease| lease.bundle_age).max().unwrap_or_default();
+    let mut count = Count::default();
+    let mut shown: Option<BTreeSet<Kid>> = None;
+    for lease in leases {
+        let Lease { replica, age, holding, .. } = lease;
+        if *age > LEASE {
+            count.no_vote.insert(replica.clone(), format!("not seen for {} s", age.as_secs()));
+        } else if holding.serial < newest && newest_for > GRACE {
+            let why = format!("has the bundle {} where others have {newest}", holding.serial);
+            count.no_vote.insert(replica.clone(), why);
+        } else {
+            shown = Some(shown.map_or_else(|| holding.shown.clone(), |all| &all & &holding.shown));
+        }
+    }
+    count.shown_by_all = shown.unwrap_or_default();
+    count
+}
+
+impl Published {
+    /// Takes over what the ledger remembers.
+    pub fn learn(&self, kids: BTreeMap<Kid, Kept>) {
+        self.kids.store(Arc::new(kids));
+    }
+
+    /// Takes over who there is; `own` is this gateway's name.
+    pub fn meet(&self, own: &str, leases: Vec<Lease>) -> Count {
+        let count = count(&leases);
+        *self.lags.lock() = count.no_vote.get(own).map(|why| format!("this gateway {why}; reload its bundle"));
+        *self.replicas.lock() = leases;
+        count
+    }
+
+    /// What the registered URL of `partner` was last seen to show.
+    pub fn seen_at_url(&self, partner: PartnerId, shown: Result<BTreeSet<Kid>, String>) {
+        self.at_urls.lock().insert(partner, shown);
+    }
+
+    /// Whether the registered URL of `partner` was last seen to show `kid`.
+    #[must_use]
+    pub fn is_at_url(&self, partner: &PartnerId, kid: &Kid) -> bool {
+        matches!(self.at_urls.lock().get(partner), Some(Ok(shown)) if shown.contains(kid))
+    }
+
+    /// Whether the set of `partner` was exported as it now is, or why not yet.
+    pub fn exported(&self, partner: PartnerId, fault: Option<String>) {
+        self.exports.lock().insert(partner, fault);
+    }
+
+    /// How the exports of the partners fare.
+    #[must_use]
+    pub fn exports(&self) -> BTreeMap<PartnerId, Option<String>> {
+        self.exports.lock().clone()
+    }
+
+    /// Why the revocation of `kid` is not complete: the registered URL of `partner` still shows it, or was not seen without it.
+    #[must_use]
+    pub fn is_still_shown(&self, partner: &PartnerId, kid: &Kid) -> Option<String> {
+        match self.at_urls.lock().get(partner) {
+            Some(Ok(shown)) if !shown.contains(kid) => None,
+            Some(Ok(_)) => Some(format!("`{kid}` is revoked and still shown at the registered URL; purge its caches")),
+            Some(Err(fault)) => {
+                Some(format!("whether `{kid}` is still shown at the registered URL is not known: {fault}"))
+            }
+            None => Some(format!("the registered URL was not looked at since `{kid}` was revoked")),
+        }
+    }
+
+    /// What the ledger remembers of the kids.
+    #[must_use]
+    pub fn kids(&self) -> Arc<BTreeMap<Kid, Kept>> {
+        self.kids.load_full()
+    }
+
+    /// The gateways of this ledger, as it last saw them.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Lease> {
+        self.replicas.lock().clone()
+    }
+
+    /// Why this gateway's key sets are not to be relied on: others have a newer bundle.
+    #[must_use]
+    pub fn lags(&self) -> Option<String> {
+        self.lags.lock().clone()
+    }
+}
+
+/// What is known of every key at one moment.
+#[derive(Debug, Clone)]
+pub struct Standings {
+    stops: Arc<Stops>,
+    kids: Arc<BTreeMap<Kid, Kept>>,
+}
+
+impl Standings {
+    /// As this replica knows it now.
+    #[must_use]
+    pub fn of_now(stopped: &Stopped, published: &Published) -> Self {
+        Self { stops: Arc::clone(&stopped.known()), kids: published.kids() }
+    }
+
+    /// Of one key.
+    #[must_use]
+    pub fn of(&self, kid: &Kid) -> Standing {
+        let kept = self.kids.get(kid);
+        Standing {
+            is_revoked: self.stops.is_revoked(kid),
+            served_since: kept.and_then(|kept| kept.served_since),
+            is_activated: kept.is_some_and(|kept| kept.activated_at.is_some()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Holding;
+
+    fn lease(replica: &str, age_s: u64, serial: u64, bundle_age_s: u64, shown: &[&str]) -> Lease {
+        Lease {
+            replica: replica.to_owned(),
+            age: Duration::from_secs(age_s),
+            bundle_age: Duration::from_secs(bundle_age_s),
+            holding: Holding { serial, shown: shown.iter().map(|kid| kid.parse().unwrap()).collect() },
+        }
+    }
+
+    fn agreed(leases: &[Lease]) -> (Vec<String>, Vec<String>) {
+        let Count { shown_by_all, no_vote } = count(leases);
+        (shown_by_all.iter().map(ToString::to_string).collect(), no_vote.into_keys().collect())
+    }
+
+    #[test]
+    fn a_key_is_served_when_all_that_count_serve_it() {
+        let both = ["quote-a", "quote-b"];
+        let (a, b) = (lease("a", 0, 2, 5, &both), lease("b", 1, 2, 3, &both));
+        assert_eq!(agreed(&[]).0, Vec::<String>::new());
+        assert_eq!(agreed(&[a.clone(), b.clone()]).0, both);
+        // One that has not followed yet is waited for ...
+        let behind = lease("c", 0, 1, 900, &both[..1]);
+        assert_eq!(agreed(&[a.clone(), b.clone(), behind.clone()]), (vec!["quote-a".to_owned()], vec![]));
+        // ... but not for ever; nor is one that is silent.
+        let long_since = lease("a", 0, 2, 61, &both);
+        assert_eq!(
+            agreed(&[long_since.clone(), b.clone(), behind]),
+            (both.map(str::to_owned).to_vec(), vec!["c".to_owned()])
+        );
+        let silent = lease("c", 11, 2, 900, &[]);
+        assert_eq!(agreed(&[a, b, silent]), (both.map(str::to_owned).to_vec(), vec!["c".to_owned()]));
+        // A silent one that had a newer bundle does not take the vote from those that are there.
+        let newer = lease("c", 11, 3, 900, &[]);
+        assert_eq!(agreed(&[long_since, newer]).0, both);
+    }
+}

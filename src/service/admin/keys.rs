@@ -1,0 +1,155 @@
+//! The acts of an emergency: a key is revoked, and one that verifiers may not know yet is let sign.
+
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{Admin, invalid, stops::kid_of, why_of};
+use crate::{
+    audit,
+    call::Call,
+    clock::{Clock as _, SystemClock, UtcTime},
+    control,
+    domain::{KeyState, Kid},
+    ledger::{LedgerError, Note, Noted, Stop, StopAct},
+    policy::Bundle,
+    proto::{self, Reason, RevocationCause},
+    published::count,
+    service::{access, status},
+};
+
+impl Admin {
+    /// Revokes a key. With the ledger away this gateway knows it at once, and the ledger as soon as it is back.
+    pub(super) async fn revoke(
+        &self,
+        call: &Call,
+        request: proto::RevokeKeyRequest,
+    ) -> Result<proto::RevokeKeyResponse, Status> {
+        let context = self.allowed(access::REVOKE_KEY, call)?;
+        let kid = kid_of(&request.kid)?;
+        let reason = format!("{}: {}", cause_of(request.cause())?, why_of(request.reason)?);
+        let now = SystemClock.now();
+        let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
+        let record = match self.pipeline.ledger.stop(act.clone()).await {
+            Ok(record) => Some(record),
+            Err(LedgerError::Refused(refusal)) => return Err(status::of_ledger_error(refusal.into())),
+            Err(LedgerError::Full | LedgerError::Unavailable(_)) => None,
+        };
+        if record.is_some() {
+            // This replica's own key set follows at once, others' within their next look.
+            control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
+        } else if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act) {
+            tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger is back would forget it");
+        }
+        Ok(self.told(&kid, record, now))
+    }
+
+    fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
+        let policy = self.pipeline.policy.load();
+        let standings = self.pipeline.standings();
+        let partner = policy.key(kid).and_then(|key| policy.partner(&key.partner));
+        let replacement =
+            partner.and_then(|partner| policy.timeline.current(&partner.id, now, |kid| standings.of(kid)));
+        proto::RevokeKeyResponse {
+            audit_record_id: record.map(|record| record.to_string()).unwrap_or_default(),
+            not_yet_durable: record.is_none(),
+            partner: partner.map(|partner| partner.id.to_string()).unwrap_or_default(),
+            replacement_kid: replacement.map(|key| key.kid.to_string()).unwrap_or_default(),
+            revoked_at: Some(proto::timestamp(now)),
+            environment: self.pipeline.environment.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy_digest: policy.digest.to_string(),
+            jwks_url: partner.and_then(|partner| partner.jwks_url.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Lets a key sign before its propagation time is over.
+    pub(super) async fn activate(
+        &self,
+        call: &Call,
+        request: proto::ActivateKeyRequest,
+    ) -> Result<proto::ActivateKeyResponse, Status> {
+        let context = self.allowed(access::ACTIVATE_KEY, call)?;
+        let (kid, reason) = (kid_of(&request.kid)?, why_of(request.reason)?);
+        let now = SystemClock.now();
+        may_be_activated(&self.pipeline.policy.load(), &kid, now)?;
+        let act = format!("ActivateKey {kid}");
+        let (context, reason) = self.agreed(access::ACTIVATE_KEY, call, &act, context, reason).await?;
+        let note = Note { kid, noted: Noted::Activated { reason }, context, now };
+        let record = self.pipeline.ledger.note(note).await.map_err(status::of_ledger_error)?;
+        // So that the very next quote finds it.
+        if let Ok(kids) = self.pipeline.ledger.kids().await {
+            self.pipeline.published.learn(kids);
+        }
+        Ok(proto::ActivateKeyResponse { audit_record_id: record.map(|record| record.to_string()).unwrap_or_default() })
+    }
+
+    /// The gateways of the ledger.
+    pub(super) fn replicas(&self) -> Vec<proto::Replica> {
+        let leases = self.pipeline.published.replicas();
+        let mut no_vote = count(&leases).no_vote;
+        let told = leases.into_iter().map(|lease| proto::Replica {
+            no_vote: no_vote.remove(&lease.replica).unwrap_or_default(),
+            policy_serial: lease.holding.serial,
+            seen_ms_ago: u64::try_from(lease.age.as_millis()).unwrap_or(u64::MAX),
+            name: lease.replica,
+        });
+        told.collect()
+    }
+
+    /// Goes on where policy does not want two operators for the act, or this is the second who asks for it: with both in
+    /// the record.
+    pub(super) async fn agreed(
+        &self,
+        rpc: access::Rpc,
+        call: &Call,
+        act: &str,
+        context: audit::Context,
+        reason: String,
+    ) -> Result<(audit::Context, String), Status> {
+        let two_callers = self.pipeline.policy.load().two_callers.clone();
+        if !two_callers.need(rpc.action) {
+            return Ok((context, reason));
+        }
+        let propose = crate::ledger::Propose {
+            act: act.to_owned(),
+            caller: call.caller.clone(),
+            within: two_callers.within,
+            context: context.clone(),
+            now: SystemClock.now(),
+        };
+        let (first, _) = self.pipeline.ledger.propose(propose).await.map_err(status::of_ledger_error)?;
+        match first {
+            Some(first) => Ok((context, format!("{reason} (first asked for by {first})"))),
+            None => Err(status::plain(
+                Reason::SecondCallerNeeded,
+                format!(
+                    "nothing was done yet: another operator must ask for the very same within {} s",
+                    two_callers.within.as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+/// A key that is in the key sets, and whose window is open or about to be.
+fn may_be_activated(policy: &Bundle, kid: &Kid, now: UtcTime) -> Result<(), Status> {
+    let key = policy.key(kid).ok_or_else(|| {
+        status::plain(Reason::NotFound, format!("the bundle in force has no key `{kid}`; add it and reload"))
+    })?;
+    match key.state(now) {
+        KeyState::Prepared | KeyState::Active => Ok(()),
+        state => {
+            Err(invalid(format!("`kid`: `{kid}` is {state}; only a key that is prepared or active can be activated")))
+        }
+    }
+}
+
+fn cause_of(cause: RevocationCause) -> Result<&'static str, Status> {
+    Ok(match cause {
+        RevocationCause::Unspecified | RevocationCause::KeyMayBeCompromised => "key-may-be-compromised",
+        RevocationCause::PrivateMaterialPublished => "private-material-published",
+        RevocationCause::SigningSystemBreached => "signing-system-breached",
+        RevocationCause::UnauthorizedSigningSuspected => "unauthorized-signing-suspected",
+        RevocationCause::KeyExposedInLogsOrSource => "key-exposed-in-logs-or-source",
+    })
+}
