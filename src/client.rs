@@ -114,7 +114,13 @@ impl ClientFile {
     /// # Errors
     /// Where it does not answer 200 with a body of bounded size.
     pub async fn jwks(&self, partner: &PartnerId) -> Result<Bytes, Unreachable> {
-        fetch(&format!("{}/partners/{partner}/.well-known/jwks.json", self.jwks.trim_end_matches('/')), &self.ca).await
+        fetch(&self.jwks_url(partner), &self.ca).await
+    }
+
+    /// The address of the partner's JWKS at the gateway itself.
+    #[must_use]
+    pub fn jwks_url(&self, partner: &PartnerId) -> String {
+        format!("{}/partners/{partner}/.well-known/jwks.json", self.jwks.trim_end_matches('/'))
     }
 }
 

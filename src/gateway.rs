@@ -1,6 +1,6 @@
 //! Puts the gateway together and runs it: the one place that knows every part.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
@@ -9,7 +9,7 @@ use tonic::transport::{Server, server::Router};
 
 use crate::{
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
-    config::{Config, GrpcListener, SignerEntry},
+    config::{Config, GrpcListener},
     control::{self, Control},
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
@@ -28,12 +28,7 @@ use crate::{
         operations::{self, Operations},
         quotes::Quotes,
     },
-    signer::{
-        Device,
-        keyring::Keyring,
-        pkcs11::{Provisioner, Token, TokenConfig},
-        provision::Provision,
-    },
+    signer::keyring::Keyring,
     stopped::Stopped,
     telemetry::Metrics,
     transport::{
@@ -45,14 +40,14 @@ use crate::{
     volume::Volumes,
 };
 
-#[cfg(feature = "kms")]
-use crate::signer::kms::{Kms, KmsConfig};
-
+mod devices;
 mod exports;
 mod fronts;
 mod join;
 mod publication;
 mod upkeep;
+
+pub use devices::{device, provisioner, token_config};
 
 /// Why a gateway did not start. Nothing of it runs then.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +136,7 @@ impl Gateway {
             tokio::task::spawn_blocking(move || engine(place, environment)).await.map_err(StartError::unfit)??;
         let ledger = Ledger::start(engine, config.ledger.front());
         let clock = Arc::new(ClockGuard::new(Arc::new(SystemClock), config.clock.bounds(), UtcTime::from_millis(0)));
-        let keyring = Arc::new(Keyring::new(devices(&config)));
+        let keyring = Arc::new(Keyring::new(devices::all(&config)));
         control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
         let control = Arc::new(Control {
@@ -412,72 +407,6 @@ fn engine(place: Place, environment: Environment) -> Result<(Box<dyn Engine>, bo
             Ok((Box::new(Absent::new(place, environment, why)), false))
         }
         Err(error) => Err(StartError::unfit(error)),
-    }
-}
-
-/// The devices of a config, each at work.
-fn devices(config: &Config) -> BTreeMap<String, Arc<dyn Device>> {
-    let token = |entry: &SignerEntry| {
-        let device: Arc<dyn Device> = Arc::new(Token::start(token_config(config, entry)));
-        (entry.name.clone(), device)
-    };
-    config.signers.iter().map(token).chain(kms(config)).collect()
-}
-
-#[cfg(feature = "kms")]
-fn kms(config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
-    config.aws_kms.iter().map(|entry| {
-        let device: Arc<dyn Device> = Arc::new(Kms::start(entry.kms()));
-        (entry.name.clone(), device)
-    })
-}
-
-/// A build without it refuses a config that has any.
-#[cfg(not(feature = "kms"))]
-fn kms(_config: &Config) -> impl Iterator<Item = (String, Arc<dyn Device>)> {
-    std::iter::empty()
-}
-
-/// The device of this name, at work, for a command that has it sign.
-#[must_use]
-pub fn device(config: &Config, name: &str) -> Option<Arc<dyn Device>> {
-    let alone = Config {
-        signers: config.signers.iter().filter(|entry| entry.name == name).cloned().collect(),
-        aws_kms: config.aws_kms.iter().filter(|entry| entry.name == name).cloned().collect(),
-        ..config.clone()
-    };
-    devices(&alone).remove(name)
-}
-
-/// The signer of this name, as commands see it.
-#[must_use]
-pub fn provisioner(config: &Config, name: &str) -> Option<Box<dyn Provision>> {
-    #[cfg(feature = "kms")]
-    if let Some(entry) = config.aws_kms.iter().find(|entry| entry.name == name) {
-        let kms = KmsConfig { environment: Some(config.environment), ..entry.kms() };
-        return Some(Box::new(Kms::provisioner(kms)));
-    }
-    let entry = config.signers.iter().find(|entry| entry.name == name)?;
-    Some(Box::new(Provisioner::new(token_config(config, entry))))
-}
-
-/// What the signer needs to know of a config's entry.
-#[must_use]
-pub fn token_config(config: &Config, entry: &SignerEntry) -> TokenConfig {
-    TokenConfig {
-        name: entry.name.clone(),
-        // This very executable, also where another has been put in its place since it was started.
-        host: PathBuf::from("/proc/self/exe"),
-        module: entry.module.clone(),
-        token_label: entry.token.clone(),
-        token_serial: entry.serial.clone(),
-        pin: entry.pin(),
-        environment: entry.environment.clone(),
-        secret_variables: config.signers.iter().filter_map(|signer| signer.pin_env.clone()).collect(),
-        sessions: entry.sessions,
-        queue_max: entry.queue_max,
-        call_timeout: Duration::from_millis(entry.call_timeout_ms),
-        probe_interval: Duration::from_millis(entry.probe_interval_ms),
     }
 }
 

@@ -10,11 +10,12 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     audit,
     clock::UtcTime,
-    domain::{Caller, Identity, InputDigest, KeyState, Kid, PayloadDigest, Scope, SequenceNumber, sha256},
+    domain::{Caller, Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::{CompactJws, Draft},
 };
 
 mod absent;
+mod acts;
 pub mod anchor;
 pub mod batch;
 pub mod chain;
@@ -30,6 +31,7 @@ pub mod step;
 pub mod stops;
 
 pub use absent::Absent;
+pub use acts::{HoldAct, Note, Noted, Proposal, Propose, Prune, Publish, Seed, StopAct};
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
@@ -116,141 +118,11 @@ pub struct Commit {
     pub now: UtcTime,
 }
 
-/// Creates a scope, or raises its floor.
-#[derive(Debug, Clone)]
-pub struct Seed {
-    /// The scope.
-    pub scope: Scope,
-    /// The last number that counts as taken.
-    pub floor: SequenceNumber,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
 /// Ends a reservation that expired unsigned. Its number stays taken.
 #[derive(Debug, Clone)]
 pub struct Void {
     /// The quote.
     pub identity: Identity,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-/// Stops signing, or resumes it.
-#[derive(Debug, Clone)]
-pub struct StopAct {
-    /// What.
-    pub stop: Stop,
-    /// Whether it stands from now on. A revocation stands for good.
-    pub stands: bool,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-/// Makes a kid known, before it is published for the first time.
-#[derive(Debug, Clone)]
-pub struct Publish {
-    /// Which.
-    pub kid: Kid,
-    /// What is to be remembered of it.
-    pub kept: Kept,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-/// Notes what has become of a known kid.
-#[derive(Debug, Clone)]
-pub struct Note {
-    /// Which.
-    pub kid: Kid,
-    /// What.
-    pub noted: Noted,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-/// What can become of a kid.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Noted {
-    /// Every gateway that counts serves it, and the partner's registered URL shows it where policy names one.
-    Served,
-    /// It has come to this state of its timeline.
-    Turned(KeyState),
-    /// It may sign before its propagation time is over.
-    Activated {
-        /// Why, in the operators' words.
-        reason: String,
-    },
-}
-
-/// One of two people asks for an act that needs two.
-#[derive(Debug, Clone)]
-pub struct Propose {
-    /// The act with all that it depends on: two mean the same where this is the same.
-    pub act: String,
-    /// Who asks.
-    pub caller: Caller,
-    /// How long another may agree.
-    pub within: Duration,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-impl Propose {
-    /// By what the act is found again.
-    #[must_use]
-    pub fn key(&self) -> String {
-        hex::encode(sha256(self.act.as_bytes()))
-    }
-}
-
-/// An act that waits for a second person.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proposal {
-    /// Who asked.
-    pub caller: Caller,
-    /// Until when another may agree.
-    pub until: UtcTime,
-}
-
-/// Forgets quotes that expired long ago; their numbers stay taken.
-#[derive(Debug, Clone)]
-pub struct Prune {
-    /// Those that expired before this.
-    pub before: UtcTime,
-    /// How many at most.
-    pub count_max: u32,
-    /// For the record.
-    pub context: audit::Context,
-    /// The gateway's time.
-    pub now: UtcTime,
-}
-
-/// Keeps the ledger from pruning, or releases it again.
-#[derive(Debug, Clone)]
-pub struct HoldAct {
-    /// Its name, by which it is released.
-    pub id: String,
-    /// What expired or was journalled since then is kept; absent to release the hold.
-    pub since: Option<UtcTime>,
-    /// Why, in the operator's words.
-    pub reason: String,
     /// For the record.
     pub context: audit::Context,
     /// The gateway's time.

@@ -108,6 +108,14 @@ impl Bundle {
         seal::is_apart(key, &bundle.timeline).map_or(Ok(bundle), |problem| Err(vec![problem]))
     }
 
+    /// Checks the bundle that these files would make.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once, a line each.
+    pub fn check(files: &Files) -> Result<Self, Vec<Problem>> {
+        loader::check(files)
+    }
+
     /// The partner of this id.
     #[must_use]
     pub fn partner(&self, id: &PartnerId) -> Option<&Partner> {

@@ -8,6 +8,7 @@ use super::{ClientPath, Failure, block_on, out::say};
 
 mod check;
 mod export;
+mod watch;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -24,6 +25,8 @@ enum JwksCommand {
     Check(check::Check),
     /// Write a partner's key set as the gateway would serve it now, for a CDN.
     Export(export::Export),
+    /// Look at a key set again and again, and tell monitoring what is found.
+    Watch(watch::Watch),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +43,7 @@ impl Jwks {
         match self.command {
             Some(JwksCommand::Check(command)) => command.run(),
             Some(JwksCommand::Export(command)) => command.run(),
+            Some(JwksCommand::Watch(command)) => command.run(),
             None => self.fetch.run(),
         }
     }

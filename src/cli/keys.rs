@@ -15,6 +15,7 @@ mod generate;
 mod list;
 mod report;
 mod revoke;
+mod rotate;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeysCommand {
@@ -26,6 +27,8 @@ pub(super) enum KeysCommand {
     List(list::List),
     /// Try every key of the policy bundle on every device that should hold it; exit code 0 where all sign.
     Check(check::Check),
+    /// Rotate a partner's key: begin, see where it stands and what is next, or replace a key that was lost.
+    Rotate(rotate::Rotate),
     /// Revoke a key for good, on every gateway of the ledger; through a running gateway.
     Revoke(revoke::Revoke),
     /// Tell what a key has signed, as the operator's notification of an incident asks for it.
@@ -60,6 +63,7 @@ impl KeysCommand {
             Self::Jwk(command) => command.run(),
             Self::List(command) => command.run(),
             Self::Check(command) => command.run(),
+            Self::Rotate(command) => command.run(),
             Self::Revoke(command) => command.run(),
             Self::Report(command) => command.run(),
             Self::Activate(command) => command.run(),

@@ -218,8 +218,15 @@ impl Timeline {
     }
 
     /// All keys of `partner`, by `sign_from`, then kid.
+    #[must_use]
     pub fn of<'t>(&'t self, partner: &'t PartnerId) -> impl DoubleEndedIterator<Item = &'t Arc<TimedKey>> {
         self.keys.iter().filter(move |key| key.partner == *partner)
+    }
+
+    /// How long a key must have been served before it signs.
+    #[must_use]
+    pub fn propagation(&self) -> Duration {
+        self.propagation
     }
 
     /// All keys.

@@ -57,13 +57,15 @@ impl TwoCallers {
         (Self { acts, within: Duration::from_secs(entry.within_s.into()) }, problems)
     }
 
-    /// The acts that fewer than two of the callers may do, of those that somebody may: nobody could ever finish them.
+    /// The acts that one of the callers alone may do: nobody could ever finish them. That a key cannot be activated harms
+    /// nobody; it waits.
     pub(super) fn out_of_reach(&self, authority: &Authority, callers: &[&Caller]) -> Vec<String> {
         let may = |act: Action| {
             let gateway = |caller: &&&Caller| authority.decide(caller, act, Resource::Gateway, None).allowed;
             callers.iter().filter(gateway).count()
         };
-        let alone = self.acts.iter().filter(|act| !act.is_of_partner() && may(**act) == 1);
+        let counts = |act: &&Action| !act.is_of_partner() && **act != Action::ActivateKey;
+        let alone = self.acts.iter().filter(counts).filter(|act| may(**act) == 1);
         let told = |act: &Action| {
             format!(
                 "policy.toml: `two_callers.acts` names `{}`, which one caller alone may do; let a second one do it, or take it out",

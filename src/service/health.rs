@@ -179,6 +179,15 @@ impl Watch {
         parts
     }
 
+    fn why_no_key(&self, policy: &Bundle, partner: &PartnerId) -> String {
+        let (now, standings) = (SystemClock.now(), self.pipeline.standings());
+        let waits = |key: &Arc<TimedKey>| {
+            let why = policy.timeline.waits_for(key, now, standings.of(&key.kid))?;
+            Some(format!("`{}` may not sign yet: {why}", key.kid))
+        };
+        policy.timeline.of(partner).rev().find_map(waits).unwrap_or_else(|| "no key may sign now".to_owned())
+    }
+
     /// Revoked keys that a registered URL would show: whether it does.
     fn revocations(&self, policy: &Bundle) -> Vec<(Kid, Option<String>)> {
         let (stopped, now) = (self.pipeline.stopped.known(), SystemClock.now());
@@ -198,7 +207,7 @@ impl Watch {
             return Some(format!("signing is stopped ({stop})"));
         }
         match policy.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid)) {
-            None => Some("no key may sign now".to_owned()),
+            None => Some(self.why_no_key(&policy, partner)),
             Some(key) => match self.pipeline.keyring.key_health(&key.kid) {
                 Some(health) => fault_of(health),
                 None => Some(format!("no signer is bound to `{}`", key.kid)),

@@ -113,8 +113,11 @@ async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status>
         "ReloadPolicy" => admin.reload_policy(ReloadPolicyRequest {}).await.map(drop),
         // A key and a partner that sign nothing here, so that the rows after it see what those before it saw.
         "ActivateKey" => {
-            let kid = "quote-signing-2026-06".to_owned();
-            admin.activate_key(ActivateKeyRequest { kid, reason: test() }).await.map(drop)
+            let kid = "quote-other".to_owned();
+            match admin.activate_key(ActivateKeyRequest { kid, reason: test() }).await {
+                Err(status) if status.message().starts_with("the bundle in force has no key") => Ok(()),
+                answer => answer.map(drop),
+            }
         }
         "ListSignedQuotes" => {
             let of = Some(list_signed_quotes_request::Of::Caller(nobody()));

@@ -116,6 +116,9 @@ async fn a_gateway_that_is_not_there_is_one_line() {
 async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() {
     let site = Site::new();
     let gateway = site.serve().await;
+    // So that the quote's records are the last ones.
+    site.journalled("key.served", 1).await;
+    site.journalled("key.turned", 1).await;
     let signed = gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
     let shown: Value = serde_json::from_str(&done(site.run(&["audit", "show", &signed.audit_record_id]))).unwrap();
     assert_eq!((&shown["event"], &shown["facts"]["sequence"]), (&"quote.committed".into(), &1.into()));
@@ -124,20 +127,20 @@ async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() 
         tail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone()).collect();
     assert_eq!(events, ["quote.reserved", "quote.committed"]);
     let verified = done(site.run(&["audit", "verify"]));
-    assert!(verified.starts_with("vouched for: records 0 to 3 in 4 links\nhead "), "{verified}");
+    assert!(verified.starts_with("vouched for: records 0 to 5 in 6 links\nhead "), "{verified}");
     let none = failed(site.run(&["audit", "show", "00000000-0000-7000-8000-000000000000"]), 1);
     assert_eq!(none, "quotesign: the journal holds no record 00000000-0000-7000-8000-000000000000\n");
 
     gateway.kill();
     let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
     let change = |sql: &str| ledger.execute(sql, ()).unwrap();
-    assert_eq!(change("UPDATE audit SET record = CAST(replace(record, 'GB-IN', 'GB-NG') AS BLOB) WHERE idx = 2"), 1);
+    assert_eq!(change("UPDATE audit SET record = CAST(replace(record, 'GB-IN', 'GB-NG') AS BLOB) WHERE idx = 4"), 1);
     assert_eq!(failed(site.run(&["audit", "verify"]), 1).lines().count(), 1);
-    change("UPDATE audit SET record = CAST(replace(record, 'GB-NG', 'GB-IN') AS BLOB) WHERE idx = 2");
+    change("UPDATE audit SET record = CAST(replace(record, 'GB-NG', 'GB-IN') AS BLOB) WHERE idx = 4");
     done(site.run(&["audit", "verify"]));
-    change("DELETE FROM audit WHERE idx = 3");
+    change("DELETE FROM audit WHERE idx = 5");
     let shorter = failed(site.run(&["audit", "verify"]), 1);
-    assert_eq!(shorter, "quotesign: the journal ends at 3, and its head says 4\n");
+    assert_eq!(shorter, "quotesign: the journal ends at 5, and its head says 6\n");
 }
 
 #[test]

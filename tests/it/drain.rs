@@ -139,10 +139,12 @@ async fn a_panic_in_the_path_costs_one_call_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_the_ledger_is_not_noticed_by_the_caller() {
     let mut site = site("");
-    for (number, point) in [(1, "ledger::before-commit"), (2, "ledger::after-commit")] {
-        // After the start's transaction and the reservation comes the commit.
-        site.env.insert("FAILPOINTS".to_owned(), format!("{point}=2*off->1*panic->off"));
+    for (number, point, before) in [(1, "ledger::before-commit", 5), (2, "ledger::after-commit", 2)] {
+        // After the start's transaction, at the first start three about the key, and the reservation comes the commit.
+        site.env.insert("FAILPOINTS".to_owned(), format!("{point}={before}*off->1*panic->off"));
         let gateway = site.serve().await;
+        site.journalled("key.served", 1).await;
+        site.journalled("key.turned", 1).await;
         let pricing = gateway.quotes("pricing").await;
         let quote = Quote::number(number);
         let signed = pricing.sign(&quote).await.unwrap();

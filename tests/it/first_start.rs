@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 
 use crate::harness::{Gateway, PARTNER, Quote, Site, client_certificate, reason, seconds, until};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The time of day of everything that runs in a site. Even clocks are left alone.
 struct Hands(PathBuf);
@@ -99,17 +99,17 @@ impl Step {
 }
 
 /// A site in production as the page has it, before its second step.
-struct Production {
+pub struct Production {
     /// Another volume than the site's.
     _volume: tempfile::TempDir,
-    site: Site,
+    pub site: Site,
     hands: Hands,
 }
 
 const BEFORE: &str = "2026-12-01T08:00:00Z";
 const PUBLISHED: &str = "2026-12-01T09:00:05Z";
 const CONFIRMED: &str = "2026-12-02T10:31:00Z";
-const SIGNING: &str = "2026-12-04T09:00:05Z";
+pub const SIGNING: &str = "2026-12-04T09:00:05Z";
 
 impl Production {
     fn new() -> Self {
@@ -167,7 +167,7 @@ impl Production {
     }
 
     /// Runs a line of the page in the site's directory.
-    fn line(&self, line: &str) -> Output {
+    pub fn line(&self, line: &str) -> Output {
         let command = self.site.command();
         let bin = PathBuf::from(command.get_program());
         let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
@@ -180,14 +180,14 @@ impl Production {
     }
 
     /// Runs a line that must end well, and gives what it printed.
-    fn good(&self, line: &str) -> String {
+    pub fn good(&self, line: &str) -> String {
         let output = self.line(line);
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs a line that must fail with this code, and gives what it said.
-    fn bad(&self, line: &str, code: i32) -> String {
+    pub fn bad(&self, line: &str, code: i32) -> String {
         let output = self.line(line);
         assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
         String::from_utf8(output.stderr).unwrap()
@@ -210,8 +210,19 @@ impl Production {
         self.policy("serial = 2", "serial = 3");
     }
 
+    /// All of the page but its last step: a key that was served since it was published, and is confirmed.
+    pub async fn signing() -> Self {
+        let production = Self::new().with_key();
+        production.confirm();
+        let gateway = production.serve(PUBLISHED);
+        production.site.journalled("key.served", 1).await;
+        production.good(&Step::number(9).commands().join("\n"));
+        assert!(gateway.stop().success());
+        production
+    }
+
     /// Serves from `at` on, and writes the client files of step 1 with its addresses.
-    fn serve(&self, at: &str) -> Gateway {
+    pub fn serve(&self, at: &str) -> Gateway {
         self.hands.turn_to(at);
         let line = Step::number(6).block("sh", 0);
         let arguments = line.trim().strip_prefix("quotesign ").unwrap().split(' ');
@@ -329,9 +340,31 @@ async fn a_key_that_the_operator_did_not_confirm_does_not_sign() {
 async fn a_sequence_that_nobody_seeded_takes_no_number() {
     let production = Production::new().with_key();
     production.confirm();
+    let gateway = production.serve(PUBLISHED);
+    production.site.journalled("key.served", 1).await;
+    assert!(gateway.stop().success());
     let gateway = production.serve(SIGNING);
     gateway.signing().await;
     assert_eq!(production.refusal(1, SIGNING), "SEQUENCE_SCOPE_UNKNOWN");
+}
+
+/// Whatever the file says: a key that was first served a minute ago is not known to caches.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_not_served_for_the_propagation_time_does_not_sign() {
+    let production = Production::new().with_key();
+    production.confirm();
+    let gateway = production.serve(SIGNING);
+    production.site.journalled("key.served", 1).await;
+    production.good(&Step::number(9).commands().join("\n"));
+    assert_eq!(production.refusal(1, SIGNING), "NO_ACTIVE_KEY");
+    let told = production.good(&Step::number(6).commands()[2]);
+    assert!(told.contains("NOT SERVING signing/acme-remit: `quote-signing-2026-12` may not sign yet: its propagation time ends at 2026-12-05T09:0"), "{told}");
+    gateway.logged("will not sign from 2026-12-04T09:00:00Z on").await;
+    assert!(gateway.stop().success());
+    let gateway = production.serve("2026-12-05T09:00:30Z");
+    gateway.signing().await;
+    production.good(&Step::number(10).commands()[1]);
+    assert!(gateway.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

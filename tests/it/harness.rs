@@ -146,6 +146,7 @@ impl Site {
         site.edit_policy(|policy| {
             policy["environment"] = toml("'sandbox'");
             policy["publication"]["propagation_s"] = toml("300");
+            policy["two_callers"]["acts"] = toml("[]");
             policy["keys"][0]["publish_at"] = toml(&seconds(SystemClock.now().minus(DAY)));
         });
         for file in ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"] {

@@ -113,16 +113,18 @@ fn is_being_written(site: &Site) -> bool {
     db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_err()
 }
 
-/// Kills the gateway at the `nth` transaction after the two of its start (the kid, and that it started), the first being
-/// the reservation and the second the commit, when `reached`; the quote is then at `stage`.
+/// Kills the gateway at the `nth` transaction after the four of its start (the kid, that it started, that the key is served and
+/// that it is active), the first being the reservation and the second the commit, when `reached`; the quote is then at `stage`.
 async fn killed_in_the_ledger(
     point: &str,
     nth: u32,
     reached: fn(&Site, &Quote) -> bool,
     stage: fn(Option<&Stage>) -> bool,
 ) {
-    let site = site(&format!("{point}={}*off->pause", nth + 1));
+    let site = site(&format!("{point}={}*off->pause", nth + 3));
     let gateway = site.serve().await;
+    site.journalled("key.served", 1).await;
+    site.journalled("key.turned", 1).await;
     let pricing = gateway.quotes("pricing").await;
     let quote = Quote::number(1);
     let call = tokio::spawn({

@@ -40,6 +40,7 @@ mod powercut;
 mod properties;
 mod replicas;
 mod rollback;
+mod runbooks;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]
 mod server;

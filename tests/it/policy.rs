@@ -250,7 +250,7 @@ fn that_a_change_allows_more_is_proved_with_a_request() {
     let rule =
         |find: &'static str, replace: &'static str| move |new: &Copy| new.replace("authorize.cedar", find, replace);
     let (code, told, _) = prove(&|_| ());
-    assert!(code == 0 && told.contains("of 15 kinds of request none is allowed now that was not before"), "{told}");
+    assert!(code == 0 && told.contains("of 18 kinds of request none is allowed now that was not before"), "{told}");
     let (code, told, _) = prove(&rule("context.send_minor <= 500000", "context.send_minor <= 400000"));
     assert!(code == 0 && told.contains("none is allowed now"), "tighter: {told}");
     // What comes from KP is behind no permit, so that a rule less about it allows nothing.

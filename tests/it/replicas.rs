@@ -89,6 +89,12 @@ impl Replicas {
         panic!("the gateway does not start: {last:#?}")
     }
 
+    /// Waits until all is noted of the key that its start brings about.
+    async fn key_is_known(&self) {
+        let noted = "SELECT count(*) FROM audit WHERE event IN ('key.served', 'key.turned')";
+        until("the key is known", async || self.database.sql(noted) == "2").await;
+    }
+
     /// All that the ledger holds, read on a thread of its own, since reading waits.
     fn store(&self) -> Store {
         let store = ledger::Store::Postgres(Box::new(self.database.settings("checker")));
@@ -321,20 +327,22 @@ async fn a_server_that_loses_what_it_acknowledged_is_found_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_gateway_had_begun_another_finishes() {
     let cluster = Cluster::shared();
-    // The two transactions of a start come first. Then what the ledger holds when the gateway waits there.
+    // That it started is the one transaction before: the other gateway has made the kid known. Then what the ledger holds
+    // when the gateway waits there.
     for (point, state) in [
-        ("ledger::before-commit=2*off->pause", ""),
-        ("ledger::after-commit=2*off->pause", "1"),
+        ("ledger::before-commit=1*off->pause", ""),
+        ("ledger::after-commit=1*off->pause", "1"),
         ("pipeline::before-sign=pause", "1"),
         ("pipeline::before-commit=pause", "1"),
-        ("ledger::before-commit=3*off->pause", "1"),
-        ("ledger::after-commit=3*off->pause", "2"),
+        ("ledger::before-commit=2*off->pause", "1"),
+        ("ledger::after-commit=2*off->pause", "2"),
     ] {
         let replicas = Replicas::new(cluster.empty(), 2, &[]).await;
         let mut command = replicas.command(0);
         command.env("FAILPOINTS", point).env("TOKIO_WORKER_THREADS", "4");
-        let doomed = Gateway::spawn(command, &replicas.site);
         let other = replicas.start(1);
+        replicas.key_is_known().await;
+        let doomed = Gateway::spawn(command, &replicas.site);
         for gateway in [&doomed, &other] {
             gateway.signing().await;
         }
@@ -374,10 +382,11 @@ async fn a_commit_whose_fate_is_asked_more_than_once_does_not_stop_the_gateway()
     for lost in 1..=2 {
         let replicas = Replicas::new(cluster.empty(), 1, &[]).await;
         let mut command = replicas.command(0);
-        let points = format!("ledger::after-commit=2*off->1*panic->off;ledger::reopening={lost}*return->off");
+        let points = format!("ledger::after-commit=4*off->1*panic->off;ledger::reopening={lost}*return->off");
         command.env("FAILPOINTS", points).env("TOKIO_WORKER_THREADS", "4");
         let gateway = Gateway::spawn(command, &replicas.site);
         gateway.signing().await;
+        replicas.key_is_known().await;
         let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
         let mut signed = None;
         until("the ledger is written again", async || {

@@ -217,7 +217,7 @@ impl Report {
         }
         match &self.quotes_unread {
             Some(why) => {
-                lines.push(format!("{:<16} {why}; `quotesign keys report {}` tells them later", "quotes", self.kid))
+                lines.push(format!("{:<16} {why}; `quotesign keys report {}` tells them later", "quotes", self.kid));
             }
             None => lines.push(format!(
                 "{:<16} {} signed in the window, of which {} are still valid: reissue those under new ids and numbers",

@@ -85,16 +85,12 @@ pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
 /// The first who asks waits; another who asks for the very same within the time agrees. Whoever asks twice is still one.
 pub(super) fn propose(proposal: Option<&Proposal>, op: &Propose) -> Step {
     let first = proposal.filter(|first| first.until > op.now && first.caller != op.caller);
-    let (event, waits, detail) = match first {
-        Some(first) => (Event::Agreed, None, format!("{}; first asked for by {}", op.act, first.caller)),
-        None => {
-            let until = op.now.plus(op.within);
-            (
-                Event::Proposed,
-                Some(Proposal { caller: op.caller.clone(), until }),
-                format!("{}; another may agree until {until}", op.act),
-            )
-        }
+    let (event, waits, detail) = if let Some(first) = first {
+        (Event::Agreed, None, format!("{}; first asked for by {}", op.act, first.caller))
+    } else {
+        let until = op.now.plus(op.within);
+        let waits = Proposal { caller: op.caller.clone(), until };
+        (Event::Proposed, Some(waits), format!("{}; another may agree until {until}", op.act))
     };
     let facts = Facts { detail: Some(detail), ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);

@@ -26,7 +26,7 @@ impl Admin {
     ) -> Result<proto::RevokeKeyResponse, Status> {
         let context = self.allowed(access::REVOKE_KEY, call)?;
         let kid = kid_of(&request.kid)?;
-        let reason = format!("{}: {}", cause_of(request.cause())?, why_of(request.reason)?);
+        let reason = format!("{}: {}", cause_of(request.cause()), why_of(request.reason)?);
         let now = SystemClock.now();
         let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
         let record = match self.pipeline.ledger.stop(act.clone()).await {
@@ -144,12 +144,12 @@ fn may_be_activated(policy: &Bundle, kid: &Kid, now: UtcTime) -> Result<(), Stat
     }
 }
 
-fn cause_of(cause: RevocationCause) -> Result<&'static str, Status> {
-    Ok(match cause {
+fn cause_of(cause: RevocationCause) -> &'static str {
+    match cause {
         RevocationCause::Unspecified | RevocationCause::KeyMayBeCompromised => "key-may-be-compromised",
         RevocationCause::PrivateMaterialPublished => "private-material-published",
         RevocationCause::SigningSystemBreached => "signing-system-breached",
         RevocationCause::UnauthorizedSigningSuspected => "unauthorized-signing-suspected",
         RevocationCause::KeyExposedInLogsOrSource => "key-exposed-in-logs-or-source",
-    })
+    }
 }

@@ -4,7 +4,10 @@ use quotesign::proto::{ActivateKeyRequest, SeedSequenceRequest, SeedSequenceResp
 use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::harness::{Gateway, PARTNER, Quote, Site, metadata, preconditions, refused, toml};
+use crate::{
+    harness::{Gateway, PARTNER, Quote, Site, metadata, preconditions, refused, toml},
+    stops::kid,
+};
 
 async fn seed(gateway: &Gateway, floor: u64, reason: &str) -> Result<SeedSequenceResponse, Status> {
     let request =
@@ -43,7 +46,7 @@ async fn outside_development_an_operator_creates_a_sequence_and_its_floor_only_r
     // The bundle says that the key was published yesterday; this ledger has seen it served since now.
     let waits = refused(sign(1).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
     assert!(waits.message().contains("may not sign yet"), "{}", waits.message());
-    let request = ActivateKeyRequest { kid: "quote-signing-2026-06".to_owned(), reason: "OPS-0".to_owned() };
+    let request = ActivateKeyRequest { kid: kid(&site), reason: "OPS-0".to_owned() };
     gateway.admin("operator").await.activate_key(request).await.unwrap();
     gateway.signing().await;
     refused(sign(1).await, Code::FailedPrecondition, "SEQUENCE_SCOPE_UNKNOWN");

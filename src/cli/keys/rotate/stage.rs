@@ -1,0 +1,170 @@
+//! The change of a bundle that a rotation asks for, made beside the bundle for people to review, and checked.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
+
+use crate::{
+    clock::UtcTime,
+    disk,
+    domain::Kid,
+    policy::{Bundle, Files, files, timeline::TimedKey},
+    review::diff::diff,
+    signer::provision::Provisioned,
+};
+
+use super::super::Failure;
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A bundle and the change that is made to it.
+pub(super) struct Stage<'b> {
+    pub dir: &'b Path,
+    pub bundle: &'b Bundle,
+    files: Files,
+    policy: DocumentMut,
+}
+
+/// The new key's place in time.
+pub(super) struct Plan {
+    pub publish_at: UtcTime,
+    pub sign_from: UtcTime,
+    /// How long it signs.
+    pub signs_for: Duration,
+    /// How long the key before it may still sign, so that nothing depends on one instant.
+    pub overlap: Duration,
+    /// Why there is no time to wait for caches.
+    pub emergency: Option<String>,
+}
+
+impl<'b> Stage<'b> {
+    pub fn new(dir: &'b Path, bundle: &'b Bundle) -> Result<Self, Failure> {
+        let files = files::read(dir).map_err(|_| Failure::unfit(format!("{}: cannot be read again", dir.display())))?;
+        let text = files.get("policy.toml").and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
+        let policy = text.parse().map_err(|fault| Failure::unfit(format!("policy.toml: {fault}")))?;
+        Ok(Self { dir, bundle, files, policy })
+    }
+
+    /// Adds the new key, and lets the one before it end after it.
+    pub fn add(&mut self, key: &Provisioned, partner: &str, signer: &str, plan: &Plan, old: Option<&TimedKey>) {
+        let kid = key.public.kid();
+        self.files.insert(format!("keys/{kid}.jwk.json"), format!("{:#}\n", key.public.to_jwk()).into_bytes());
+        let retirement = self.bundle.validity.retirement();
+        let sign_until = plan.sign_from.plus(plan.signs_for);
+        let mut entry = Table::new();
+        set(&mut entry, "kid", value(kid.as_str()));
+        set(&mut entry, "partner", value(partner));
+        set(&mut entry, "signer", value(signer));
+        set(&mut entry, "locator", value(&key.locator));
+        set(&mut entry, "publish_at", time(plan.publish_at));
+        set(&mut entry, "sign_from", time(plan.sign_from));
+        set(&mut entry, "sign_until", time(sign_until));
+        set(&mut entry, "retire_at", time(whole_day_after(sign_until.plus(retirement))));
+        if let Some(why) = &plan.emergency {
+            set(&mut entry, "emergency", value(why));
+        }
+        entry.decor_mut().set_prefix("\n");
+        if let Some(keys) = self.keys() {
+            keys.push(entry);
+        }
+        let ends = plan.sign_from.plus(plan.overlap);
+        if let (Some(old), None) = (old, &plan.emergency)
+            && let Some(entry) = self.key(&old.kid)
+        {
+            set(entry, "sign_until", time(ends));
+            set(entry, "retire_at", time(whole_day_after(ends.plus(retirement))));
+        }
+    }
+
+    /// Writes that the operator has confirmed `kid`.
+    pub fn confirm(&mut self, kid: &Kid, at: UtcTime, reference: &str) {
+        let mut confirmed = InlineTable::new();
+        let at = at.to_string().parse::<Value>().unwrap_or_else(|_| at.to_string().into());
+        confirmed.insert("at", at);
+        confirmed.insert("ref", reference.into());
+        if let Some(entry) = self.key(kid) {
+            set(entry, "confirmed", value(confirmed));
+        }
+    }
+
+    fn keys(&mut self) -> Option<&mut ArrayOfTables> {
+        self.policy.entry("keys").or_insert(Item::ArrayOfTables(ArrayOfTables::new())).as_array_of_tables_mut()
+    }
+
+    fn key(&mut self, kid: &Kid) -> Option<&mut Table> {
+        self.keys()?.iter_mut().find(|entry| entry.get("kid").and_then(Item::as_str) == Some(kid.as_str()))
+    }
+
+    /// Checks the change as a gateway would, and says what it changes.
+    pub fn check(&mut self) -> Result<Vec<String>, Failure> {
+        let serial = i64::try_from(self.bundle.serial.saturating_add(1)).unwrap_or(i64::MAX);
+        set(self.policy.as_table_mut(), "serial", value(serial));
+        let before = files::read(self.dir).map_err(|_| Failure::unfit("the bundle cannot be read again"))?;
+        self.files.insert("policy.toml".to_owned(), self.policy.to_string().into_bytes());
+        let after = Bundle::check(&self.files).map_err(|problems| {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            Failure::failed(format!("the change would not be taken:\n{}", lines.join("\n")))
+        })?;
+        let changes = diff((self.bundle, &before), (&after, &self.files));
+        Ok(changes.iter().map(ToString::to_string).collect())
+    }
+
+    /// Writes the whole bundle with the change to `out`, which must not be there.
+    pub fn write(&self, out: &Path) -> Result<(), Failure> {
+        if out.exists() {
+            return Err(Failure::unfit(format!("{}: is there already; review or remove it", out.display())));
+        }
+        for (name, bytes) in &self.files {
+            put(&out.join(name), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the change into the bundle itself, what refers to a file after the file.
+    pub fn apply(&self) -> Result<(), Failure> {
+        let is_new = |name: &&String| !self.dir.join(name).exists();
+        for name in self.files.keys().filter(is_new).chain([&"policy.toml".to_owned()]) {
+            if let Some(bytes) = self.files.get(name) {
+                put(&self.dir.join(name), bytes)?;
+            }
+        }
+        let digest = self.dir.join(crate::policy::DIGEST_FILE);
+        if digest.exists() {
+            put(&digest, format!("{}\n", files::digest(&self.files)).as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let named = |fault: std::io::Error| Failure::failed(format!("{}: {fault}", path.display()));
+    fs::create_dir_all(disk::folder_of(path)).map_err(named)?;
+    disk::put(path, bytes).map_err(named)
+}
+
+/// Sets a field; comments that stand before it stay.
+fn set(table: &mut Table, field: &str, item: Item) {
+    match table.get_mut(field) {
+        Some(present) => *present = item,
+        None => drop(table.insert(field, item)),
+    }
+}
+
+fn time(at: UtcTime) -> Item {
+    value(at.to_string().parse::<Value>().unwrap_or_else(|_| at.to_string().into()))
+}
+
+/// Midnight after `at`: a time that people can read.
+fn whole_day_after(at: UtcTime) -> UtcTime {
+    let day = i64::try_from(DAY.as_millis()).unwrap_or(i64::MAX);
+    UtcTime::from_millis(at.millis().div_euclid(day).saturating_add(1).saturating_mul(day))
+}
+
+/// Where a change is written when nobody says.
+pub(super) fn beside(dir: &Path) -> PathBuf {
+    dir.with_added_extension("next")
+}
