@@ -357,6 +357,7 @@ async fn a_key_that_was_not_served_for_the_propagation_time_does_not_sign() {
     production.site.journalled("key.served", 1).await;
     production.good(&Step::number(9).commands().join("\n"));
     assert_eq!(production.refusal(1, SIGNING), "NO_ACTIVE_KEY");
+    until_key_signs(&gateway).await;
     let told = production.good(&Step::number(6).commands()[2]);
     assert!(told.contains("NOT SERVING signing/acme-remit: `quote-signing-2026-12` may not sign yet: its propagation time ends at 2026-12-05T09:0"), "{told}");
     gateway.logged("will not sign from 2026-12-04T09:00:00Z on").await;
