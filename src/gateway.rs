@@ -128,6 +128,12 @@ impl Gateway {
     /// Where something given cannot be used. Nothing is left running.
     pub async fn prepare(config: Config) -> Result<Self, StartError> {
         let bundle = Arc::new(check(&config)?);
+        // Not a reason to sign nothing: `config check` refuses it, and monitoring sees it from outside.
+        if let Err(fault) = tls::is_fit_for_the_public(&config.jwks, SystemClock.now())
+            && config.environment == Environment::Production
+        {
+            tracing::error!(%fault, "verifiers will not take the certificate of the key sets");
+        }
         let listeners = Listeners::bind(&config).await?;
         let place = config.ledger.place().map_err(StartError::unfit)?;
         let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);

@@ -4,7 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::{config::Config, gateway, policy::Bundle, review::apart};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    domain::Environment,
+    gateway,
+    policy::Bundle,
+    review::apart,
+    transport::tls,
+};
 
 use super::{ConfigPath, Failure, out::say, policy::bundle_in};
 
@@ -36,6 +44,10 @@ impl ConfigCommand {
         let Self::Check(check) = self;
         let config = check.path.load()?;
         let bundle = gateway::check(&config).map_err(Failure::unfit)?;
+        if config.environment == Environment::Production {
+            let fit = tls::is_fit_for_the_public(&config.jwks, SystemClock.now());
+            fit.map_err(|fault| Failure::unfit(format!("[jwks]: {fault}")))?;
+        }
         let place = config.ledger.place().map_err(Failure::unfit)?;
         place.check(config.environment).map_err(Failure::unfit)?;
         if let Some(other) = &check.apart_from {

@@ -76,12 +76,9 @@ impl Exports {
         let file = self.folder.as_ref().map(|folder| folder.join(partner.id.as_str()).join("jwks.json"));
         if let Some(file) = &file {
             let (file, set) = (file.clone(), set.to_owned());
-            let is_new =
-                tokio::task::spawn_blocking(move || write(&file, &set)).await.map_err(|fault| fault.to_string())??;
-            if !is_new {
-                return Ok(());
-            }
+            tokio::task::spawn_blocking(move || write(&file, &set)).await.map_err(|fault| fault.to_string())??;
         }
+        // Also after a start, and where the file is as it should be: whether the caches are is not known.
         if self.purge.is_empty() { Ok(()) } else { self.purge(partner, file.as_deref()).await }
     }
 
@@ -102,13 +99,11 @@ impl Exports {
     }
 }
 
-/// Whether the file has changed by it.
-fn write(file: &Path, set: &str) -> Result<bool, String> {
+fn write(file: &Path, set: &str) -> Result<(), String> {
     let named = |fault: std::io::Error| format!("{}: {fault}", file.display());
     if std::fs::read_to_string(file).is_ok_and(|present| present == set) {
-        return Ok(false);
+        return Ok(());
     }
     std::fs::create_dir_all(disk::folder_of(file)).map_err(named)?;
-    disk::put(file, set.as_bytes()).map_err(named)?;
-    Ok(true)
+    disk::put(file, set.as_bytes()).map_err(named)
 }

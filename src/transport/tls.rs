@@ -14,7 +14,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use crate::config::{GrpcListener, JwksListener};
+use crate::{
+    clock::UtcTime,
+    config::{GrpcListener, JwksListener},
+};
 
 /// Why TLS cannot be set up: which file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,27 @@ pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(|fault| misfit(&listener.certificate, &listener.private_key, &fault))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Why verifiers would not take the certificate of the public listener at `now`: it is self-signed, or its time is not now.
+///
+/// # Errors
+/// Where it cannot be read, or they would not.
+pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<(), TlsError> {
+    let file = &listener.certificate;
+    let chain = certificates(file)?;
+    let leaf = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf));
+    let Some(Ok((_, leaf))) = leaf else { return Err(TlsError::new(file, "cannot be read as X.509; issue it anew")) };
+    let end = |at: x509_parser::time::ASN1Time| UtcTime::from_millis(at.timestamp().saturating_mul(1000));
+    let (from, until) = (end(leaf.validity().not_before), end(leaf.validity().not_after));
+    match () {
+        () if leaf.issuer() == leaf.subject() => {
+            Err(TlsError::new(file, "is self-signed, which the operator's fetcher refuses; have a public CA issue one"))
+        }
+        () if until <= now => Err(TlsError::new(file, format!("has expired at {until}; renew it"))),
+        () if from > now => Err(TlsError::new(file, format!("is valid from {from} on; give one that is valid now"))),
+        () => Ok(()),
+    }
 }
 
 /// TLS for the project's own client commands.

@@ -33,6 +33,7 @@ mod keeping;
 mod kills;
 #[cfg(feature = "kms")]
 mod kms;
+mod lifecycle;
 mod oracles;
 mod path;
 mod policy;
