@@ -87,6 +87,15 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
     for stop in status.stops {
         say!("STOPPED     {stop}");
     }
+    for replica in status.replicas.iter().filter(|replica| !replica.name.is_empty()) {
+        let vote = if replica.no_vote.is_empty() { String::new() } else { format!(", no vote: {}", replica.no_vote) };
+        say!(
+            "gateway     {} with policy serial {}, seen {} ms ago{vote}",
+            replica.name,
+            replica.policy_serial,
+            replica.seen_ms_ago
+        );
+    }
     for part in status.components {
         say!(
             "{:<11} {}{}",

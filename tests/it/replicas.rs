@@ -2,6 +2,7 @@
 //! the midst of a commit, backends and the server killed, gateways stopped and killed. What clients were told is then
 //! held against the ledger.
 
+mod keys;
 mod proxy;
 
 use std::{

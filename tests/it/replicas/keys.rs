@@ -1,0 +1,124 @@
+//! What several gateways have to agree on about keys, and what one does while nobody can agree on anything.
+
+use std::{fs, process::Command, time::Duration};
+
+use quotesign::clock::{Clock as _, SystemClock};
+
+use super::Replicas;
+use crate::{
+    commands::client,
+    harness::{DAY, Gateway, PARTNER, Quote, Site, done, failed, reason, seconds, toml, until},
+    server::Cluster,
+    stops::kid,
+};
+
+async fn kids(gateway: &Gateway) -> Vec<String> {
+    let set = gateway.client("pricing").jwks(&PARTNER.parse().unwrap()).await.unwrap();
+    let set: serde_json::Value = serde_json::from_slice(&set).unwrap();
+    set["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The ledger's server is away: the gateway that was asked neither shows nor signs with the key, says that this is not yet
+/// durable, and makes it so once the server is back; then the other follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_revoked_while_the_ledger_is_away() {
+    let mut cluster = Cluster::new(&[]);
+    let replicas = Replicas::new(cluster.empty(), 2, &[]).await;
+    let kid = kid(&replicas.site);
+    let gateways = [replicas.start(0), replicas.start(1)];
+    for gateway in &gateways {
+        gateway.signing().await;
+    }
+    let pricing = gateways[0].quotes("pricing").await;
+    pricing.sign(&Quote::number(1)).await.unwrap();
+    cluster.crash();
+    let args = ["keys", "revoke", &kid, "--reason", "OPS-18", "--cause", "key-exposed-in-logs-or-source"];
+    let told = client(&replicas.site, &gateways[0], &args);
+    let report = String::from_utf8(told.stdout.clone()).unwrap();
+    assert!(failed(told, 5).contains("not yet durable"));
+    assert!(report.contains("NOT YET") && report.contains("the ledger is away"), "{report}");
+    assert_eq!(kids(&gateways[0]).await, Vec::<String>::new());
+    assert_eq!(kids(&gateways[1]).await, [kid.clone()], "nobody could tell it");
+    let refused = pricing.sign(&Quote::number(2)).await.unwrap_err();
+    assert!(["KEY_REVOKED", "LEDGER_UNAVAILABLE"].contains(&reason(&refused).as_str()), "{refused:?}");
+    cluster.start(&[]);
+    until("the other knows", async || kids(&gateways[1]).await.is_empty()).await;
+    for gateway in &gateways {
+        let pricing = gateway.quotes("pricing").await;
+        until("it is refused", async || {
+            let status = pricing.sign(&Quote::number(3)).await.unwrap_err();
+            assert!(["KEY_REVOKED", "LEDGER_UNAVAILABLE", ""].contains(&reason(&status).as_str()), "{status:?}");
+            reason(&status) == "KEY_REVOKED"
+        })
+        .await;
+    }
+    let record = "SELECT convert_from(record, 'UTF8') FROM audit WHERE event = 'key.revoked'";
+    let record = replicas.database.sql(record);
+    assert!(record.contains("key-exposed-in-logs-or-source: OPS-18"), "{record}");
+    assert!(record.contains("spiffe://dev.quotesign.example/operator"), "who asked for it: {record}");
+    for gateway in gateways {
+        assert!(gateway.stop().success());
+    }
+}
+
+/// Gives `replica` a bundle of its own.
+fn with_own_bundle(replicas: &Replicas, at: usize) -> Command {
+    let own = replicas.site.path(&format!("policy-{at}"));
+    let copied = Command::new("cp").arg("-r").arg(replicas.site.path("policy")).arg(&own).status();
+    assert!(copied.unwrap().success());
+    let mut command = replicas.command(at);
+    command.env("QUOTESIGN__POLICY", own);
+    command
+}
+
+/// A new key is served once the last gateway that counts has followed; one that is gone is not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_served_when_every_gateway_that_counts_serves_it() {
+    let replicas = Replicas::new(Cluster::shared().empty(), 3, &[]).await;
+    let commands = [with_own_bundle(&replicas, 0), with_own_bundle(&replicas, 1), with_own_bundle(&replicas, 2)];
+    let [first, second, third] = commands.map(|command| Gateway::spawn(command, &replicas.site));
+    replicas.key_is_known().await;
+    let serving = |kid: &str| {
+        let sql = format!("SELECT coalesce(served_since, 0) FROM kid WHERE kid = '{kid}'");
+        !["", "0"].contains(&replicas.database.sql(&sql).as_str())
+    };
+
+    let new = "quote-signing-later";
+    let out = replicas.site.path("new");
+    let args = ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--kid", new, "--bits", "2048"];
+    done(replicas.site.run(&[&args[..], &["--out", out.to_str().unwrap()]].concat()));
+    let bundle = |at: usize| {
+        let dir = replicas.site.path(&format!("policy-{at}"));
+        fs::copy(out.join(format!("{new}.jwk.json")), dir.join(format!("keys/{new}.jwk.json"))).unwrap();
+        let path = dir.join("policy.toml");
+        let mut policy: toml_edit::DocumentMut = fs::read_to_string(&path).unwrap().parse().unwrap();
+        policy["serial"] = toml("9");
+        let mut key = policy["keys"][0].as_table().unwrap().clone();
+        key["kid"] = toml(&format!("'{new}'"));
+        key["locator"] = toml(&format!("'pkcs11:token=quotesign-dev;object={new};type=private'"));
+        key["publish_at"] = toml(&seconds(SystemClock.now()));
+        for (field, days) in [("sign_from", 1), ("sign_until", 30), ("retire_at", 40)] {
+            key[field] = toml(&seconds(SystemClock.now().plus(DAY * days)));
+        }
+        policy["keys"].as_array_of_tables_mut().unwrap().push(key);
+        fs::write(path, policy.to_string()).unwrap();
+    };
+    let reload = |site: &Site, gateway: &Gateway| done(client(site, gateway, &["admin", "reload-policy"]));
+    bundle(0);
+    reload(&replicas.site, &first);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!serving(new), "two have not followed");
+    bundle(1);
+    reload(&replicas.site, &second);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!serving(new), "one has not followed");
+    let status = done(client(&replicas.site, &first, &["admin", "status"]));
+    assert_eq!(status.lines().filter(|line| line.starts_with("gateway ")).count(), 3, "{status}");
+    // It hangs: after its lease it is not waited for.
+    third.signal(rustix::process::Signal::STOP);
+    until("it is not waited for", async || serving(new)).await;
+    third.signal(rustix::process::Signal::CONT);
+    for gateway in [first, second, third] {
+        gateway.kill();
+    }
+}
