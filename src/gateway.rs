@@ -316,7 +316,8 @@ impl Gateway {
                 }
             });
         }
-        let sets = Sets { policy: self.pipeline.policy.clone(), stopped: self.pipeline.stopped.clone() };
+        let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
+        let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
         let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
         let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
         fronts.spawn(fronts::serve_https(connections, jwks::routes(sets), stop.clone()));

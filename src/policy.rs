@@ -211,7 +211,12 @@ impl Validity {
     /// From a key's last signature until no quote of it can be presented any more.
     #[must_use]
     pub fn retirement(&self) -> Duration {
-        self.longest() + self.clock_skew() + Duration::from_secs(self.late_acceptance_s.into())
+        self.longest() + self.clock_skew() + self.late_acceptance()
+    }
+    /// How long after its expiry a quote may still be presented.
+    #[must_use]
+    pub fn late_acceptance(&self) -> Duration {
+        Duration::from_secs(self.late_acceptance_s.into())
     }
 }
 

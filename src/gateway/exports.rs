@@ -44,7 +44,8 @@ impl Exports {
             let mut wait = EVERY;
             let policy = self.pipeline.policy.load_full();
             for partner in policy.partners() {
-                let set = match jwks::set_of(&policy, &partner.id, &self.pipeline.stopped, SystemClock.now()) {
+                let Pipeline { stopped, published, .. } = &*self.pipeline;
+                let set = match jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now()) {
                     Ok(set) => set,
                     Err(NoSet::NotTold) => continue,
                     Err(fault) => {

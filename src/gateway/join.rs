@@ -81,7 +81,7 @@ pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), N
 
 /// Kids that the bundle no longer has although quotes that they signed can still be presented, each in words.
 fn vanished(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, stops: &Stops, now: UtcTime) -> Vec<String> {
-    let late = Duration::from_secs(policy.validity.late_acceptance_s.into());
+    let late = policy.validity.late_acceptance();
     let counts = |kept: &Kept| kept.last_expiry.is_some_and(|last| last.plus(late) > now);
     let gone = kids.iter().filter(|(kid, kept)| policy.key(kid).is_none() && !stops.is_revoked(kid) && counts(kept));
     let told = |(kid, _): (&Kid, &Kept)| {

@@ -95,7 +95,7 @@ impl Publication {
         if !self.pipeline.stopped.is_told() {
             return BTreeSet::new();
         }
-        let is_shown = |key: &&Arc<TimedKey>| key.is_published(now) && !standings.of(&key.kid).is_revoked;
+        let is_shown = |key: &&Arc<TimedKey>| bundle.timeline.is_shown(key, now, standings.of(&key.kid));
         bundle.timeline.all().filter(is_shown).map(|key| key.kid.clone()).collect()
     }
 

@@ -452,7 +452,12 @@ fn assemble(
         volume: file.volume,
         two_callers,
         authority,
-        timeline: Timeline { environment: file.environment, propagation, keys },
+        timeline: Timeline {
+            environment: file.environment,
+            propagation,
+            late_acceptance: file.validity.late_acceptance(),
+            keys,
+        },
         currencies,
         partners: file.partners.into_iter().map(|entry| (entry.id.clone(), partner(entry))).collect(),
         callers: file.callers.into_iter().map(|caller| (caller.id, caller.roles)).collect(),

@@ -51,12 +51,14 @@ pub struct Standing {
     pub served_since: Option<UtcTime>,
     /// It may sign before its propagation time is over and without the operator's confirmation.
     pub is_activated: bool,
+    /// No quote that it signed is valid for longer; absent where it has signed none.
+    pub last_expiry: Option<UtcTime>,
 }
 
 impl Standing {
     /// As the bundle plans it: served as soon as it says, never revoked.
     pub const PLANNED: Self =
-        Self { is_revoked: false, served_since: Some(UtcTime::from_millis(0)), is_activated: false };
+        Self { is_revoked: false, served_since: Some(UtcTime::from_millis(0)), is_activated: false, last_expiry: None };
 
     /// As planned, and revoked.
     pub const REVOKED: Self = Self { is_revoked: true, ..Self::PLANNED };
@@ -98,6 +100,8 @@ pub struct Span<'t> {
 pub struct Timeline {
     pub(super) environment: Environment,
     pub(super) propagation: Duration,
+    /// How long after its expiry a quote may still be presented.
+    pub(super) late_acceptance: Duration,
     pub(super) keys: Vec<Arc<TimedKey>>,
 }
 
@@ -187,9 +191,17 @@ impl Timeline {
         &'t self,
         partner: &'t PartnerId,
         now: UtcTime,
-        is_revoked: impl Fn(&Kid) -> bool + 't,
+        standing: impl Fn(&Kid) -> Standing + 't,
     ) -> impl Iterator<Item = &'t Arc<TimedKey>> {
-        self.of(partner).filter(move |key| key.is_published(now) && !is_revoked(&key.kid))
+        self.of(partner).filter(move |key| self.is_shown(key, now, standing(&key.kid)))
+    }
+
+    /// Whether the JWKS shows `key` at `now`: from `publish_at` to `retire_at`, and for as long as a quote that it has signed
+    /// can be presented, whatever a gateway that did not follow a bundle in time has signed with it.
+    #[must_use]
+    pub fn is_shown(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> bool {
+        let is_needed = || standing.last_expiry.is_some_and(|last| now < last.plus(self.late_acceptance));
+        !standing.is_revoked && (key.is_published(now) || key.state(now) == KeyState::Retired && is_needed())
     }
 
     /// Which key signs for `partner` from `from` to `until`, in spans that follow each other without a gap.
@@ -242,6 +254,7 @@ mod tests {
     use super::*;
 
     const BITS: [u8; 256] = [0xc3; 256];
+    const LATE: Duration = Duration::from_secs(5);
 
     /// A key whose times are in seconds; the loader's rules need not hold of them.
     fn key(at: usize, partner: u8, times: [i64; 4], confirmed: Option<i64>, standby: bool) -> Arc<TimedKey> {
@@ -290,10 +303,11 @@ mod tests {
             keys in keys(), environment in environment(), propagation in 0..20_u64, now in 0..110_i64,
             revoked in prop::collection::vec(any::<bool>(), 9),
             served in prop::collection::vec(prop::option::of(0..100_i64), 9),
+            last in prop::collection::vec(prop::option::of(0..110_i64), 9),
             activated in prop::collection::vec(prop::sample::select(vec![false, false, false, true]), 9),
         ) {
             let propagation = Duration::from_secs(propagation);
-            let timeline = Timeline { environment, propagation, keys: keys.clone() };
+            let timeline = Timeline { environment, propagation, late_acceptance: LATE, keys: keys.clone() };
             let now = UtcTime::from_millis(now * 1000);
             let at = |kid: &Kid| keys.iter().position(|key| key.kid == *kid).unwrap();
             let is_revoked = |kid: &Kid| revoked[at(kid)];
@@ -301,6 +315,7 @@ mod tests {
                 is_revoked: revoked[at(kid)],
                 served_since: served[at(kid)].map(|second| UtcTime::from_millis(second * 1000)),
                 is_activated: activated[at(kid)],
+                last_expiry: last[at(kid)].map(|second| UtcTime::from_millis(second * 1000)),
             };
             for partner in ["partner-0", "partner-1"] {
                 let partner: PartnerId = partner.parse().unwrap();
@@ -318,9 +333,13 @@ mod tests {
                 };
                 let current = timeline.current(&partner, now, standing);
                 prop_assert_eq!(current.is_some(), keys.iter().any(|key| may(key)));
-                for shown in timeline.published(&partner, now, is_revoked) {
-                    prop_assert!(shown.partner == partner && !is_revoked(&shown.kid), "a set shows its own partner's keys alone");
-                    prop_assert!(shown.publish_at <= now);
+                let shown: Vec<&Kid> = timeline.published(&partner, now, standing).map(|key| &key.kid).collect();
+                for key in &keys {
+                    let presentable = last[at(&key.kid)].is_some_and(|last| now < UtcTime::from_millis(last * 1000).plus(LATE));
+                    let in_time = key.publish_at <= now && (now < key.retire_at || presentable && key.state(now) == KeyState::Retired);
+                    let in_time = in_time && key.state(now) != KeyState::Planned;
+                    let wanted = key.partner == partner && !is_revoked(&key.kid) && in_time;
+                    prop_assert_eq!(shown.contains(&&key.kid), wanted, "a set shows its own partner's keys alone, while they count");
                 }
                 let Some(current) = current else { continue };
                 prop_assert!(may(current));
@@ -330,7 +349,7 @@ mod tests {
                 }
                 let mut turned = keys.clone();
                 turned.reverse();
-                let again = Timeline { environment, propagation, keys: turned };
+                let again = Timeline { environment, propagation, late_acceptance: LATE, keys: turned };
                 let again = again.current(&partner, now, standing).map(|key| key.kid.clone());
                 prop_assert_eq!(again, Some(current.kid.clone()), "whatever the order of the entries");
             }
@@ -339,7 +358,7 @@ mod tests {
         /// The spans say of every instant what is asked of it alone, and lie end to end.
         #[test]
         fn spans_tell_of_every_instant(keys in keys(), environment in environment(), propagation in 0..20_u64) {
-            let timeline = Timeline { environment, propagation: Duration::from_secs(propagation), keys };
+            let timeline = Timeline { environment, propagation: Duration::from_secs(propagation), late_acceptance: LATE, keys };
             let partner: PartnerId = "partner-0".parse().unwrap();
             let (from, until) = (UtcTime::from_millis(5_000), UtcTime::from_millis(105_000));
             let spans = timeline.spans(&partner, from, until);

@@ -17,6 +17,7 @@ use crate::{
     domain::{PartnerId, sha256},
     jwk, key_set,
     policy::{Bundle, Partner},
+    published::{Published, Standings},
     stopped::Stopped,
 };
 
@@ -27,6 +28,8 @@ pub struct Sets {
     pub policy: Arc<ArcSwap<Bundle>>,
     /// Which of its keys were revoked.
     pub stopped: Arc<Stopped>,
+    /// What they have signed.
+    pub published: Arc<Published>,
 }
 
 /// Why a partner's set is not shown to anybody.
@@ -44,12 +47,19 @@ pub enum NoSet {
 ///
 /// # Errors
 /// Where it must not be shown.
-pub fn set_of(policy: &Bundle, partner: &PartnerId, stopped: &Stopped, now: UtcTime) -> Result<String, NoSet> {
+pub fn set_of(
+    policy: &Bundle,
+    partner: &PartnerId,
+    stopped: &Stopped,
+    published: &Published,
+    now: UtcTime,
+) -> Result<String, NoSet> {
     if !stopped.is_told() {
         return Err(NoSet::NotTold);
     }
-    let stops = stopped.known();
-    let set = jwk::jwks(policy.timeline.published(partner, now, |kid| stops.is_revoked(kid)).map(|key| &*key.public));
+    let standings = Standings::of_now(stopped, published);
+    let shown = policy.timeline.published(partner, now, |kid| standings.of(kid));
+    let set = jwk::jwks(shown.map(|key| &*key.public));
     let private = key_set::private_parts(set.as_bytes());
     if private.is_empty() { Ok(set) } else { Err(NoSet::Private(private)) }
 }
@@ -81,7 +91,7 @@ async fn of_host(State(sets): State<Sets>, uri: http::Uri, headers: HeaderMap) -
 
 fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
     let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
-    let set = match set_of(policy, &partner.id, &sets.stopped, SystemClock.now()) {
+    let set = match set_of(policy, &partner.id, &sets.stopped, &sets.published, SystemClock.now()) {
         Ok(set) => set,
         Err(NoSet::NotTold) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(fault) => {

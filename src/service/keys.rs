@@ -7,12 +7,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     clock::{Clock as _, SystemClock},
     domain::KeyState,
-    jwk,
     pipeline::Pipeline,
-    proto::{self, key_directory_service_server::KeyDirectoryService},
+    proto::{self, Reason, key_directory_service_server::KeyDirectoryService},
 };
 
-use super::{access, status};
+use super::{access, jwks, status};
 
 /// Serves callers.
 pub struct Keys {
@@ -30,9 +29,10 @@ impl KeyDirectoryService for Keys {
         let policy = self.pipeline.policy.load();
         let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
-        let stopped = self.pipeline.stopped.known();
-        let published = policy.timeline.published(&partner.id, SystemClock.now(), |kid| stopped.is_revoked(kid));
-        Ok(Response::new(proto::GetJwksResponse { jwks: jwk::jwks(published.map(|key| &*key.public)) }))
+        let Pipeline { stopped, published, .. } = &*self.pipeline;
+        let set = jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now());
+        let set = set.map_err(|fault| status::plain(Reason::Internal, fault.to_string()))?;
+        Ok(Response::new(proto::GetJwksResponse { jwks: set }))
     }
 
     async fn list_keys(

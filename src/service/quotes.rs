@@ -65,11 +65,11 @@ impl QuoteSigningService for Quotes {
         let (partner, _) = access::VERIFY_QUOTE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let now = self.pipeline.clock.now().map_err(|fault| status::of(&fault.into()))?;
-        let stopped = self.pipeline.stopped.known();
+        let standings = self.pipeline.standings();
         let report = {
             let evidence = Evidence {
                 key: &|kid| {
-                    let mut published = policy.timeline.published(&partner.id, now, |kid| stopped.is_revoked(kid));
+                    let mut published = policy.timeline.published(&partner.id, now, |kid| standings.of(kid));
                     published.find(|key| key.kid == *kid).map(|key| &*key.public)
                 },
                 partner: Some(&partner.id),

@@ -8,9 +8,10 @@ use std::{
     process::{Command, Output},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::Value;
 
-use quotesign::proto::{VerificationOutcome, VerifyQuoteRequest};
+use quotesign::proto::{RevokeKeyRequest, VerificationOutcome, VerifyQuoteRequest};
 
 use crate::harness::{PARTNER, Quote, Site, done};
 
@@ -65,6 +66,61 @@ async fn others_verify_what_was_signed_and_refuse_what_was_changed() {
     fs::write(&jwks, other_key).unwrap();
     assert_eq!(openssl(&jws, &jwks).status.code(), Some(1));
     assert_eq!(python(&jws, &jwks).status.code(), Some(1));
+}
+
+/// What verifiers in other languages say, who fetch the set from the endpoint itself: curl with openssl, Python, Node and Go.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_in_other_languages_fetch_the_set_and_verify_with_it() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let signed = gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    let (jws, fetched) = (site.path("signed.jws"), site.path("fetched.json"));
+    let (ca, url) = (site.path("tls/ca.pem"), gateway.client("pricing").jwks_url(&PARTNER.parse().unwrap()));
+    let tools = format!("{ROOT}/.tools/clients");
+    let curl = || {
+        let fetch = Command::new("curl")
+            .args(["-sSf", "--cacert"])
+            .arg(&ca)
+            .arg("-o")
+            .arg(&fetched)
+            .arg(&url)
+            .output()
+            .unwrap();
+        assert!(fetch.status.success(), "{fetch:?}");
+        openssl(&jws, &fetched)
+    };
+    let python = || {
+        let script = format!("{ROOT}/tests/external/fetch_and_verify.py");
+        Command::new("/usr/bin/python3").arg(script).arg(&url).arg(&jws).arg(&ca).output().unwrap()
+    };
+    let node = || {
+        let mut node = Command::new("node");
+        node.current_dir(format!("{tools}/node")).env("NODE_EXTRA_CA_CERTS", &ca);
+        node.arg("verify.mjs").arg(&url).arg(&jws).output().unwrap()
+    };
+    let go = || Command::new(format!("{tools}/verify-go")).arg(&url).arg(&jws).arg(&ca).output().unwrap();
+    let clients: [(&str, &dyn Fn() -> Output); 4] =
+        [("curl", &curl), ("python", &python), ("node", &node), ("go", &go)];
+    let payload = signed.jws.split('.').nth(1).unwrap();
+    let payload = String::from_utf8(URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
+    fs::write(&jws, &signed.jws).unwrap();
+    for (name, verify) in clients {
+        let said = done(verify());
+        let expected = if name == "curl" { "Verified OK".to_owned() } else { format!("{} {payload}", signed.kid) };
+        assert_eq!(said.trim_end(), expected, "{name}");
+    }
+    let (input, signature) = signed.jws.rsplit_once('.').unwrap();
+    fs::write(&jws, format!("{input}.{}", with_another_letter(signature, 9))).unwrap();
+    for (name, verify) in clients {
+        assert_eq!(verify().status.code(), Some(1), "{name} took another signature");
+    }
+    // A key that was revoked is gone at the next fetch.
+    fs::write(&jws, &signed.jws).unwrap();
+    let request = RevokeKeyRequest { kid: signed.kid.clone(), reason: "OPS-19".to_owned(), cause: 0 };
+    gateway.admin("operator").await.revoke_key(request).await.unwrap();
+    for (name, verify) in clients {
+        assert!(!verify().status.success(), "{name} took a revoked key");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,3 +50,4 @@ mod stops;
 mod tidy;
 mod tls;
 mod versions;
+mod year;

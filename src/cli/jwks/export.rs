@@ -9,8 +9,8 @@ use crate::{
     clock::{Clock as _, SystemClock},
     disk,
     domain::PartnerId,
-    jwk, key_set,
-    ledger::stops::Stops,
+    published::Published,
+    service::jwks::set_of,
     stopped::Stopped,
 };
 
@@ -39,16 +39,17 @@ impl Export {
         let place = config.ledger.place().map_err(Failure::unfit)?;
         let stopped = Stopped::open(place.anchor.as_deref()).map_err(Failure::unfit)?;
         // A set that shows a revoked key would be worse than none.
-        let stops: Stops = place.reads().and_then(|mut reads| reads.stops()).map_err(|fault| {
+        let read = place.reads().and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
+        let (stops, kids) = read.map_err(|fault| {
             Failure::failed(format!("{fault}; without the ledger nobody knows which keys were revoked"))
         })?;
         let revoked = |kid: &_| stops.is_revoked(kid) || stopped.known().is_revoked(kid);
-        let published = bundle.timeline.published(&partner, SystemClock.now(), revoked);
-        let set = jwk::jwks(published.map(|key| &*key.public));
-        let private = key_set::private_parts(set.as_bytes());
-        if !private.is_empty() {
-            return Err(Failure::failed(format!("the set has {}; it is not written", private.join(", "))));
-        }
+        let published = Published::default();
+        published.learn(kids);
+        // For this look alone: the mirror is the gateway's to write.
+        let known = Stopped::knowing(bundle.timeline.all().map(|key| &key.kid).filter(|kid| revoked(kid)));
+        let set = set_of(&bundle, &partner, &known, &published, SystemClock.now());
+        let set = set.map_err(|fault| Failure::failed(format!("the set is not written: {fault}")))?;
         match &self.out {
             None => say!("{set}"),
             Some(path) => disk::put(path, set.as_bytes())

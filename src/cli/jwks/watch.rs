@@ -227,7 +227,7 @@ fn metrics(gauges: &Gauges) -> impl axum::response::IntoResponse + use<> {
 
 /// What the bundle would have it show.
 fn expected(bundle: &Bundle, partner: &PartnerId, now: UtcTime) -> Keys {
-    let published = bundle.timeline.published(partner, now, |_| false);
+    let published = bundle.timeline.published(partner, now, |_| Standing::PLANNED);
     published.map(|key| (key.kid.to_string(), print_of(key.public.modulus(), key.public.exponent()))).collect()
 }
 
