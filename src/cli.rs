@@ -13,6 +13,7 @@ mod callers;
 mod completions;
 mod config;
 mod dev;
+mod golive;
 mod halt;
 mod health;
 mod jwks;
@@ -23,6 +24,7 @@ mod pkcs11_host;
 mod policy;
 mod serve;
 mod sign;
+mod support;
 mod verify;
 
 /// Signs price quotes with keys that never leave their hardware: checked against policy, numbered, recorded,
@@ -75,6 +77,10 @@ enum Command {
     /// Check, try, explain, compare and sign policy bundles, from files alone.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Show what the operator's go-live checklists ask for, as far as a machine can, with the evidence.
+    Golive(Box<golive::GoLive>),
+    /// Gather what the operator's support asks for about a key set or a quote, and nothing that must not be sent.
+    Support(support::Support),
     /// Write completions for a shell to standard output.
     Completions(completions::Completions),
     /// Load a PKCS#11 module for the gateway that started this process. Nobody else needs it.
@@ -160,6 +166,8 @@ impl Cli {
             Command::Ledger(command) => command.run(),
             Command::Audit(command) => command.run(),
             Command::Policy(command) => command.run(),
+            Command::Golive(command) => command.run(),
+            Command::Support(command) => command.run(),
             Command::Pkcs11Host => pkcs11_host::run(),
             Command::Completions(command) => {
                 command.run();

@@ -153,6 +153,11 @@ impl Bundle {
         self.contracts.iter().find(|contract| contract.is_kept_by(quote))
     }
 
+    /// The contracts that `partner`'s quotes may keep.
+    pub fn contracts_of(&self, partner: &Partner) -> impl Iterator<Item = &Arc<Contract>> {
+        self.contracts.iter().filter(|contract| partner.keeps(&contract.name))
+    }
+
     /// The partner that `claim` of a quote names.
     #[must_use]
     pub fn partner_of(&self, quote: &Map<String, Value>, claim: &str) -> Option<&Partner> {

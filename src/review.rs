@@ -7,4 +7,5 @@ pub mod calendar;
 pub mod cases;
 pub mod diff;
 pub mod forecast;
+pub mod golive;
 pub mod replay;

@@ -63,9 +63,8 @@ impl AuditCommand {
                 Ok(())
             }
             Self::Verify(verify) => {
-                let journal = reader(&verify.path)?;
-                for stretch in journal.lanes().map_err(Failure::failed)? {
-                    verify_lane(&*journal, &stretch)?;
+                for line in verified(&*reader(&verify.path)?)? {
+                    say!("{line}");
                 }
                 Ok(())
             }
@@ -77,7 +76,16 @@ fn reader(path: &ConfigPath) -> Result<Box<dyn Journal>, Failure> {
     path.load()?.ledger.place().map_err(Failure::unfit)?.journal().map_err(Failure::failed)
 }
 
-fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<(), Failure> {
+/// Up to where the journal holds, in words.
+pub(super) fn verified(journal: &dyn Journal) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    for stretch in journal.lanes().map_err(Failure::failed)? {
+        lines.extend(verify_lane(journal, &stretch)?);
+    }
+    Ok(lines)
+}
+
+fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<Vec<String>, Failure> {
     let Stretch { lane, first, head } = stretch;
     let named = |what: &dyn std::fmt::Display| {
         Failure::failed(if lane.is_empty() { what.to_string() } else { format!("lane {lane}: {what}") })
@@ -105,11 +113,8 @@ fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<(), Failure> 
         let ends = summary.head.next_index;
         return Err(named(&format!("the journal ends at {ends}, and its head says {}", head.next_index)));
     }
-    if !lane.is_empty() {
-        say!("lane {lane}");
-    }
     let last = summary.head.next_index.saturating_sub(1);
-    say!("vouched for: records {} to {last} in {} links", first.next_index, summary.links);
-    say!("head {}", hex::encode(summary.head.link));
-    Ok(())
+    let name = (!lane.is_empty()).then(|| format!("lane {lane}"));
+    let vouched = format!("vouched for: records {} to {last} in {} links", first.next_index, summary.links);
+    Ok(name.into_iter().chain([vouched, format!("head {}", hex::encode(summary.head.link))]).collect())
 }

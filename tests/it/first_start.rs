@@ -112,7 +112,7 @@ const CONFIRMED: &str = "2026-12-02T10:31:00Z";
 pub const SIGNING: &str = "2026-12-04T09:00:05Z";
 
 impl Production {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut site = Site::new();
         let softhsm = site.path("softhsm2.conf");
         site.env.insert("SOFTHSM2_CONF".to_owned(), softhsm.display().to_string());
@@ -194,7 +194,7 @@ impl Production {
     }
 
     /// Steps 2, 4 and the first half of 5.
-    fn with_key(self) -> Self {
+    pub fn with_key(self) -> Self {
         self.good(&Step::number(2).commands().join("\n"));
         self.good(&Step::number(4).commands().join("\n"));
         let entry = Step::number(5).block("toml", 0);
@@ -205,7 +205,7 @@ impl Production {
     }
 
     /// Step 8 without its commands.
-    fn confirm(&self) {
+    pub fn confirm(&self) {
         self.policy("sign_until =", &format!("{}sign_until =", Step::number(8).block("toml", 0)));
         self.policy("serial = 2", "serial = 3");
     }
@@ -240,7 +240,7 @@ impl Production {
     }
 
     /// What a quote of the pricing service gets that is not filled in by `--fill`.
-    fn refusal(&self, number: u64, at: &str) -> String {
+    pub fn refusal(&self, number: u64, at: &str) -> String {
         let ahead = (UtcTime::parse(at).unwrap().millis() - SystemClock.now().millis()) / 1000;
         fs::write(self.site.path("quote.json"), quote_ahead(number, ahead).0.to_string()).unwrap();
         let said = self.bad("quotesign sign quote.json --client pricing.toml", 1);

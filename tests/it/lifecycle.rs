@@ -39,7 +39,11 @@ pub struct Cdn {
 impl Cdn {
     pub async fn new(site: &Site) -> Self {
         let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let identity = site.authority.issue(&site.path("tls"), "cdn", CertificateParams::new(names).unwrap());
+        Self::with(site, CertificateParams::new(names).unwrap()).await
+    }
+
+    pub async fn with(site: &Site, certificate: CertificateParams) -> Self {
+        let identity = site.authority.issue(&site.path("tls"), "cdn", certificate);
         let listener = JwksListener {
             url_ca: PathBuf::new(),
             export: None,

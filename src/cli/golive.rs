@@ -1,0 +1,139 @@
+//! `quotesign golive`: what of the operator's checklists a machine can show, with the evidence, and what people must answer.
+
+use std::{fs, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    clock::{Clock as _, SystemClock, UtcTime},
+    config::Config,
+    domain::{Environment, PartnerId},
+    policy::{Bundle, Partner},
+    review::{
+        calendar::{self, Window},
+        golive::{Dossier, Facts, Outcome, answers, forbidden, html},
+    },
+};
+
+use super::{ClientPath, ConfigPath, Failure, block_on, dev::write_private, out, policy::bundle_in};
+
+mod ledger;
+mod offline;
+mod online;
+mod probes;
+
+/// Exit codes: 0 nothing that was looked at has failed, 1 something has, 2 not understood.
+#[derive(Debug, Args)]
+pub(super) struct GoLive {
+    #[command(flatten)]
+    config: ConfigPath,
+    #[command(flatten)]
+    client: ClientPath,
+    /// The partner.
+    #[arg(long)]
+    partner: String,
+    /// Where verifiers fetch the keys, where policy does not name it.
+    #[arg(long)]
+    url: Option<String>,
+    /// The CAs that the URL is held against, PEM; those of the config where it is not given.
+    #[arg(long, value_name = "FILE")]
+    url_ca: Option<PathBuf>,
+    /// A quote of the partner's contract, whose id, number and times are replaced: have quotes signed, refused and retried
+    /// through the gateway of --client. Not in production, which is only read.
+    #[arg(long, value_name = "FILE")]
+    quote: Option<PathBuf>,
+    /// The config of the other environment's gateway, with which nothing may be shared.
+    #[arg(long, value_name = "FILE")]
+    apart_from: Option<PathBuf>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "markdown")]
+    format: Format,
+    /// Write it here; to standard output where it is not given.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Markdown,
+    Json,
+    Html,
+}
+
+/// What is looked at.
+struct Here<'h> {
+    config: &'h Config,
+    bundle: &'h Bundle,
+    partner: &'h Partner,
+    now: UtcTime,
+}
+
+impl GoLive {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.config.load()?;
+        let bundle = bundle_in(&config.policy)?;
+        let id: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
+        let partner = bundle.partner(&id);
+        let partner = partner.ok_or_else(|| Failure::unfit(format!("--partner: the bundle has no `{id}`")))?;
+        if self.quote.is_some() && config.environment == Environment::Production {
+            return Err(Failure::unfit("--quote: production is only read; have probes signed in sandbox"));
+        }
+        let here = Here { config: &config, bundle: &bundle, partner, now: SystemClock.now() };
+        let (dossier, calendar) = self.look(&here)?;
+        let text = match self.format {
+            Format::Markdown => dossier.markdown(),
+            Format::Json => serde_json::to_string_pretty(&dossier).map_err(Failure::failed)? + "\n",
+            Format::Html => html(&dossier, &calendar),
+        };
+        let bad = forbidden(&text);
+        if !bad.is_empty() {
+            return Err(Failure::failed(format!("nothing was written: it would hold {}", bad.join(", "))));
+        }
+        match &self.out {
+            Some(path) => write_private(path, text.as_bytes())?,
+            None => out::write(format_args!("{text}")),
+        }
+        match dossier.count(Outcome::Failed) {
+            0 => Ok(()),
+            failed => Err(Failure::failed(format!("{failed} of {} rows have failed", dossier.answers.len()))),
+        }
+    }
+
+    fn look(&self, here: &Here<'_>) -> Result<(Dossier, String), Failure> {
+        let Here { config, bundle, partner, now } = *here;
+        let mut facts = Facts::new();
+        let book = ledger::read(here)?;
+        let active = book.active(here);
+        offline::look(here, &mut facts);
+        book.look(here, active, &mut facts)?;
+        if let Some(other) = &self.apart_from {
+            offline::apart(here, other, &mut facts)?;
+        }
+        let url = self.url.clone().or_else(|| partner.jwks_url.clone());
+        if let Some(url) = &url {
+            let ca = self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca);
+            block_on(async {
+                online::look(url, ca, active.map(|key| &key.kid), now, &mut facts).await;
+                Ok(())
+            })?;
+        }
+        if let Some(file) = &self.quote {
+            let template = fs::read(file).map_err(|fault| Failure::unfit(format!("{}: {fault}", file.display())))?;
+            let client = self.client.load()?;
+            block_on(probes::run(here, &client, &template, active.map(|key| &key.kid), &mut facts))?;
+        }
+        let dossier = Dossier {
+            environment: config.environment.to_string(),
+            partner: partner.id.to_string(),
+            made_at: now.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy_digest: bundle.digest.to_string(),
+            policy_serial: bundle.serial,
+            jwks_url: url.unwrap_or_default(),
+            active_kid: active.map(|key| key.kid.to_string()).unwrap_or_default(),
+            contacts: partner.contacts.clone(),
+            answers: answers(&facts),
+        };
+        Ok((dossier, calendar::svg(bundle, Window::of(bundle, now))))
+    }
+}

@@ -1,0 +1,207 @@
+//! `quotesign support`: what the operator's support asks for about a key set or a quote, and nothing that must not be sent.
+
+use std::path::PathBuf;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    client,
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    domain::{Identity, Kid, PartnerId, QuoteId},
+    key_set::{self, Severity},
+    ledger::{Place, chain::StoredRecord, step::Quote},
+    policy::{Bundle, contract::Contract},
+    published::{Published, Standings},
+    review::golive::forbidden,
+    stopped::Stopped,
+};
+
+use super::{ConfigPath, Failure, block_on, out, policy::bundle_in};
+
+/// Read from config, bundle and ledger, and from the public URL; no gateway is asked.
+#[derive(Debug, Args)]
+pub(super) struct Support {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// The partner.
+    #[arg(long)]
+    partner: String,
+    /// The quote's id.
+    #[arg(long)]
+    quote: Option<String>,
+    /// The error code that the operator's API gave.
+    #[arg(long)]
+    api_error: Option<String>,
+    /// The correlation id that the operator's API gave.
+    #[arg(long)]
+    api_correlation_id: Option<String>,
+    /// Where verifiers fetch the keys, where policy does not name it.
+    #[arg(long)]
+    url: Option<String>,
+    /// The CAs that the URL is held against, PEM; those of the config where it is not given.
+    #[arg(long, value_name = "FILE")]
+    url_ca: Option<PathBuf>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Support {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.path.load()?;
+        let bundle = bundle_in(&config.policy)?;
+        let id: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
+        let partner = bundle.partner(&id);
+        let partner = partner.ok_or_else(|| Failure::unfit(format!("--partner: the bundle has no `{id}`")))?;
+        let place = config.ledger.place().map_err(Failure::unfit)?;
+        let active = active(&bundle, &place, &id)?;
+        let url = self.url.clone().or_else(|| partner.jwks_url.clone());
+        let mut all = Map::new();
+        let mut put = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
+        put("environment", json!(config.environment));
+        put("jwks_url", json!(url));
+        put("active_kid", json!(active));
+        put("made_at", json!(SystemClock.now()));
+        let (status, exposed) = self.public(&config, url.as_deref(), active.as_ref())?;
+        put("jwks_http_status", status);
+        put("private_key_exposed", json!(exposed));
+        if let Some(code) = &self.api_error {
+            put("api_error_code", json!(code));
+        }
+        if let Some(id) = &self.api_correlation_id {
+            put("api_correlation_id", json!(id));
+        }
+        if let Some(quote) = &self.quote {
+            put("quote_id", json!(quote));
+            let quote: QuoteId = quote.parse().map_err(|fault| Failure::unfit(format!("--quote: {fault}")))?;
+            let identity = Identity::new(config.environment, &id, &quote);
+            match place.reads().and_then(|mut reads| reads.quote(&identity)).map_err(Failure::failed)? {
+                None => put("quote", json!("this ledger holds no quote of that id")),
+                Some(found) => put("quote", of_quote(&bundle, &place, &found)?),
+            }
+        }
+        self.print(&all)
+    }
+
+    fn print(&self, all: &Map<String, Value>) -> Result<(), Failure> {
+        let text = match self.format {
+            Format::Json => format!("{:#}\n", Value::Object(all.clone())),
+            Format::Text => {
+                let mut lines = Vec::new();
+                told(&mut lines, "", all);
+                lines.join("\n") + "\n"
+            }
+        };
+        let bad = forbidden(&text);
+        if !bad.is_empty() {
+            return Err(Failure::failed(format!("nothing was written: it would hold {}", bad.join(", "))));
+        }
+        out::write(format_args!("{text}"));
+        Ok(())
+    }
+
+    /// The status of the public URL, and whether it shows private key material; what could not be looked at is said.
+    fn public(&self, config: &Config, url: Option<&str>, active: Option<&Kid>) -> Result<(Value, String), Failure> {
+        let Some(url) = url else {
+            return Ok((json!("give the URL: --url"), "the public URL was not looked at".to_owned()));
+        };
+        let ca = self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca);
+        block_on(async {
+            Ok(match client::look(url, ca).await {
+                Err(fault) => (json!(fault.to_string()), "the public URL could not be read".to_owned()),
+                Ok((fetched, body)) => {
+                    let findings = key_set::inspect(&body, Some(&fetched), active, SystemClock.now());
+                    let critical = findings.iter().find(|finding| finding.severity == Severity::Critical);
+                    let exposed = critical.map_or_else(
+                        || "no: the key set shows no private member; the private key is in its device".to_owned(),
+                        |finding| format!("YES: {}", finding.detail),
+                    );
+                    (json!(fetched.status), exposed)
+                }
+            })
+        })
+    }
+}
+
+fn active(bundle: &Bundle, place: &Place, partner: &PartnerId) -> Result<Option<Kid>, Failure> {
+    let read = place.reads().and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
+    let (stops, kids) = read.map_err(Failure::failed)?;
+    let published = Published::default();
+    published.learn(kids);
+    let revoked = bundle.timeline.all().map(|key| &key.kid).filter(|kid| stops.is_revoked(kid));
+    let standings = Standings::of_now(&Stopped::knowing(revoked), &published);
+    let current = bundle.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid));
+    Ok(current.map(|key| key.kid.clone()))
+}
+
+/// What may be told of a quote: who, when and which; its header; its payload without values but the named few.
+fn of_quote(bundle: &Bundle, place: &Place, quote: &Quote) -> Result<Value, Failure> {
+    let Some(released) = quote.released() else {
+        return Ok(
+            json!({ "signed": false, "sequence": quote.sequence, "kid": quote.kid, "expires_at": quote.expires_at }),
+        );
+    };
+    let journal = place.journal().map_err(Failure::failed)?;
+    let stored = journal.record(&released.record).map_err(Failure::failed)?;
+    let record = stored.as_ref().map(StoredRecord::record).transpose().map_err(Failure::failed)?;
+    let part = |nth| released.jws.as_str().split('.').nth(nth).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let read = |nth| part(nth).and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
+    let payload = read(1).unwrap_or_default();
+    let contract = bundle.contract_of(&payload);
+    Ok(json!({
+        "signed": true,
+        "kid": released.kid,
+        "sequence": released.sequence,
+        "signed_at": record.as_ref().map(|record| record.at),
+        "expires_at": released.expires_at,
+        "correlation_id": record.as_ref().map(|record| record.context.correlation_id.clone()),
+        "audit_record_id": released.record,
+        "jws_sha256": released.jws.digest().to_string(),
+        "header": read(0),
+        "payload": masked(payload, contract.map(AsRef::as_ref)),
+    }))
+}
+
+/// The payload with what each value is in place of the value, but for ids, numbers, times, corridor and version.
+fn masked(payload: Map<String, Value>, contract: Option<&Contract>) -> Map<String, Value> {
+    let is_told = |claim: &str| {
+        contract.is_some_and(|contract| {
+            let claims = &contract.claims;
+            let named = [&claims.partner, &claims.sequence, &claims.corridor, &claims.issued_at, &claims.expires_at];
+            named.into_iter().chain(&claims.quote_id).chain([&contract.version.claim]).any(|named| named == claim)
+        })
+    };
+    let mask = |value: &Value| match value {
+        Value::String(text) => format!("text of {} characters", text.chars().count()),
+        Value::Number(_) => "number".to_owned(),
+        Value::Bool(_) => "boolean".to_owned(),
+        Value::Null => "null".to_owned(),
+        Value::Array(items) => format!("array of {}", items.len()),
+        Value::Object(members) => format!("object of {}", members.len()),
+    };
+    let told = payload.into_iter().map(|(claim, value)| {
+        let value = if is_told(&claim) { value } else { json!(mask(&value)) };
+        (claim, value)
+    });
+    told.collect()
+}
+
+/// A line each, names of what is within after a dot.
+fn told(lines: &mut Vec<String>, prefix: &str, all: &Map<String, Value>) {
+    for (name, value) in all {
+        match value {
+            Value::Object(within) => told(lines, &format!("{prefix}{name}."), within),
+            Value::String(text) => lines.push(format!("{prefix}{name}: {text}")),
+            value => lines.push(format!("{prefix}{name}: {value}")),
+        }
+    }
+}
