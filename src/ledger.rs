@@ -308,6 +308,14 @@ pub enum Refusal {
         /// The name.
         id: String,
     },
+    /// The hold keeps more already than it would.
+    #[error("the hold `{id}` keeps everything since {present} already; release it, or give an earlier time")]
+    HoldKeepsMore {
+        /// Its name.
+        id: String,
+        /// Since when.
+        present: UtcTime,
+    },
     /// The floor is not above the present one.
     #[error("the floor {given} is not above {present}")]
     FloorNotRaised {

@@ -156,6 +156,7 @@ impl Standings {
             is_revoked: self.stops.is_revoked(kid),
             served_since: kept.and_then(|kept| kept.served_since),
             is_activated: kept.is_some_and(|kept| kept.activated_at.is_some()),
+            furthest: kept.and_then(|kept| kept.state),
             last_expiry: kept.and_then(|kept| kept.last_expiry),
         }
     }

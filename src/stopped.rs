@@ -25,6 +25,16 @@ use crate::{
 
 /// The first line of a mirror; it says what the file is to whoever finds it.
 const HEAD: &str = "# Kids that were revoked, for good. Written by quotesign; do not edit.";
+/// The same of one that was written before anybody has told it which those are: others may be revoked as well.
+const HEAD_PART: &str = "# Some of the kids that were revoked, for good. Written by quotesign; do not edit.";
+
+/// What a mirror holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Mirrored {
+    kids: BTreeSet<Kid>,
+    /// Whether those are all.
+    is_whole: bool,
+}
 
 /// What is stopped, as far as this replica knows.
 #[derive(Debug, Default)]
@@ -32,7 +42,7 @@ pub struct Stopped {
     known: ArcSwap<Stops>,
     mirror: Option<PathBuf>,
     /// What the mirror holds, where there is one yet; held while it is written.
-    mirrored: Mutex<Option<BTreeSet<Kid>>>,
+    mirrored: Mutex<Option<Mirrored>>,
     /// Whether ledger or mirror has told what was revoked.
     told: AtomicBool,
     /// Revocations that the ledger has not taken yet.
@@ -55,8 +65,9 @@ impl Stopped {
     pub fn open(anchor: Option<&Path>) -> Result<Self, MirrorError> {
         let mirror = anchor.map(|anchor| anchor.with_added_extension("revoked"));
         let mirrored = mirror.as_deref().map(read).transpose()?.flatten();
-        let known: Stops = mirrored.iter().flatten().cloned().map(Stop::Revoked).collect();
-        let told = AtomicBool::new(mirrored.is_some());
+        let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids);
+        let known: Stops = kids.cloned().map(Stop::Revoked).collect();
+        let told = AtomicBool::new(mirrored.as_ref().is_some_and(|mirrored| mirrored.is_whole));
         let pending = Mutex::default();
         Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told, pending })
     }
@@ -81,7 +92,9 @@ impl Stopped {
 
     /// Kids that the mirror holds and `ledger` does not: the ledger has lost them.
     pub fn lost_by(&self, ledger: &Stops) -> Vec<Kid> {
-        self.mirrored.lock().iter().flatten().filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
+        let mirrored = self.mirrored.lock();
+        let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids);
+        kids.filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
     }
 
     /// Knows from now on that `kid` is revoked, before the ledger does, which learns it from `act` once it is there.
@@ -92,7 +105,7 @@ impl Stopped {
         self.pending.lock().push(act);
         let ledger: Stops = self.known.load().iter().cloned().chain([Stop::Revoked(kid)]).collect();
         // Nobody has told more than before.
-        self.take_over(ledger, self.is_told())
+        self.take_over(ledger, false)
     }
 
     /// The revocations that the ledger has not taken yet.
@@ -116,11 +129,16 @@ impl Stopped {
 
     fn take_over(&self, ledger: Stops, told: bool) -> Result<(), MirrorError> {
         let mut mirrored = self.mirrored.lock();
-        let revoked = ledger.iter().filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
-        let all: BTreeSet<Kid> = mirrored.iter().flatten().chain(revoked).cloned().collect();
-        let known: Stops = ledger.iter().cloned().chain(all.iter().cloned().map(Stop::Revoked)).collect();
+        // What the ledger has not taken yet counts, also where the mirror could not be written.
+        let pending = self.pending();
+        let revoked = ledger.iter().chain(pending.iter().map(|act| &act.stop));
+        let revoked = revoked.filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
+        let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids).chain(revoked).cloned().collect();
+        // Whoever has been told stays so.
+        let is_whole = self.told.fetch_or(told, Ordering::AcqRel) || told;
+        let all = Mirrored { kids, is_whole };
+        let known: Stops = ledger.iter().cloned().chain(all.kids.iter().cloned().map(Stop::Revoked)).collect();
         self.known.store(Arc::new(known));
-        self.told.store(told, Ordering::Release);
         // One that says that nothing was revoked is written too: without any nobody could tell that from one that was lost.
         if let Some(path) = self.mirror.as_deref().filter(|_| mirrored.as_ref() != Some(&all)) {
             disk::put(path, text_of(&all).as_bytes())
@@ -131,22 +149,26 @@ impl Stopped {
     }
 }
 
-fn read(path: &Path) -> Result<Option<BTreeSet<Kid>>, MirrorError> {
+fn read(path: &Path) -> Result<Option<Mirrored>, MirrorError> {
     let fault = |why: String| MirrorError { path: path.to_owned(), why };
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|error| fault(error.to_string()))?,
     };
     let mut lines = text.lines();
-    if lines.next() != Some(HEAD) {
-        return Err(fault("it is something else; move it away".to_owned()));
-    }
+    let is_whole = match lines.next() {
+        Some(HEAD) => true,
+        Some(HEAD_PART) => false,
+        _ => return Err(fault("it is something else; move it away".to_owned())),
+    };
     let kid = |line: &str| line.parse().map_err(|_| fault(format!("`{line}` is no kid; restore the file")));
-    lines.map(kid).collect::<Result<_, _>>().map(Some)
+    let kids = lines.map(kid).collect::<Result<_, _>>()?;
+    Ok(Some(Mirrored { kids, is_whole }))
 }
 
-fn text_of(kids: &BTreeSet<Kid>) -> String {
-    iter::once(HEAD).chain(kids.iter().map(Kid::as_str)).fold(String::new(), |text, line| text + line + "\n")
+fn text_of(mirrored: &Mirrored) -> String {
+    let head = if mirrored.is_whole { HEAD } else { HEAD_PART };
+    iter::once(head).chain(mirrored.kids.iter().map(Kid::as_str)).fold(String::new(), |text, line| text + line + "\n")
 }
 
 #[cfg(test)]
@@ -154,6 +176,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::{audit::Context, clock::UtcTime, domain::Environment};
 
     fn stops(texts: &[&str]) -> Stops {
         texts.iter().map(|text| text.parse::<Stop>().unwrap()).collect()
@@ -173,6 +196,37 @@ mod tests {
         stopped.learn(stops(&["revoked/quote-b"])).unwrap();
         assert_eq!(**stopped.known(), stops(&["revoked/quote-a", "revoked/quote-b"]));
         assert!(stopped.lost_by(&stops(&["revoked/quote-a", "revoked/quote-b"])).is_empty());
+    }
+
+    fn act(kid: &str) -> StopAct {
+        let context = Context::new("test-1".parse().unwrap(), Environment::Sandbox, "00".to_owned(), 1);
+        let stop = Stop::Revoked(kid.parse().unwrap());
+        StopAct { stop, stands: true, reason: "INC".to_owned(), context, now: UtcTime::from_millis(0) }
+    }
+
+    #[test]
+    fn what_was_revoked_here_is_not_forgotten_and_tells_no_more_than_it_is() {
+        let home = TempDir::new().unwrap();
+        let anchor = home.path().join("anchor");
+        let (a, b) = ("quote-a".parse::<Kid>().unwrap(), "quote-b".parse::<Kid>().unwrap());
+        // Nobody has told yet what else was revoked; a restart does not change that.
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        stopped.revoke_here(b.clone(), act("quote-b")).unwrap();
+        assert!(!stopped.is_told() && stopped.known().is_revoked(&b));
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        assert!(!stopped.is_told() && stopped.known().is_revoked(&b));
+        stopped.learn(stops(&["revoked/quote-a"])).unwrap();
+        assert!(stopped.is_told());
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        assert!(stopped.is_told() && stopped.known().is_revoked(&a) && stopped.known().is_revoked(&b));
+        // A mirror that cannot be written, and a ledger that can be read and not written.
+        let nowhere = Stopped::open(Some(&home.path().join("none/anchor"))).unwrap();
+        assert!(nowhere.revoke_here(a.clone(), act("quote-a")).is_err());
+        drop(nowhere.learn(Stops::default()));
+        assert!(nowhere.known().is_revoked(&a), "until the ledger has taken it");
+        nowhere.is_durable(&Stop::Revoked(a.clone()));
+        drop(nowhere.learn(stops(&["revoked/quote-a"])));
+        assert!(nowhere.known().is_revoked(&a));
     }
 
     #[test]

@@ -115,6 +115,9 @@ fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<Vec<String>, 
     }
     let last = summary.head.next_index.saturating_sub(1);
     let name = (!lane.is_empty()).then(|| format!("lane {lane}"));
-    let vouched = format!("vouched for: records {} to {last} in {} links", first.next_index, summary.links);
+    let vouched = match summary.links {
+        0 => "vouched for: the journal holds no record yet".to_owned(),
+        links => format!("vouched for: records {} to {last} in {links} links", first.next_index),
+    };
     Ok(name.into_iter().chain([vouched, format!("head {}", hex::encode(summary.head.link))]).collect())
 }

@@ -86,7 +86,9 @@ impl Exports {
     async fn purge(&self, partner: &Partner, file: Option<&Path>) -> Result<(), String> {
         let Some((program, arguments)) = self.purge.split_first() else { return Ok(()) };
         let mut hook = tokio::process::Command::new(program);
-        hook.args(arguments).env("QUOTESIGN_PARTNER", partner.id.as_str()).stdin(Stdio::null()).kill_on_drop(true);
+        // Nothing of the gateway's own environment, where PINs may be, but where programs are.
+        hook.args(arguments).env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        hook.env("QUOTESIGN_PARTNER", partner.id.as_str()).stdin(Stdio::null()).kill_on_drop(true);
         hook.env("QUOTESIGN_JWKS_URL", partner.jwks_url.as_deref().unwrap_or_default());
         hook.env("QUOTESIGN_JWKS_FILE", file.unwrap_or(Path::new("")));
         let ended = tokio::time::timeout(HOOK_MAX, hook.output()).await;

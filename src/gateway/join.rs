@@ -15,7 +15,7 @@ use crate::{
     domain::Kid,
     ledger::{Kept, LedgerError, stops::Stops},
     pipeline::Pipeline,
-    policy::Bundle,
+    policy::{Bundle, timeline::TimedKey},
     service::access,
 };
 
@@ -54,7 +54,9 @@ impl From<LedgerError> for NotJoined {
 /// journals the start. From then on the gateway signs.
 pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), NotJoined> {
     let (ledger, policy) = (&pipeline.ledger, pipeline.policy.load_full());
-    if let Some(last) = ledger.newest_record().await? {
+    let last = ledger.newest_record().await?;
+    let newest = last.as_ref().map(|last| last.at);
+    if let Some(last) = last {
         let refused = control::follows(&policy, last.context.policy_serial, &last.context.policy_digest);
         if let Some(problem) = refused {
             return Err(NotJoined::Unfit(vec![format!("{}/{problem}", control.dir.display())]));
@@ -68,9 +70,12 @@ pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), N
     control::know_stops(ledger, &pipeline.stopped, &started.context).await.map_err(NotJoined::Away)?;
     control::publish(ledger, &policy, &started.context).await?;
     let kids = ledger.kids().await?;
-    let missing = vanished(&policy, &kids, &pipeline.stopped.known(), SystemClock.now());
-    if !missing.is_empty() {
-        return Err(NotJoined::Unfit(missing));
+    // A clock that has fallen behind makes no key look younger than it is.
+    let now = newest.map_or(SystemClock.now(), |newest| newest.max(SystemClock.now()));
+    let mut misfits = vanished(&policy, &kids, &pipeline.stopped.known(), now);
+    misfits.extend(taken_back(&policy, &kids, now));
+    if !misfits.is_empty() {
+        return Err(NotJoined::Unfit(misfits));
     }
     // What was known to verifiers before a restart is known after it, from the first quote on.
     pipeline.published.learn(kids);
@@ -88,6 +93,20 @@ fn vanished(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, stops: &Stops, now: Utc
         format!("policy.toml: the key `{kid}` has signed quotes that can still be presented and is gone; put it back")
     };
     gone.map(told).collect()
+}
+
+/// Kids that the bundle would have begin again where they were further already, each in words.
+fn taken_back(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, now: UtcTime) -> Vec<String> {
+    let told = |key: &std::sync::Arc<TimedKey>| {
+        let (was, is) = (kids.get(&key.kid)?.state?, key.state(now));
+        (was > is).then(|| {
+            format!(
+                "policy.toml: the key `{}` was {was} and would be {is} again; put its times back, or make a new key",
+                key.kid
+            )
+        })
+    };
+    policy.timeline.all().filter_map(told).collect()
 }
 
 /// Joins a ledger that was not there at the start.

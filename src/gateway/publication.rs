@@ -1,12 +1,7 @@
 //! Sees to it that a key signs only once verifiers can know it: every gateway that counts serves it, and the partner's
 //! registered URL shows it where policy names one. What is seen is written in the ledger, once.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -37,17 +32,18 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    /// Renews the lease, counts the votes and notes what has become of the keys, until `stop`.
+    /// Renews the lease, counts the votes and notes what has become of the keys, and looks at registered URLs beside that,
+    /// until `stop`: a URL that does not answer must not cost the lease.
     pub async fn run(self, stop: CancellationToken) {
-        let mut fetched: Option<Instant> = None;
+        tokio::join!(self.keep_looking(&stop), self.keep_fetching(&stop));
+    }
+
+    async fn keep_looking(&self, stop: &CancellationToken) {
         loop {
-            if self.pipeline.has_joined().is_ok() {
-                if fetched.is_none_or(|at| at.elapsed() >= FETCH_EVERY) && self.look_at_urls().await {
-                    fetched = Some(Instant::now());
-                }
-                if let Err(fault) = self.look().await {
-                    tracing::debug!(%fault, "what keys are served could not be taken down");
-                }
+            if self.pipeline.has_joined().is_ok()
+                && let Err(fault) = self.look().await
+            {
+                tracing::debug!(%fault, "what keys are served could not be taken down");
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -56,14 +52,30 @@ impl Publication {
         }
     }
 
+    async fn keep_fetching(&self, stop: &CancellationToken) {
+        loop {
+            // Looked for again soon while nothing waits, so that what comes to wait is seen to early.
+            let fetch = async { if self.look_at_urls().await { FETCH_EVERY } else { EVERY } };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = async { tokio::time::sleep(fetch.await).await } => {}
+            }
+        }
+    }
+
     async fn look(&self) -> Result<(), LedgerError> {
-        let Pipeline { ledger, published, policy, .. } = &*self.pipeline;
+        let Pipeline { ledger, published, policy, clock, .. } = &*self.pipeline;
         let (bundle, now) = (policy.load_full(), SystemClock.now());
         let standings = self.pipeline.standings();
         let shown = self.shown(&bundle, &standings, now);
         let leases = ledger.renew(Holding { serial: bundle.serial, shown }).await?;
         let count = published.meet(&self.replica, leases);
         let kids = ledger.kids().await?;
+        // What is written once for ever is not written by a clock that cannot be trusted.
+        let Ok(now) = clock.now() else {
+            published.learn(kids);
+            return Ok(());
+        };
         for key in bundle.timeline.all() {
             let Some(kept) = kids.get(&key.kid) else { continue };
             let at_url = |partner: &Partner| partner.jwks_url.is_none() || published.is_at_url(&partner.id, &key.kid);
@@ -102,13 +114,14 @@ impl Publication {
     /// Looks at the registered URLs of partners with a key that waits for that; whether there was any.
     async fn look_at_urls(&self) -> bool {
         let (bundle, now) = (self.pipeline.policy.load_full(), SystemClock.now());
-        let standings = self.pipeline.standings();
+        let (standings, published) = (self.pipeline.standings(), &self.pipeline.published);
         let mut any = false;
         for partner in bundle.partners() {
             // A key waits to be seen there, or to be seen gone.
             let waits = |key: &Arc<TimedKey>| {
                 let standing = standings.of(&key.kid);
-                key.is_published(now) && (standing.served_since.is_none() || standing.is_revoked)
+                let is_not_gone = || published.is_still_shown(&partner.id, &key.kid).is_some();
+                key.is_published(now) && (standing.served_since.is_none() || standing.is_revoked && is_not_gone())
             };
             let Some(url) = partner.jwks_url.as_deref().filter(|_| bundle.timeline.of(&partner.id).any(waits)) else {
                 continue;
@@ -119,7 +132,7 @@ impl Publication {
             if let Err(fault) = &shown {
                 tracing::warn!(partner = %partner.id, fault, "the registered URL of a key set cannot be looked at");
             }
-            self.pipeline.published.seen_at_url(partner.id.clone(), shown);
+            published.seen_at_url(partner.id.clone(), shown);
         }
         any
     }

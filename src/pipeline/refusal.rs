@@ -152,6 +152,7 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
         ledger::Refusal::NoSuchHold { .. }
         | ledger::Refusal::NotStopped { .. }
         | ledger::Refusal::KidUnknown { .. } => Reason::NotFound,
+        ledger::Refusal::HoldKeepsMore { .. } => Reason::InvalidRequest,
         ledger::Refusal::UnknownScope => Reason::SequenceScopeUnknown,
         ledger::Refusal::QuotaSpent { .. } => Reason::RateLimited,
         ledger::Refusal::Expired => Reason::QuoteExpired,

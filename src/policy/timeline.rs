@@ -51,14 +51,21 @@ pub struct Standing {
     pub served_since: Option<UtcTime>,
     /// It may sign before its propagation time is over and without the operator's confirmation.
     pub is_activated: bool,
+    /// How far it has come, as it was journalled: whatever a bundle says later, it does not come back from there.
+    pub furthest: Option<KeyState>,
     /// No quote that it signed is valid for longer; absent where it has signed none.
     pub last_expiry: Option<UtcTime>,
 }
 
 impl Standing {
     /// As the bundle plans it: served as soon as it says, never revoked.
-    pub const PLANNED: Self =
-        Self { is_revoked: false, served_since: Some(UtcTime::from_millis(0)), is_activated: false, last_expiry: None };
+    pub const PLANNED: Self = Self {
+        is_revoked: false,
+        served_since: Some(UtcTime::from_millis(0)),
+        is_activated: false,
+        furthest: None,
+        last_expiry: None,
+    };
 
     /// As planned, and revoked.
     pub const REVOKED: Self = Self { is_revoked: true, ..Self::PLANNED };
@@ -126,6 +133,7 @@ impl Timeline {
     pub fn may_sign(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> bool {
         key.state(now) == KeyState::Active
             && !standing.is_revoked
+            && standing.furthest <= Some(KeyState::Active)
             && (standing.is_activated || self.is_confirmed(key, now) && self.is_known(key, now, standing))
     }
 
@@ -134,6 +142,11 @@ impl Timeline {
     pub fn waits_for(&self, key: &TimedKey, now: UtcTime, standing: Standing) -> Option<String> {
         if key.state(now) != KeyState::Active || standing.is_revoked || self.may_sign(key, now, standing) {
             return None;
+        }
+        if standing.furthest > Some(KeyState::Active) {
+            return Some(
+                "it has ended before; a key that was taken back is not known to verifiers any more".to_owned(),
+            );
         }
         if !self.is_confirmed(key, now) {
             return Some("the operator has not confirmed it".to_owned());
@@ -303,6 +316,7 @@ mod tests {
             keys in keys(), environment in environment(), propagation in 0..20_u64, now in 0..110_i64,
             revoked in prop::collection::vec(any::<bool>(), 9),
             served in prop::collection::vec(prop::option::of(0..100_i64), 9),
+            furthest in prop::collection::vec(prop::option::of(prop::sample::select(vec![0, 1, 2, 2, 2, 3, 4])), 9),
             last in prop::collection::vec(prop::option::of(0..110_i64), 9),
             activated in prop::collection::vec(prop::sample::select(vec![false, false, false, true]), 9),
         ) {
@@ -315,6 +329,7 @@ mod tests {
                 is_revoked: revoked[at(kid)],
                 served_since: served[at(kid)].map(|second| UtcTime::from_millis(second * 1000)),
                 is_activated: activated[at(kid)],
+                furthest: furthest[at(kid)].map(|place| KeyState::ALL[place]),
                 last_expiry: last[at(kid)].map(|second| UtcTime::from_millis(second * 1000)),
             };
             for partner in ["partner-0", "partner-1"] {
@@ -327,6 +342,7 @@ mod tests {
                         && key.publish_at <= now
                         && key.sign_from <= now && now < key.sign_until
                         && !is_revoked(&key.kid)
+                        && !matches!(furthest[at(&key.kid)], Some(3 | 4))
                         && (activated[at(&key.kid)]
                             || (confirmed || key.confirmed.is_none() && environment != Environment::Production)
                                 && key.publish_at.plus(propagation) <= now && known)
@@ -336,8 +352,9 @@ mod tests {
                 let shown: Vec<&Kid> = timeline.published(&partner, now, standing).map(|key| &key.kid).collect();
                 for key in &keys {
                     let presentable = last[at(&key.kid)].is_some_and(|last| now < UtcTime::from_millis(last * 1000).plus(LATE));
-                    let in_time = key.publish_at <= now && (now < key.retire_at || presentable && key.state(now) == KeyState::Retired);
-                    let in_time = in_time && key.state(now) != KeyState::Planned;
+                    let state = key.state(now);
+                    let in_time = key.is_published(now) || state == KeyState::Retired && presentable;
+                    prop_assert!(!in_time || key.publish_at <= now);
                     let wanted = key.partner == partner && !is_revoked(&key.kid) && in_time;
                     prop_assert_eq!(shown.contains(&&key.kid), wanted, "a set shows its own partner's keys alone, while they count");
                 }

@@ -79,6 +79,9 @@ pub fn of(refusal: &Refusal) -> Status {
             details.add_quota_failure_violation("attempts_per_caller", refusal.to_string());
         }
         Refusal::Ledger(LedgerError::Refused(refused)) => of_ledger(refused, &mut metadata, &mut details),
+        Refusal::NoKey(NoKey::Waits(kid, _)) => {
+            details.add_precondition_failure_violation("KEY", kid.as_str(), refusal.to_string());
+        }
         Refusal::NoKey(NoKey::NoneActive(partner)) => {
             details.add_precondition_failure_violation("KEY", partner.as_str(), refusal.to_string());
         }
@@ -119,6 +122,7 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::KidReused { .. }
         | ledger::Refusal::KidUnknown { .. }
         | ledger::Refusal::NoSuchHold { .. }
+        | ledger::Refusal::HoldKeepsMore { .. }
         | ledger::Refusal::NotStopped { .. }
         | ledger::Refusal::Suspended
         | ledger::Refusal::FloorNotRaised { .. } => {}

@@ -348,21 +348,32 @@ async fn a_sequence_that_nobody_seeded_takes_no_number() {
     assert_eq!(production.refusal(1, SIGNING), "SEQUENCE_SCOPE_UNKNOWN");
 }
 
-/// Whatever the file says: a key that was first served a minute ago is not known to caches.
+/// Whatever the file says: a key that was first served half a day ago is not known to caches. That is told before `sign_from`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_not_served_for_the_propagation_time_does_not_sign() {
     let production = Production::new().with_key();
     production.confirm();
-    let gateway = production.serve(SIGNING);
+    let gateway = production.serve("2026-12-03T12:00:00Z");
     production.site.journalled("key.served", 1).await;
+    assert!(gateway.stop().success());
+    let gateway = production.serve("2026-12-03T12:01:00Z");
+    gateway.logged("will not sign from 2026-12-04T09:00:00Z on: its propagation time ends at 2026-12-04T1").await;
+    until("monitoring is told", async || {
+        let metrics = gateway.operations("/metrics").await.1;
+        let line = metrics.lines().find(|line| line.starts_with("quotesign_timeline_warnings{")).unwrap_or_default();
+        line.rsplit_once(' ').is_some_and(|(_, count)| count.parse::<u32>().unwrap() >= 1)
+    })
+    .await;
     production.good(&Step::number(9).commands().join("\n"));
+    assert!(gateway.stop().success());
+    let gateway = production.serve(SIGNING);
     assert_eq!(production.refusal(1, SIGNING), "NO_ACTIVE_KEY");
     until_key_signs(&gateway).await;
     let told = production.good(&Step::number(6).commands()[2]);
-    assert!(told.contains("NOT SERVING signing/acme-remit: `quote-signing-2026-12` may not sign yet: its propagation time ends at 2026-12-05T09:0"), "{told}");
-    gateway.logged("will not sign from 2026-12-04T09:00:00Z on").await;
+    let why = "NOT SERVING signing/acme-remit: `quote-signing-2026-12` may not sign yet: its propagation time ends at";
+    assert!(told.contains(why), "{told}");
     assert!(gateway.stop().success());
-    let gateway = production.serve("2026-12-05T09:00:30Z");
+    let gateway = production.serve("2026-12-04T12:00:30Z");
     gateway.signing().await;
     production.good(&Step::number(10).commands()[1]);
     assert!(gateway.stop().success());
@@ -488,4 +499,20 @@ async fn a_clock_behind_the_journal_is_not_trusted_however_often_the_gateway_is_
     }
     hands.turn(0);
     site.serve().await.quotes("pricing").await.sign(&Quote::number(2)).await.unwrap();
+}
+
+/// A restart takes no bundle that a reload would not: a key that has ended does not begin again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_ended_does_not_begin_again() {
+    let production = Production::signing().await;
+    let gateway = production.serve("2027-06-12T09:00:05Z");
+    production.site.journalled("key.turned", 2).await;
+    assert!(gateway.stop().success());
+    production.policy("2027-06-04T09:00:00Z", "2027-07-04T09:00:00Z");
+    production.policy("2027-06-11T09:00:00Z", "2027-07-11T09:00:00Z");
+    production.policy("serial = 3", "serial = 4");
+    let said = production.bad("quotesign serve", 2);
+    let why =
+        "the key `quote-signing-2026-12` was retired and would be active again; put its times back, or make a new key";
+    assert!(said.contains(why), "{said}");
 }

@@ -161,6 +161,25 @@ async fn a_key_is_served_once_the_registered_url_shows_it_and_revoked_once_it_do
     assert!(gateway.stop().success());
 }
 
+/// Neither the bundle nor the device is needed to stop a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_revoked_without_its_files_and_its_device() {
+    let site = Site::new();
+    let kid = kid(&site);
+    let gateway = site.serve().await;
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    fs::remove_dir_all(site.path("policy")).unwrap();
+    fs::remove_dir_all(site.path("tokens")).unwrap();
+    let report = done(client(&site, &gateway, &["keys", "revoke", &kid, "--reason", "OPS-21", "--format", "csv"]));
+    let rows: Vec<&str> = report.lines().collect();
+    assert_eq!(rows[0], "kid,quote_id,sequence,signed_at,expires_at,still_valid,jws_sha256");
+    assert!(rows.len() == 2 && rows[1].contains(",1,") && rows[1].contains(",true,"), "{report}");
+    assert_eq!(done(client(&site, &gateway, &["jwks"])).trim(), r#"{"keys":[]}"#);
+    // A kid that no bundle has named is revoked as well: whoever finds it lost need not look it up first.
+    done(client(&site, &gateway, &["keys", "revoke", "quote-signing-1999", "--reason", "OPS-21"]));
+    assert!(gateway.stop().success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn acts_that_widen_need_two_where_policy_says_so() {
     let site = Site::new();

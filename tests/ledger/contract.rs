@@ -336,7 +336,12 @@ fn pruned(store: &dyn Store) {
     };
     assert_eq!(one(&mut *engine, prune(end, 9)), Ok(Done::Pruned(0)), "nothing had expired before its expiry");
     assert!(matches!(one(&mut *engine, hold(None)), Err(Refusal::NoSuchHold { .. })));
-    one(&mut *engine, hold(Some(now()))).unwrap();
+    let since = now();
+    one(&mut *engine, hold(Some(since))).unwrap();
+    // To keep less is to release it.
+    let less = one(&mut *engine, hold(Some(since.plus(Duration::from_hours(1)))));
+    assert!(matches!(less, Err(Refusal::HoldKeepsMore { .. })), "{less:?}");
+    one(&mut *engine, hold(Some(since.minus(Duration::from_secs(1))))).unwrap();
     drop(engine);
     let mut engine = store.open();
     assert_eq!(one(&mut *engine, prune(later, 9)), Ok(Done::Pruned(0)), "it is held");

@@ -23,10 +23,14 @@ pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
 }
 
 pub(super) fn hold(holds: &Holds, op: &HoldAct) -> Result<Step, Refusal> {
-    let event = match op.since {
-        Some(_) => Event::HoldSet,
-        None if !holds.contains_key(&op.id) => return Err(Refusal::NoSuchHold { id: op.id.clone() }),
-        None => Event::HoldReleased,
+    let event = match (op.since, holds.get(&op.id)) {
+        // To keep less is to let go, which can need two people.
+        (Some(since), Some(present)) if since > *present => {
+            return Err(Refusal::HoldKeepsMore { id: op.id.clone(), present: *present });
+        }
+        (Some(_), _) => Event::HoldSet,
+        (None, None) => return Err(Refusal::NoSuchHold { id: op.id.clone() }),
+        (None, Some(_)) => Event::HoldReleased,
     };
     let since = op.since.map(|since| format!(" since {since}")).unwrap_or_default();
     let detail = Some(format!("{}{since}: {}", op.id, op.reason));

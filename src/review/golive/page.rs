@@ -53,7 +53,7 @@ pub fn html(dossier: &Dossier, calendar: &str) -> String {
         ("Policy serial", &serial),
         ("Policy digest", policy_digest),
     ];
-    for (name, value) in told {
+    for (name, value) in told.into_iter().filter(|(_, value)| !value.is_empty()) {
         let _written = write!(body, "<dt>{name}</dt><dd><code>{}</code></dd>", escaped(value));
     }
     for (role, who) in &dossier.contacts {

@@ -1,8 +1,10 @@
 //! What several gateways have to agree on about keys, and what one does while nobody can agree on anything.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, sync::Arc, time::Duration};
 
 use quotesign::clock::{Clock as _, SystemClock};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::Replicas;
 use crate::{
@@ -59,6 +61,52 @@ async fn a_key_is_revoked_while_the_ledger_is_away() {
     for gateway in gateways {
         assert!(gateway.stop().success());
     }
+}
+
+/// Gateways are restarted one after the other while verifiers fetch, as a balancer leads them: to whoever is ready. No request is
+/// lost, neither by a new connection each time nor by one that is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_drops_no_request_for_the_keys() {
+    let mut replicas = Replicas::new(Cluster::shared().empty(), 2, &[]).await;
+    replicas.site.env.insert("QUOTESIGN__DRAIN__GRACE_MS".to_owned(), "2000".to_owned());
+    let mut gateways = [replicas.start(0), replicas.start(1)].map(Arc::new);
+    for gateway in &gateways {
+        gateway.signing().await;
+    }
+    let (lead, led) = watch::channel(gateways.clone());
+    let over = CancellationToken::new();
+    let mut fetchers = JoinSet::new();
+    for at in 0..4 {
+        let (led, over) = (led.clone(), over.clone());
+        fetchers.spawn(async move {
+            let mut fetched = 0;
+            while !over.is_cancelled() {
+                let gateway = led.borrow()[at % 2].clone();
+                assert_eq!(kids(&gateway).await.len(), 1);
+                fetched += 1;
+            }
+            fetched
+        });
+    }
+    for at in 0..2 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Health turns, the balancer leads elsewhere, and the one that is asked to end goes on answering meanwhile.
+        let other = gateways[1 - at].clone();
+        let leaving = std::mem::replace(&mut gateways[at], other);
+        leaving.signal(rustix::process::Signal::TERM);
+        until("its health has turned", async || leaving.operations("/readyz?for=signing").await.0 == 503).await;
+        lead.send(gateways.clone()).unwrap();
+        while Arc::strong_count(&leaving) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(Arc::into_inner(leaving).unwrap().wait().success());
+        gateways[at] = Arc::new(replicas.start(at));
+        gateways[at].signing().await;
+        lead.send(gateways.clone()).unwrap();
+    }
+    over.cancel();
+    let fetched: usize = fetchers.join_all().await.into_iter().sum();
+    assert!(fetched > 100, "{fetched} are too few to say anything");
 }
 
 /// Gives `replica` a bundle of its own.
