@@ -14,6 +14,7 @@ use crate::{
     jwk::PublicKey,
     ledger::{Kept, Ledger, LedgerError, Publish, Stop, StopAct},
     policy::{AttributesRule, Bundle, DIGEST_FILE, Problem, files, timeline::TimedKey},
+    published::{Published, Standings},
     signer::{
         Attributes,
         keyring::{Binding, Keyring, KeyringError},
@@ -52,6 +53,10 @@ pub struct Control {
     pub policy: Arc<ArcSwap<Bundle>>,
     /// Bound anew to each bundle's keys.
     pub keyring: Arc<Keyring>,
+    /// What was revoked: a bundle may drop those keys.
+    pub stopped: Arc<Stopped>,
+    /// What keys have signed: a bundle may not drop those whose quotes count.
+    pub published: Arc<Published>,
     /// Where acts are journalled.
     pub ledger: Ledger,
     /// Why the newest reload was refused; nothing where it was not.
@@ -109,7 +114,8 @@ impl Control {
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
         let mut problems = fits(&bundle, self.environment, |signer, locator| self.keyring.accepts(signer, locator));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
-        problems.extend(keeps_keys(&bundle, current, SystemClock.now()));
+        let standings = Standings::of_now(&self.stopped, &self.published);
+        problems.extend(keeps_keys(&bundle, current, &standings, SystemClock.now()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
     }
 
@@ -153,8 +159,20 @@ pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context)
     Ok(())
 }
 
-/// Has the ledger know what was stopped here while it was away, and `stopped` what the ledger says now. A ledger that cannot be read leaves what is known.
+/// Has `stopped` know what the ledger says now. A ledger that cannot be read leaves what is known.
 pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) {
+    match ledger.stops().await {
+        Ok(stops) => {
+            if let Err(fault) = stopped.learn(stops) {
+                tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
+            }
+        }
+        Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
+    }
+}
+
+/// Has the ledger know what was stopped here while it was away.
+pub async fn make_durable(ledger: &Ledger, stopped: &Stopped) {
     for act in stopped.pending() {
         let stop = act.stop.clone();
         match ledger.stop(act).await {
@@ -164,14 +182,6 @@ pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) {
             }
             Err(fault) => tracing::warn!(%stop, %fault, "what was stopped here is not yet durable"),
         }
-    }
-    match ledger.stops().await {
-        Ok(stops) => {
-            if let Err(fault) = stopped.learn(stops) {
-                tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
-            }
-        }
-        Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
     }
 }
 
@@ -242,13 +252,14 @@ pub fn follows(bundle: &Bundle, serial: u64, digest: &str) -> Option<String> {
 }
 
 /// What a bundle may not do to the keys of the one before it: a kid keeps its key and partner for ever, stays until
-/// its time is over, and what has begun for it is not moved.
-fn keeps_keys(bundle: &Bundle, current: &Bundle, now: UtcTime) -> Vec<String> {
+/// its time is over (unless it was revoked), and what has begun for it is not moved.
+#[must_use]
+pub fn keeps_keys(bundle: &Bundle, current: &Bundle, standings: &Standings, now: UtcTime) -> Vec<String> {
     let mut problems = Vec::new();
     for old in current.timeline.all() {
-        let kid = &old.kid;
+        let (kid, standing) = (&old.kid, standings.of(&old.kid));
         let Some(new) = bundle.key(kid) else {
-            if old.publish_at <= now && now < old.retire_at {
+            if current.timeline.is_shown(old, now, standing) {
                 problems.push(format!("policy.toml: the key `{kid}` is gone before its `retire_at`; put it back"));
             }
             continue;

@@ -25,7 +25,8 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Where it cannot be written. What was there before is there then.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_added_extension("new");
+    // Of this process alone, so that two who write the same file do not write into one another.
+    let new = path.with_added_extension(format!("{}.new", std::process::id()));
     let mut file = File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;

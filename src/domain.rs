@@ -98,7 +98,9 @@ word!(
     /// A key id (RFC 7515 section 4.1.4): readable, and never one of the names that say nothing.
     Kid,
     |text| {
-        made_of(text, 64, is_token) && text.len() >= 6 && !["current", "default", "latest"].contains(&text)
+        made_of(text, 64, is_token)
+            && text.len() >= 6
+            && !["current", "default", "latest"].iter().any(|banned| banned.eq_ignore_ascii_case(text))
     },
     "a kid is 6 to 64 of A-Z, a-z, 0-9, `-`, `.`, `_` and `:`, and names its key, as in `quote-signing-2026-06`"
 );

@@ -20,6 +20,7 @@ use crate::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
         quote_signing_service_server::QuoteSigningServiceServer,
     },
+    published::Published,
     service::{
         admin::Admin,
         health::{Components, Watch},
@@ -145,12 +146,15 @@ impl Gateway {
         let keyring = Arc::new(Keyring::new(devices::all(&config)));
         control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
+        let published: Arc<Published> = Arc::default();
         let control = Arc::new(Control {
             dir: config.policy.clone(),
             key: config.policy_key().map_err(StartError::unfit)?.map(Arc::new),
             environment: config.environment,
             policy: policy.clone(),
             keyring: keyring.clone(),
+            stopped: stopped.clone(),
+            published: published.clone(),
             ledger: ledger.clone(),
             refused: parking_lot::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -163,7 +167,7 @@ impl Gateway {
             policy,
             ledger,
             stopped,
-            published: Arc::default(),
+            published,
             keyring,
             joined: Arc::default(),
             clock,
@@ -252,6 +256,7 @@ impl Gateway {
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
         upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
+        upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
         upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
         upkeep.spawn(join::until_joined(pipeline(), self.control.clone(), stop.clone()));
         upkeep.spawn(upkeep::look_ahead(pipeline(), self.metrics.clone(), stop.clone()));

@@ -5,13 +5,10 @@
 use std::{collections::BTreeSet, fmt, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{
-    Serialize,
-    de::{Deserializer, MapAccess, SeqAccess, Visitor},
-};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{clock::UtcTime, domain::Kid};
+use crate::{clock::UtcTime, domain::Kid, jwk::PublicKey};
 
 /// Members that a private key has (RFC 7517, RFC 7518 section 6.3.2), and that of a symmetric one.
 pub const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
@@ -75,33 +72,96 @@ pub struct Finding {
     pub detail: String,
 }
 
-/// The places of `json` at which a member of a private key stands, or the text of one; empty where there is none. What is no
-/// JSON is read as far as it is.
+/// The members of private keys that stand in `json`, and the text of one; empty where there is none. It need not be JSON that
+/// anybody takes: whatever looks like a member counts, before and after a fault, at any depth, within a string too.
 #[must_use]
 pub fn private_parts(json: &[u8]) -> Vec<String> {
-    let mut names = Names(Vec::new());
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    // What was seen before a fault counts.
-    let _fault = names.read(&mut reader);
-    let mut found: Vec<String> = names
-        .0
-        .iter()
-        .filter(|name| PRIVATE_MEMBERS.iter().any(|private| private.eq_ignore_ascii_case(name)))
-        .map(|name| format!("the member `{name}`"))
-        .collect();
-    let text = String::from_utf8_lossy(json).to_uppercase();
-    found.extend(text.contains(PRIVATE_TEXT).then(|| "the text of a private key".to_owned()));
-    found.sort_unstable();
-    found.dedup();
-    found
+    // What another encoding than UTF-8 puts between the letters.
+    let text: String = String::from_utf8_lossy(json).chars().filter(|sign| *sign != '\0').collect();
+    let mut found = BTreeSet::new();
+    scan(&text, 0, &mut found);
+    found.into_iter().collect()
 }
 
-/// The kids of a set that holds nothing private; absent where it is none.
+/// How deep strings within strings are read.
+const STRINGS_DEEP: usize = 4;
+
+fn scan(text: &str, depth: usize, found: &mut BTreeSet<String>) {
+    if text.to_uppercase().contains(PRIVATE_TEXT) {
+        found.insert("the text of a private key".to_owned());
+    }
+    let mut rest = text;
+    while let Some(at) = rest.find('"') {
+        let (string, after) = read_string(rest.get(at + 1..).unwrap_or_default());
+        rest = after;
+        let is_name = rest.trim_start().starts_with(':');
+        if is_name && PRIVATE_MEMBERS.iter().any(|private| private.eq_ignore_ascii_case(&string)) {
+            found.insert(format!("the member `{string}`"));
+        }
+        let may_hold_some = string.contains('"') || string.to_uppercase().contains(PRIVATE_TEXT);
+        if depth < STRINGS_DEEP && may_hold_some {
+            scan(&string, depth + 1, found);
+        }
+    }
+}
+
+/// A string up to its closing quote, and what follows. Escapes are undone as far as they can be.
+fn read_string(text: &str) -> (String, &str) {
+    let (mut string, mut signs) = (String::new(), text.char_indices());
+    while let Some((at, sign)) = signs.next() {
+        match sign {
+            '"' => return (string, text.get(at + 1..).unwrap_or_default()),
+            '\\' => match signs.next() {
+                Some((at, 'u')) => {
+                    let code = text.get(at + 1..at + 5).and_then(|code| u32::from_str_radix(code, 16).ok());
+                    if let Some(sign) = code.and_then(char::from_u32) {
+                        string.push(sign);
+                        signs.by_ref().take(4).for_each(drop);
+                    }
+                }
+                Some((_, escaped)) => string.push(escaped),
+                None => {}
+            },
+            sign => string.push(sign),
+        }
+    }
+    (string, "")
+}
+
+/// The keys that a set shows, as a verifier reads it.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// Every kid that stands in it, also of a key that cannot be read.
+    pub kids: BTreeSet<String>,
+    keys: Vec<PublicKey>,
+}
+
+impl Shown {
+    /// Whether it shows this very key under its kid, and no other under it.
+    #[must_use]
+    pub fn has(&self, key: &PublicKey) -> bool {
+        let mut same_kid = self.keys.iter().filter(|shown| shown.kid() == key.kid());
+        let same_key = |shown: &PublicKey| shown.same_key(key.modulus(), key.exponent());
+        same_kid.next().is_some_and(same_key) && same_kid.next().is_none()
+    }
+
+    /// Whether the kid stands in it, with whatever key.
+    #[must_use]
+    pub fn names(&self, kid: &Kid) -> bool {
+        self.kids.contains(kid.as_str())
+    }
+}
+
+/// What a set shows that holds nothing private; absent where it is none.
 #[must_use]
-pub fn kids(body: &[u8]) -> Option<BTreeSet<Kid>> {
+pub fn shown(body: &[u8]) -> Option<Shown> {
     let set: Value = serde_json::from_slice(body).ok().filter(|_| private_parts(body).is_empty())?;
-    let kids = set.get("keys")?.as_array()?.iter().filter_map(|key| key.get("kid")?.as_str()?.parse().ok());
-    Some(kids.collect())
+    let mut shown = Shown::default();
+    for key in set.get("keys")?.as_array()? {
+        shown.kids.extend(key.get("kid").and_then(Value::as_str).map(str::to_owned));
+        shown.keys.extend(PublicKey::from_jwk(key.to_string().as_bytes()).ok());
+    }
+    Some(shown)
 }
 
 /// Holds the set against everything. `active` is the kid that signs now, where it is known.
@@ -129,7 +189,11 @@ pub fn inspect(body: &[u8], fetched: Option<&Fetched>, active: Option<&Kid>, now
         keys.is_some(),
         "a JWK Set is an object with the array `keys`",
     );
-    let keys: Vec<&Map<String, Value>> = keys.into_iter().flatten().filter_map(Value::as_object).collect();
+    let entries = keys.into_iter().flatten();
+    let strangers = entries.clone().filter(|key| !key.is_object()).count();
+    let told = format!("{strangers} entries are no objects; a JWK is one");
+    put(&mut findings, "every entry a key", Severity::Failed, strangers == 0, &told);
+    let keys: Vec<&Map<String, Value>> = entries.filter_map(Value::as_object).collect();
     put(&mut findings, "it has keys", Severity::Failed, !keys.is_empty(), "no quote can be verified with an empty set");
     of_keys(&mut findings, &keys);
     if let Some(active) = active {
@@ -176,6 +240,7 @@ fn of_keys(findings: &mut Vec<Finding>, keys: &[&Map<String, Value>]) {
     let (mut lacking, mut kinds, mut algorithms, mut uses, mut weak, mut short) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut kids, mut twice, mut poor) = (BTreeSet::new(), Vec::new(), Vec::new());
+    let (mut moduli, mut shared, mut exponents) = (BTreeSet::new(), Vec::new(), Vec::new());
     for (at, key) in keys.iter().enumerate() {
         let text = |member: &str| key.get(member).and_then(Value::as_str);
         let name = text("kid").map_or_else(|| format!("key {at}"), |kid| format!("`{kid}`"));
@@ -186,6 +251,10 @@ fn of_keys(findings: &mut Vec<Finding>, keys: &[&Map<String, Value>]) {
         kinds.extend((text("kty") != Some("RSA")).then(|| name.clone()));
         algorithms.extend(key.get("alg").is_some_and(|alg| alg != "RS256").then(|| name.clone()));
         uses.extend(key.get("use").is_some_and(|usage| usage != "sig").then(|| name.clone()));
+        let exponent = text("e").and_then(|e| URL_SAFE_NO_PAD.decode(e).ok()).unwrap_or_default();
+        let is_odd = exponent.last().is_some_and(|last| last % 2 == 1) && exponent != [1];
+        exponents.extend((text("e").is_some() && !is_odd).then(|| name.clone()));
+        shared.extend(text("n").is_some_and(|n| !moduli.insert(n)).then(|| name.clone()));
         let bits = text("n").and_then(|n| URL_SAFE_NO_PAD.decode(n).ok()).map_or(0, |n| bits_of(&n));
         weak.extend((bits < BITS.0).then(|| format!("{name} has {bits} bits")));
         short.extend((BITS.0..BITS.1).contains(&bits).then(|| format!("{name} has {bits}")));
@@ -196,6 +265,15 @@ fn of_keys(findings: &mut Vec<Finding>, keys: &[&Map<String, Value>]) {
     }
     let listed = |all: &[String]| all.join(", ");
     put(findings, "kty, kid, n and e", Severity::Failed, lacking.is_empty(), &listed(&lacking));
+    put(
+        findings,
+        "e is an RSA exponent",
+        Severity::Failed,
+        exponents.is_empty(),
+        &format!("{}: it must be an odd number above 1, base64url", listed(&exponents)),
+    );
+    let same = format!("{}: one key under two kids; give each its own", listed(&shared));
+    put(findings, "each key once", Severity::Failed, shared.is_empty(), &same);
     put(findings, "kty is RSA", Severity::Failed, kinds.is_empty(), &listed(&kinds));
     put(findings, "alg is RS256", Severity::Failed, algorithms.is_empty(), &listed(&algorithms));
     put(findings, "use is sig", Severity::Failed, uses.is_empty(), &listed(&uses));
@@ -233,62 +311,10 @@ fn put(findings: &mut Vec<Finding>, check: &'static str, severity: Severity, pas
     });
 }
 
-/// Every member's name, at whatever depth, also of members that stand twice.
-struct Names(Vec<String>);
-
-impl Names {
-    fn read<'de, D: Deserializer<'de>>(&mut self, reader: D) -> Result<(), D::Error> {
-        reader.deserialize_any(Walk(self))
-    }
-}
-
-struct Walk<'n>(&'n mut Names);
-
-impl<'de> serde::de::DeserializeSeed<'de> for Walk<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
-        self.0.read(reader)
-    }
-}
-
-macro_rules! nothing {
-    ($($method:ident: $kind:ty),*) => { $(
-        fn $method<E>(self, _: $kind) -> Result<(), E> {
-            Ok(())
-        }
-    )* };
-}
-
-impl<'de> Visitor<'de> for Walk<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    nothing!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        while elements.next_element_seed(Walk(self.0))?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        while let Some(name) = members.next_key::<String>()? {
-            self.0.0.push(name);
-            members.next_value_seed(Walk(self.0))?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const N: &str = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw";
@@ -317,11 +343,18 @@ mod tests {
                     format!(r#"{{"{name}":1,"keys":[{}]}}"#, key("")),
                     format!(r#"{{"keys":[{}],"note":{{"deep":[[{{"{name}":null}}]]}}}}"#, key("")),
                     format!(r#"{{"keys":[{}],"x":{{"{name}":1,"{name}":2}}}}"#, key("")),
+                    // Whatever stands before it, and in whatever encoding of a string.
+                    format!("\u{feff}{{\"keys\":[{{\"{name}\":\"AQAB\"}}]}}"),
+                    format!(r#"{{"x":1e999,"keys":[{{"kty":"RSA",}},{{"{name}":"AQAB"}}]}}"#),
+                    format!("{}{{\"{name}\":1}}{}", "[".repeat(300), "]".repeat(300)),
+                    json!({ "keys": [], "x": format!(r#"{{"{name}":1}}"#) }).to_string(),
                     // Cut off, or followed by something else.
                     format!(r#"{{"keys":[{{"{name}":"AQAB","#),
                     format!(r#"{{"keys":[{{"{name}":"AQAB"}}]}} trailing"#),
                 ] {
                     assert_eq!(worst(&body), (Severity::Critical, vec!["no private key material"]), "{body}");
+                    let wide: Vec<u8> = body.encode_utf16().flat_map(u16::to_le_bytes).collect();
+                    assert!(!private_parts(&wide).is_empty(), "{body}");
                 }
             }
         }
@@ -345,6 +378,10 @@ mod tests {
             (set(&key("").replace("\"sig\"", "\"enc\"")), "use is sig"),
             (set(&key("").replace(N, &N[..100])), "2048 bits or more"),
             (set(&format!("{},{}", key(""), key(""))), "each kid once"),
+            (set(&format!("{},{}", key(""), key("").replace("2026-01", "2026-02"))), "each key once"),
+            (set(&key("").replace("AQAB", "AQ")), "e is an RSA exponent"),
+            (set(&key("").replace("AQAB", "!!!")), "e is an RSA exponent"),
+            (set(&format!("{},null", key(""))), "every entry a key"),
             (set(&key("").replace("quote-signing-2026-01", "quote-signing-2026-02")), "the active kid"),
         ] {
             let (severity, checks) = worst(&body);

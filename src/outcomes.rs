@@ -8,7 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{clock::UtcTime, domain::Kid};
+use crate::{
+    clock::UtcTime,
+    domain::{Kid, QuoteId},
+};
 
 /// What the API said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +39,7 @@ impl Outcome {
 /// So far back outcomes count for the alert.
 const WINDOW: Duration = Duration::from_mins(10);
 /// As many are kept of each key.
-const KEPT_MAX: usize = 10_000;
+const KEPT_MAX: usize = 2_000;
 /// A spike is at least so many failures, and one in so many of all.
 const SPIKE: (usize, usize) = (3, 20);
 
@@ -47,7 +50,8 @@ pub struct Outcomes(Mutex<BTreeMap<Kid, Told>>);
 #[derive(Debug, Default)]
 struct Told {
     counts: BTreeMap<Outcome, u64>,
-    lately: VecDeque<(UtcTime, Outcome)>,
+    /// Each quote once, as it was last told of.
+    lately: VecDeque<(UtcTime, QuoteId, Outcome)>,
 }
 
 /// How the quotes of one key fare.
@@ -62,13 +66,17 @@ pub struct Fate {
 }
 
 impl Outcomes {
-    /// Takes one down.
-    pub fn reported(&self, kid: &Kid, outcome: Outcome, now: UtcTime) {
+    /// Takes one down. The same of the same quote counts once, so that a retry or a zealous caller raises nothing.
+    pub fn reported(&self, kid: &Kid, quote: &QuoteId, outcome: Outcome, now: UtcTime) {
         let mut all = self.0.lock();
         let told = all.entry(kid.clone()).or_default();
+        if told.lately.iter().any(|(_, known, said)| known == quote && *said == outcome) {
+            return;
+        }
         let count = told.counts.entry(outcome).or_default();
         *count = count.saturating_add(1);
-        told.lately.push_back((now, outcome));
+        told.lately.retain(|(_, known, _)| known != quote);
+        told.lately.push_back((now, quote.clone(), outcome));
         if told.lately.len() > KEPT_MAX {
             told.lately.pop_front();
         }
@@ -79,8 +87,8 @@ impl Outcomes {
     pub fn look(&self, now: UtcTime) -> Vec<Fate> {
         let since = now.minus(WINDOW);
         let fate = |(kid, told): (&Kid, &mut Told)| {
-            told.lately.retain(|(at, _)| *at > since);
-            let failed = told.lately.iter().filter(|(_, outcome)| *outcome == Outcome::Unverified).count();
+            told.lately.retain(|(at, ..)| *at > since);
+            let failed = told.lately.iter().filter(|(.., outcome)| *outcome == Outcome::Unverified).count();
             let is_spike = failed >= SPIKE.0 && failed.saturating_mul(SPIKE.1) >= told.lately.len();
             Fate { kid: kid.clone(), counts: told.counts.clone(), is_spike }
         };
@@ -97,14 +105,17 @@ mod tests {
         let (outcomes, kid) = (Outcomes::default(), "quote-signing-a".parse::<Kid>().unwrap());
         let at = |second: i64| UtcTime::from_millis(second * 1000);
         let is_spike = |second| outcomes.look(at(second))[0].is_spike;
+        let quote = |name: String| name.parse::<QuoteId>().unwrap();
         for second in 0..100 {
-            outcomes.reported(&kid, Outcome::Accepted, at(second));
+            outcomes.reported(&kid, &quote(format!("good-{second}")), Outcome::Accepted, at(second));
         }
         for (failures, spike) in [(1, false), (2, false), (3, false), (4, false), (5, false), (6, true)] {
-            outcomes.reported(&kid, Outcome::Unverified, at(100));
+            for _again in 0..3 {
+                outcomes.reported(&kid, &quote(format!("bad-{failures}")), Outcome::Unverified, at(100));
+            }
             assert_eq!(is_spike(100), spike, "{failures}");
         }
-        outcomes.reported(&kid, Outcome::Refused, at(101));
+        outcomes.reported(&kid, &quote("other".to_owned()), Outcome::Refused, at(101));
         assert!(is_spike(101) && is_spike(699));
         assert!(!is_spike(701));
         let counts = outcomes.look(at(701)).remove(0).counts;

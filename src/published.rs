@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 
 use crate::{
     domain::{Kid, PartnerId},
+    jwk::PublicKey,
+    key_set::Shown,
     ledger::{Kept, Lease, stops::Stops},
     policy::timeline::Standing,
     stopped::Stopped,
@@ -28,8 +30,11 @@ pub const GRACE: Duration = Duration::from_mins(1);
 pub struct Published {
     kids: ArcSwap<BTreeMap<Kid, Kept>>,
     replicas: Mutex<Vec<Lease>>,
-    lags: Mutex<Option<String>>,
-    at_urls: Mutex<BTreeMap<PartnerId, Result<BTreeSet<Kid>, String>>>,
+    /// Why this gateway's sets are out of date, as of then.
+    lags: Mutex<Option<(Instant, String)>>,
+    at_urls: Mutex<BTreeMap<PartnerId, Result<Shown, String>>>,
+    /// What was revoked when the URLs were last looked at.
+    revoked: Mutex<BTreeSet<Kid>>,
     exports: Mutex<BTreeMap<PartnerId, Option<String>>>,
 }
 
@@ -75,25 +80,45 @@ impl Published {
     /// Takes over who there is; `own` is this gateway's name.
     pub fn meet(&self, own: &str, leases: Vec<Lease>) -> Count {
         let count = count(&leases);
-        *self.lags.lock() = count.no_vote.get(own).map(|why| format!("this gateway {why}; reload its bundle"));
+        // A newer bundle that one gateway tries out takes nobody's key sets away.
+        let alive = leases.iter().filter(|lease| lease.age <= LEASE).count();
+        let newest = leases.iter().filter(|lease| lease.age <= LEASE).map(|lease| lease.holding.serial).max();
+        let at_newest =
+            leases.iter().filter(|lease| lease.age <= LEASE && Some(lease.holding.serial) == newest).count();
+        let why = count.no_vote.get(own).filter(|_| at_newest.saturating_mul(2) >= alive);
+        *self.lags.lock() = why.map(|why| (Instant::now(), format!("this gateway {why}; reload its bundle")));
         *self.replicas.lock() = leases;
         count
     }
 
     /// What the registered URL of `partner` was last seen to show.
-    pub fn seen_at_url(&self, partner: PartnerId, shown: Result<BTreeSet<Kid>, String>) {
+    pub fn seen_at_url(&self, partner: PartnerId, shown: Result<Shown, String>) {
         self.at_urls.lock().insert(partner, shown);
     }
 
-    /// Whether the registered URL of `partner` was last seen to show `kid`.
+    /// Forgets what the URLs have shown where something was revoked since: what was seen before says nothing of it.
+    pub fn is_revoked_now(&self, revoked: BTreeSet<Kid>) {
+        let mut before = self.revoked.lock();
+        if *before != revoked {
+            self.at_urls.lock().clear();
+            *before = revoked;
+        }
+    }
+
+    /// Whether the registered URL of `partner` was last seen to show this very key.
     #[must_use]
-    pub fn is_at_url(&self, partner: &PartnerId, kid: &Kid) -> bool {
-        matches!(self.at_urls.lock().get(partner), Some(Ok(shown)) if shown.contains(kid))
+    pub fn is_at_url(&self, partner: &PartnerId, key: &PublicKey) -> bool {
+        matches!(self.at_urls.lock().get(partner), Some(Ok(shown)) if shown.has(key))
     }
 
     /// Whether the set of `partner` was exported as it now is, or why not yet.
     pub fn exported(&self, partner: PartnerId, fault: Option<String>) {
         self.exports.lock().insert(partner, fault);
+    }
+
+    /// Forgets the exports of partners that are no more.
+    pub fn exporting(&self, partners: &BTreeSet<PartnerId>) {
+        self.exports.lock().retain(|partner, _| partners.contains(partner));
     }
 
     /// How the exports of the partners fare.
@@ -106,7 +131,7 @@ impl Published {
     #[must_use]
     pub fn is_still_shown(&self, partner: &PartnerId, kid: &Kid) -> Option<String> {
         match self.at_urls.lock().get(partner) {
-            Some(Ok(shown)) if !shown.contains(kid) => None,
+            Some(Ok(shown)) if !shown.names(kid) => None,
             Some(Ok(_)) => Some(format!("`{kid}` is revoked and still shown at the registered URL; purge its caches")),
             Some(Err(fault)) => {
                 Some(format!("whether `{kid}` is still shown at the registered URL is not known: {fault}"))
@@ -130,12 +155,14 @@ impl Published {
     /// Why this gateway's key sets are not to be relied on: others have a newer bundle.
     #[must_use]
     pub fn lags(&self) -> Option<String> {
-        self.lags.lock().clone()
+        // Without the ledger nobody knows any more whether they still have it.
+        let lags = self.lags.lock();
+        lags.as_ref().filter(|(at, _)| at.elapsed() <= LEASE).map(|(_, why)| why.clone())
     }
 }
 
 /// What is known of every key at one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Standings {
     stops: Arc<Stops>,
     kids: Arc<BTreeMap<Kid, Kept>>,

@@ -97,12 +97,22 @@ impl Stopped {
         kids.filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
     }
 
+    /// Knows what has just been made durable by this gateway itself, before it is read again.
+    pub fn stands(&self, stop: &Stop) {
+        let known: Stops = self.known.load().iter().cloned().chain([stop.clone()]).collect();
+        self.known.store(Arc::new(known));
+    }
+
     /// Knows from now on that `kid` is revoked, before the ledger does, which learns it from `act` once it is there.
     ///
     /// # Errors
     /// Where the mirror cannot be written; it is known all the same.
     pub fn revoke_here(&self, kid: Kid, act: StopAct) -> Result<(), MirrorError> {
-        self.pending.lock().push(act);
+        let mut pending = self.pending.lock();
+        if pending.iter().all(|waits| waits.stop != act.stop) {
+            pending.push(act);
+        }
+        drop(pending);
         let ledger: Stops = self.known.load().iter().cloned().chain([Stop::Revoked(kid)]).collect();
         // Nobody has told more than before.
         self.take_over(ledger, false)

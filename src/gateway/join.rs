@@ -97,7 +97,7 @@ fn vanished(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, stops: &Stops, now: Utc
 
 /// Kids that the bundle would have begin again where they were further already, each in words.
 fn taken_back(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, now: UtcTime) -> Vec<String> {
-    let told = |key: &std::sync::Arc<TimedKey>| {
+    let told = |key: &Arc<TimedKey>| {
         let (was, is) = (kids.get(&key.kid)?.state?, key.state(now));
         (was > is).then(|| {
             format!(

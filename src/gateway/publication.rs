@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -78,7 +79,8 @@ impl Publication {
         };
         for key in bundle.timeline.all() {
             let Some(kept) = kids.get(&key.kid) else { continue };
-            let at_url = |partner: &Partner| partner.jwks_url.is_none() || published.is_at_url(&partner.id, &key.kid);
+            let at_url =
+                |partner: &Partner| partner.jwks_url.is_none() || published.is_at_url(&partner.id, &key.public);
             let is_seen = count.shown_by_all.contains(&key.kid) && bundle.partner(&key.partner).is_some_and(at_url);
             if kept.served_since.is_none() && is_seen {
                 self.note(&bundle, key, Noted::Served, now).await?;
@@ -115,25 +117,26 @@ impl Publication {
     async fn look_at_urls(&self) -> bool {
         let (bundle, now) = (self.pipeline.policy.load_full(), SystemClock.now());
         let (standings, published) = (self.pipeline.standings(), &self.pipeline.published);
-        let mut any = false;
-        for partner in bundle.partners() {
-            // A key waits to be seen there, or to be seen gone.
-            let waits = |key: &Arc<TimedKey>| {
-                let standing = standings.of(&key.kid);
-                let is_not_gone = || published.is_still_shown(&partner.id, &key.kid).is_some();
-                key.is_published(now) && (standing.served_since.is_none() || standing.is_revoked && is_not_gone())
-            };
-            let Some(url) = partner.jwks_url.as_deref().filter(|_| bundle.timeline.of(&partner.id).any(waits)) else {
-                continue;
-            };
-            any = true;
-            let shown = client::fetch(url, &self.url_ca).await.map_err(|fault| fault.to_string());
-            let shown = shown.and_then(|body| key_set::kids(&body).ok_or_else(|| format!("{url}: it is no key set")));
-            if let Err(fault) = &shown {
-                tracing::warn!(partner = %partner.id, fault, "the registered URL of a key set cannot be looked at");
-            }
-            published.seen_at_url(partner.id.clone(), shown);
+        let revoked = bundle.timeline.all().map(|key| &key.kid).filter(|kid| standings.of(kid).is_revoked);
+        published.is_revoked_now(revoked.cloned().collect());
+        // A key waits to be seen there, or to be seen gone.
+        let waits = |key: &Arc<TimedKey>| {
+            let standing = standings.of(&key.kid);
+            let is_not_gone = || published.is_still_shown(&key.partner, &key.kid).is_some();
+            key.is_published(now) && (standing.served_since.is_none() || standing.is_revoked && is_not_gone())
+        };
+        let wanted = bundle.partners().filter(|partner| bundle.timeline.of(&partner.id).any(waits));
+        // At once, so that one that does not answer holds up none.
+        let looks = wanted.filter_map(|partner| Some(self.look_at_url(partner, partner.jwks_url.as_deref()?)));
+        !join_all(looks).await.is_empty()
+    }
+
+    async fn look_at_url(&self, partner: &Partner, url: &str) {
+        let shown = client::fetch(url, &self.url_ca).await.map_err(|fault| fault.to_string());
+        let shown = shown.and_then(|body| key_set::shown(&body).ok_or_else(|| format!("{url}: it is no key set")));
+        if let Err(fault) = &shown {
+            tracing::warn!(partner = %partner.id, fault, "the registered URL of a key set cannot be looked at");
         }
-        any
+        self.pipeline.published.seen_at_url(partner.id.clone(), shown);
     }
 }

@@ -66,6 +66,18 @@ pub(super) async fn look_at_stops(pipeline: Arc<Pipeline>, stop: CancellationTok
     }
 }
 
+/// Makes durable what was stopped here while the ledger was away; beside the look at what others have stopped, which must not
+/// wait for it.
+pub(super) async fn make_durable(pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        control::make_durable(&pipeline.ledger, &pipeline.stopped).await;
+    }
+}
+
 /// Reads the bundle again at SIGHUP.
 pub(super) async fn reload_on_hangup(control: Arc<Control>, pipeline: Arc<Pipeline>, stop: CancellationToken) {
     let Ok(mut hangups) = tokio::signal::unix::signal(SignalKind::hangup()) else { return };

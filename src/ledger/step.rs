@@ -261,7 +261,7 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Stop(op), _) => acts::stop(state.stops, op),
         (Op::Publish(op), _) => acts::publish(state.kept, op),
         (Op::Note(op), _) => acts::note(state.kept, op),
-        (Op::Propose(op), _) => Ok(acts::propose(state.proposal, op)),
+        (Op::Propose(op), _) => Ok(acts::propose(state.proposal, state.stops, op)),
         (Op::Prune(op), _) => Ok(keep::prune(state, op)),
         (Op::Hold(op), _) => keep::hold(state.holds, op),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),

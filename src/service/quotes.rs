@@ -147,7 +147,7 @@ impl Quotes {
         );
         let id = record.id;
         self.pipeline.ledger.record(record).await.map_err(status::of_ledger_error)?;
-        self.pipeline.outcomes.reported(&quote.kid, reported.outcome, now);
+        self.pipeline.outcomes.reported(&quote.kid, &reported.quote_id, reported.outcome, now);
         Ok(proto::ReportQuoteOutcomeResponse { kid: quote.kid.to_string(), audit_record_id: id.to_string() })
     }
 

@@ -14,7 +14,8 @@ use quotesign::{
     clock::{Clock as _, SystemClock},
     config::JwksListener,
     proto::{
-        ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReportQuoteOutcomeRequest, ResumeRequest, halt_reach,
+        ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReportQuoteOutcomeRequest, ResumeRequest,
+        SuspendCallerRequest, halt_reach,
     },
     transport::tls,
 };
@@ -81,6 +82,13 @@ impl Cdn {
     }
 }
 
+/// The same JWK with another modulus.
+fn with_another_modulus(jwk: &str) -> String {
+    let at = jwk.find("\"n\": \"").unwrap() + 30;
+    let other = if &jwk[at..=at] == "x" { "y" } else { "x" };
+    format!("{}{other}{}", &jwk[..at], &jwk[at + 1..])
+}
+
 /// A site whose sets are exported, with a hook that fills the CDN while `open` is there.
 async fn exporting() -> (Site, Cdn) {
     let site = Site::new();
@@ -124,6 +132,12 @@ async fn a_key_is_served_once_the_registered_url_shows_it_and_revoked_once_it_do
     until("the export is late", late).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!((served(&site), gateway.operations("/readyz?for=jwks").await.0), (0, 200));
+    // Another key under the kid, as of another environment, is not this one.
+    let jwk = fs::read_to_string(site.path(&format!("policy/keys/{kid}.jwk.json"))).unwrap();
+    let other = with_another_modulus(&jwk);
+    fs::write(&cdn.file, format!("{{\"keys\":[{other}]}}")).unwrap();
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(served(&site), 0);
     fs::write(site.path("open"), "").unwrap();
     site.journalled("key.served", 1).await;
     let exported = fs::read_to_string(site.path(&format!("exported/{PARTNER}/jwks.json"))).unwrap();
@@ -176,7 +190,10 @@ async fn a_key_is_revoked_without_its_files_and_its_device() {
     assert!(rows.len() == 2 && rows[1].contains(",1,") && rows[1].contains(",true,"), "{report}");
     assert_eq!(done(client(&site, &gateway, &["jwks"])).trim(), r#"{"keys":[]}"#);
     // A kid that no bundle has named is revoked as well: whoever finds it lost need not look it up first.
-    done(client(&site, &gateway, &["keys", "revoke", "quote-signing-1999", "--reason", "OPS-21"]));
+    let unknown = client(&site, &gateway, &["keys", "revoke", "quote-signing-1999", "--reason", "OPS-21"]);
+    assert!(failed(unknown, 6).contains("is it misspelt?"));
+    let status = done(client(&site, &gateway, &["admin", "status"]));
+    assert!(status.contains("STOPPED     revoked/quote-signing-1999"), "{status}");
     assert!(gateway.stop().success());
 }
 
@@ -225,10 +242,18 @@ async fn acts_that_widen_need_two_where_policy_says_so() {
     assert!(!activate("operator").await.unwrap().into_inner().audit_record_id.is_empty());
     let resumed = site.journalled("signing.resumed", 1).await;
     assert_eq!(resumed.len(), 1);
+    // Who asked first and was suspended since does not count.
+    let halt = HaltRequest { reach: reach(), reason: "OPS-16".to_owned() };
+    gateway.admin("operator").await.halt(halt).await.unwrap();
+    refused(resume("third", reach()).await, Code::FailedPrecondition, "SECOND_CALLER_NEEDED");
+    let suspend = SuspendCallerRequest { caller: third.to_owned(), reason: "OPS-22".to_owned(), signed_since: None };
+    gateway.admin("operator").await.suspend_caller(suspend).await.unwrap();
+    refused(resume("second", reach()).await, Code::FailedPrecondition, "SECOND_CALLER_NEEDED");
+    resume("operator", reach()).await.unwrap();
     let detail = resumed[0]["facts"]["detail"].as_str().unwrap();
     assert_eq!(detail, "OPS-16 over (first asked for by spiffe://dev.quotesign.example/operator)");
     assert_eq!(resumed[0]["context"]["caller"], second);
-    assert_eq!(site.journalled("act.agreed", 2).await.len(), 2);
+    assert_eq!(site.journalled("act.agreed", 3).await.len(), 3);
     assert!(gateway.stop().success());
 }
 
@@ -345,8 +370,7 @@ async fn a_key_set_is_watched_as_verifiers_see_it() {
     until("all is well", async || all(fine).await).await;
     assert!(metric("certificate_expiry_timestamp_seconds").await.parse::<f64>().unwrap() > 1.7e9);
     // Another key under the kid.
-    let other = jwk.replacen("\"n\": \"", "\"n\": \"z", 1);
-    assert_ne!(other, jwk);
+    let other = with_another_modulus(&jwk);
     fs::write(&cdn.file, format!("{{\"keys\":[{other}]}}")).unwrap();
     until("a change that nobody planned", async || metric("unexpected_changes_total").await == "1").await;
     fs::write(&cdn.file, good.replace("\"kty\"", "\"d\": \"AQAB\", \"kty\"")).unwrap();

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use crate::{
     audit::Event,
-    ledger::Reads,
+    ledger::Journal,
     outcomes::Outcome,
     policy::{AttributesRule, timeline::TimedKey},
     published::{Published, Standings},
@@ -18,13 +16,11 @@ use super::{Failure, Here, offline::put};
 use crate::cli::audit::verified;
 
 /// So many records are read for what the operator has said.
-const RECORDS_MAX: u32 = 100_000;
-const PAGE: u32 = 2_000;
+const RECORDS_MAX: u32 = 20_000;
 
 /// What was read.
 pub(super) struct Book {
     standings: Standings,
-    reads: Box<dyn Reads>,
 }
 
 pub(super) fn read(here: &Here<'_>) -> Result<Book, Failure> {
@@ -34,7 +30,7 @@ pub(super) fn read(here: &Here<'_>) -> Result<Book, Failure> {
     let published = Published::default();
     published.learn(kids);
     let revoked = here.bundle.timeline.all().map(|key| &key.kid).filter(|kid| stops.is_revoked(kid));
-    Ok(Book { standings: Standings::of_now(&Stopped::knowing(revoked), &published), reads })
+    Ok(Book { standings: Standings::of_now(&Stopped::knowing(revoked), &published) })
 }
 
 impl Book {
@@ -44,7 +40,7 @@ impl Book {
     }
 
     pub(super) fn look(
-        mut self,
+        self,
         here: &Here<'_>,
         active: Option<&Arc<TimedKey>>,
         facts: &mut Facts,
@@ -58,7 +54,7 @@ impl Book {
                     "no key of the partner may sign now; `quotesign admin status` says why",
                 );
             }
-            Some(key) => self.of_key(key, facts),
+            Some(key) => self.of_key(here, key, facts),
         }
         let place = here.config.ledger.place().map_err(Failure::unfit)?;
         let journal = place.journal().map_err(Failure::failed)?;
@@ -66,13 +62,13 @@ impl Book {
             Ok(lines) => put(facts, "audit.chain", true, lines.join("; ")),
             Err(failure) => put(facts, "audit.chain", false, failure.text),
         }
-        if let Some(evidence) = self.accepted(here)? {
+        if let Some(evidence) = Self::accepted(&*journal, here)? {
             put(facts, "outcome.accepted", true, evidence);
         }
         Ok(())
     }
 
-    fn of_key(&self, key: &TimedKey, facts: &mut Facts) {
+    fn of_key(&self, here: &Here<'_>, key: &TimedKey, facts: &mut Facts) {
         let TimedKey { kid, sign_from, sign_until, .. } = key;
         put(facts, "key.active", true, format!("`{kid}` signs from {sign_from} to {sign_until}"));
         match &key.confirmed {
@@ -85,12 +81,12 @@ impl Book {
         }
         let standing = self.standings.of(kid);
         match standing.served_since {
-            Some(since) => put(
-                facts,
-                "key.served",
-                true,
-                format!("`{kid}`: every gateway that counts serves it, seen since {since}"),
-            ),
+            Some(since) => {
+                let is_known = here.bundle.timeline.known_from(key, standing).is_some_and(|known| known <= here.now);
+                let evidence = format!("`{kid}`: every gateway that counts serves it, seen since {since}");
+                let short = if is_known { "" } else { "; its propagation time is not over: it was activated" };
+                put(facts, "key.served", is_known, evidence + short);
+            }
             None => put(facts, "key.served", false, format!("`{kid}` was not seen to be served by every gateway")),
         }
         let places: Vec<_> = key.places.iter().map(|(signer, _)| signer.as_str()).collect();
@@ -107,24 +103,17 @@ impl Book {
         put(facts, "key.protected", holds, evidence);
     }
 
-    /// The newest report that the operator's API took a quote of the partner.
-    fn accepted(&mut self, here: &Here<'_>) -> Result<Option<String>, Failure> {
-        let (mut after, mut found, mut read) = (Uuid::nil(), None, 0);
-        while read < RECORDS_MAX {
-            let page = self.reads.records_after(after, PAGE).map_err(Failure::failed)?;
-            let Some(last) = page.last() else { break };
-            after = last.id;
-            read += PAGE;
-            let mut accepted = page.into_iter().filter(|record| {
-                record.event == Event::OutcomeReported
-                    && record.context.partner.as_ref() == Some(&here.partner.id)
-                    && record.facts.detail.as_deref().is_some_and(|said| said.starts_with(Outcome::Accepted.as_str()))
-            });
-            found = accepted.next_back().or(found);
+    /// The newest report, of the newest records, that the operator's API took a quote of the partner.
+    fn accepted(journal: &dyn Journal, here: &Here<'_>) -> Result<Option<String>, Failure> {
+        let newest = journal.tail(RECORDS_MAX).map_err(Failure::failed)?;
+        for stored in newest.iter().rev() {
+            let record = stored.record().map_err(Failure::failed)?;
+            let said = record.facts.detail.as_deref().unwrap_or_default();
+            let is_theirs = record.context.partner.as_ref() == Some(&here.partner.id);
+            if record.event == Event::OutcomeReported && is_theirs && said.starts_with(Outcome::Accepted.as_str()) {
+                return Ok(Some(format!("{} {said} (audit record {})", record.at, record.id)));
+            }
         }
-        Ok(found.map(|record| {
-            let said = record.facts.detail.unwrap_or_default();
-            format!("{} {said} (audit record {})", record.at, record.id)
-        }))
+        Ok(None)
     }
 }

@@ -60,12 +60,7 @@ pub(super) async fn run(
             return Ok(());
         }
     };
-    put(
-        facts,
-        "probe.signed",
-        true,
-        told(&first, &format!("number {}, audit record {}", signed.sequence, signed.audit_record_id)),
-    );
+    put(facts, "probe.signed", true, told(&first, &format!("audit record {}", signed.audit_record_id)));
     form(&signed, active, facts);
     probe.recorded(&signed, facts)?;
     probe.verified(&signed, facts).await;

@@ -44,6 +44,9 @@ pub(in crate::cli) struct Watch {
     /// The partner of the bundle whose set it is.
     #[arg(long)]
     partner: Option<String>,
+    /// A kid that was revoked, which the bundle still has: not expected, and not the active one. It may be given again.
+    #[arg(long, value_name = "KID")]
+    revoked: Vec<String>,
     /// The CAs that the address is held against, PEM.
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     ca: PathBuf,
@@ -144,15 +147,22 @@ impl Watch {
     async fn keep_looking(&self, gauges: &Gauges, active: Option<Kid>, partner: Option<PartnerId>) {
         let mut seen: Option<Keys> = None;
         let mut told: BTreeSet<String> = BTreeSet::new();
+        let mut bundle: Option<Bundle> = None;
+        let standing = |kid: &Kid| {
+            if self.revoked.iter().any(|revoked| revoked == kid.as_str()) {
+                Standing::REVOKED
+            } else {
+                Standing::PLANNED
+            }
+        };
         loop {
             let now = SystemClock.now();
             // A bundle that is being changed keeps what was expected before for this look.
-            let bundle = self.policy.as_deref().and_then(|dir| Bundle::load(dir).ok());
+            bundle = self.policy.as_deref().and_then(|dir| Bundle::load(dir).ok()).or(bundle);
             let planned = bundle.as_ref().zip(partner.as_ref());
-            let current =
-                planned.and_then(|(bundle, partner)| bundle.timeline.current(partner, now, |_| Standing::PLANNED));
+            let current = planned.and_then(|(bundle, partner)| bundle.timeline.current(partner, now, standing));
             let active = active.clone().or_else(|| current.map(|key| key.kid.clone()));
-            let expected = planned.map(|(bundle, partner)| expected(bundle, partner, now));
+            let expected = planned.map(|(bundle, partner)| expected(bundle, partner, now, standing));
             gauges.looked_at.set(seconds(now));
             let mut findings = Vec::new();
             match client::look(&self.url, &self.ca).await {
@@ -167,7 +177,9 @@ impl Watch {
                     if fetched.status == 200 {
                         gauges.keys.set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
                         let known = expected.as_ref().or(seen.as_ref());
-                        if known.is_some_and(|known| *known != keys) && seen.as_ref() != Some(&keys) {
+                        if known.is_some_and(|known| is_unexpected(known, &keys, expected.is_some()))
+                            && seen.as_ref() != Some(&keys)
+                        {
                             gauges.unexpected.inc();
                             findings.push("FAILED    keys: they have changed as nobody planned".to_owned());
                         }
@@ -206,7 +218,8 @@ impl Gauges {
             self.up.set(1);
             self.status.set(200);
             self.valid.set(i64::from(worst < Severity::Failed));
-            self.active.set(i64::from(knows_active && passed("the active kid")));
+            // Where nobody has said which it is, nothing is missing.
+            self.active.set(i64::from(!knows_active || passed("the active kid")));
         } else {
             self.down(fetched.status);
         }
@@ -226,15 +239,24 @@ fn metrics(gauges: &Gauges) -> impl axum::response::IntoResponse + use<> {
 }
 
 /// What the bundle would have it show.
-fn expected(bundle: &Bundle, partner: &PartnerId, now: UtcTime) -> Keys {
-    let published = bundle.timeline.published(partner, now, |_| Standing::PLANNED);
+fn expected(bundle: &Bundle, partner: &PartnerId, now: UtcTime, standing: impl Fn(&Kid) -> Standing) -> Keys {
+    let published = bundle.timeline.published(partner, now, standing);
     published.map(|key| (key.kid.to_string(), print_of(key.public.modulus(), key.public.exponent()))).collect()
+}
+
+/// Where a bundle says what is expected, a key less is no change that endangers anybody: it may have ended, or was revoked.
+fn is_unexpected(known: &Keys, keys: &Keys, is_planned: bool) -> bool {
+    if is_planned { keys.iter().any(|(kid, print)| known.get(kid) != Some(print)) } else { known != keys }
 }
 
 fn keys_of(body: &[u8]) -> Keys {
     let set: Value = serde_json::from_slice(body).unwrap_or_default();
     let keys = set.get("keys").and_then(Value::as_array).into_iter().flatten();
-    let member = |key: &Value, name: &str| URL_SAFE_NO_PAD.decode(key.get(name)?.as_str()?).ok();
+    // One that cannot be read is some other key.
+    let member = |key: &Value, name: &str| {
+        let text = key.get(name).and_then(Value::as_str)?;
+        Some(URL_SAFE_NO_PAD.decode(text).unwrap_or_else(|_| text.as_bytes().to_vec()))
+    };
     let key =
         |key: &Value| Some((key.get("kid")?.as_str()?.to_owned(), print_of(&member(key, "n")?, &member(key, "e")?)));
     keys.filter_map(key).collect()

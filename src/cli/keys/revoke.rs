@@ -21,7 +21,8 @@ use super::{
 };
 
 /// Exit codes: 0 revoked and gone from the public URL where there is one, 1 refused, 2 not understood, 4 revoked and the
-/// public URL still shows it or cannot be read, 5 not yet durable: the gateway that was asked keeps trying.
+/// public URL still shows it or cannot be read, 5 not yet durable: the gateway that was asked keeps trying, 6 revoked, and nobody
+/// knows a key of that kid: it may be misspelt.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Revoke {
     #[command(flatten)]
@@ -47,7 +48,7 @@ pub(in crate::cli) struct Revoke {
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     url_ca: PathBuf,
     /// How long to wait for the public URL, in seconds.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     wait: u64,
     /// How to print the report.
     #[arg(long, value_enum, default_value = "text")]
@@ -114,6 +115,10 @@ impl Revoke {
                     code: 5,
                     text: "not yet durable: the gateway that was asked shows and signs with the key no more and keeps trying; tell the others by asking each".to_owned(),
                 }),
+                _ if done.unknown_kid => Err(Failure {
+                    code: 6,
+                    text: format!("`{kid}` is revoked, and neither bundle nor ledger knows a key of that kid: is it misspelt?"),
+                }),
                 Some(Step { done: false, what, .. }) => {
                     Err(Failure { code: 4, text: format!("incomplete: {what}; purge its caches, and ask again") })
                 }
@@ -134,6 +139,11 @@ impl Revoke {
             )
         };
         let replaced = match done.replacement_kid.as_str() {
+            "" if done.partner.is_empty() => Step {
+                at: revoked_at.clone(),
+                what: "the bundle in force has no such key; is the kid misspelt?".to_owned(),
+                done: false,
+            },
             "" => Step {
                 at: revoked_at.clone(),
                 what: "no other key may sign: `quotesign keys rotate --emergency` makes one".to_owned(),
@@ -171,10 +181,10 @@ impl Revoke {
         let until = Instant::now() + Duration::from_secs(self.wait);
         loop {
             let shown = client::fetch(url, &self.url_ca).await.map_err(|fault| fault.to_string());
-            let shown = shown.and_then(|body| key_set::kids(&body).ok_or_else(|| "it is no key set".to_owned()));
+            let shown = shown.and_then(|body| key_set::shown(&body).ok_or_else(|| "it is no key set".to_owned()));
             let at = SystemClock.now().to_string();
             let why = match shown {
-                Ok(kids) if !kids.contains(kid) => {
+                Ok(shown) if !shown.names(kid) => {
                     return Some(Step { at, what: format!("{url} no longer shows `{kid}`"), done: true });
                 }
                 Ok(_) => format!("{url} still shows `{kid}`"),

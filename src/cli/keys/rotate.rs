@@ -12,7 +12,10 @@ use crate::{
     domain::{KeyState, Kid, PartnerId},
     jwk::PublicKey,
     policy::{Bundle, timeline::TimedKey},
-    proto::{ActivateKeyRequest, ReloadPolicyRequest},
+    proto::{
+        self, ActivateKeyRequest, ListKeysRequest, ReloadPolicyRequest,
+        key_directory_service_client::KeyDirectoryServiceClient,
+    },
     signer::provision::{NewKey, Provisioned},
 };
 
@@ -84,6 +87,12 @@ const DAY: Duration = Duration::from_hours(24);
 impl Rotate {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (config, client) = (self.config.load()?, self.client.load()?);
+        if self.start.is_some() || self.confirmed.is_some() || self.emergency.is_some() && !self.apply {
+            let out = self.out.clone().unwrap_or_else(|| stage::beside(&config.policy));
+            if out.exists() {
+                return Err(Failure::unfit(format!("{}: is there already; review or remove it", out.display())));
+            }
+        }
         let bundle = bundle_in(&config.policy)?;
         let partner: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
         if bundle.partner(&partner).is_none() {
@@ -109,7 +118,8 @@ impl Rotate {
         start: &str,
     ) -> Result<(), Failure> {
         let start = UtcTime::parse(start).map_err(|fault| Failure::unfit(format!("--start: {fault}")))?;
-        let old = newest(bundle, partner);
+        let revoked = revoked(client, partner)?;
+        let old = newest(bundle, partner, &revoked);
         if old.is_some_and(|old| old.sign_from == start) {
             return self.show(config, client, bundle, partner).map(drop);
         }
@@ -203,7 +213,8 @@ impl Rotate {
         partner: &PartnerId,
         reference: &str,
     ) -> Result<(), Failure> {
-        let new = newest(bundle, partner).ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest(bundle, partner, &revoked(client, partner)?)
+            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
         if new.confirmed.is_some() {
             return Err(Failure::failed(format!("`{}` is confirmed already", new.kid)));
         }
@@ -224,7 +235,8 @@ impl Rotate {
 
     /// Where the newest key's rotation stands.
     fn show(&self, config: &Config, client: &ClientFile, bundle: &Bundle, partner: &PartnerId) -> Result<(), Failure> {
-        let new = newest(bundle, partner).ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest(bundle, partner, &revoked(client, partner)?)
+            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
         let steps = self.look(config, client, bundle, partner)?;
         say!("rotation of {partner} to `{}`, which signs from {} on", new.kid, new.sign_from);
         for (at, (name, step)) in NAMES.iter().zip(&steps).enumerate() {
@@ -244,7 +256,8 @@ impl Rotate {
         bundle: &Bundle,
         partner: &PartnerId,
     ) -> Result<[Step; 6], Failure> {
-        let new = newest(bundle, partner).ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest(bundle, partner, &revoked(client, partner)?)
+            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
         let registered = bundle.partner(partner).and_then(|partner| partner.jwks_url.clone());
         let (url, ca) = match self.url.clone().or(registered) {
             Some(url) => (url, self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca)),
@@ -257,7 +270,7 @@ impl Rotate {
             url,
             url_ca: ca,
             new,
-            old: before(bundle, new).map(AsRef::as_ref),
+            old: before(bundle, new, &revoked(client, partner)?).map(AsRef::as_ref),
             now: SystemClock.now(),
         };
         block_on(rotation.look())
@@ -286,7 +299,8 @@ impl Rotate {
             emergency: Some(reason.clone()),
         };
         let mut stage = Stage::new(&config.policy, bundle)?;
-        let old = newest(bundle, partner);
+        // Its name and signer are taken, whatever became of it.
+        let old = newest(bundle, partner, &[]);
         let kid = self.generate(config, partner, &mut stage, &plan, old)?;
         if !self.apply {
             self.hand_over(&mut stage)?;
@@ -320,14 +334,26 @@ fn waiting() -> Failure {
     Failure { code: 3, text: "waiting; run the command again afterwards".to_owned() }
 }
 
-/// The partner's newest key that is no standby.
-fn newest<'b>(bundle: &'b Bundle, partner: &'b PartnerId) -> Option<&'b Arc<TimedKey>> {
-    bundle.timeline.of(partner).rfind(|key| !key.standby)
+/// The partner's revoked kids, as the gateway says.
+fn revoked(client: &ClientFile, partner: &PartnerId) -> Result<Vec<String>, Failure> {
+    block_on(async {
+        let mut directory = KeyDirectoryServiceClient::new(client.grpc().await.map_err(Failure::failed)?);
+        let request = ListKeysRequest { partner: partner.to_string() };
+        let listed = directory.list_keys(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
+        let revoked = listed.keys.into_iter().filter(|key| key.state() == proto::KeyState::Revoked);
+        Ok(revoked.map(|key| key.kid).collect())
+    })
+}
+
+/// The partner's newest key that is no standby and was not revoked.
+fn newest<'b>(bundle: &'b Bundle, partner: &'b PartnerId, revoked: &[String]) -> Option<&'b Arc<TimedKey>> {
+    bundle.timeline.of(partner).rfind(|key| !key.standby && !revoked.iter().any(|kid| kid == key.kid.as_str()))
 }
 
 /// The one before it.
-fn before<'b>(bundle: &'b Bundle, new: &'b TimedKey) -> Option<&'b Arc<TimedKey>> {
-    bundle.timeline.of(&new.partner).rfind(|key| !key.standby && key.kid != new.kid)
+fn before<'b>(bundle: &'b Bundle, new: &'b TimedKey, revoked: &[String]) -> Option<&'b Arc<TimedKey>> {
+    let is_other = |key: &&Arc<TimedKey>| !key.standby && key.kid != new.kid;
+    bundle.timeline.of(&new.partner).rfind(|key| is_other(key) && !revoked.iter().any(|kid| kid == key.kid.as_str()))
 }
 
 /// The kid before with another month, where it ends in one.

@@ -22,7 +22,7 @@ CREATE TABLE replica (
   shown        text[] NOT NULL
 );
 
-DROP FUNCTION apply;
+-- The function of version 1 stays beside this one: gateways that run go on until they are restarted.
 -- Writes one batch, all of it or nothing, and nothing unless all stands as it was read. Rows are locked in one order:
 -- the lane, what is stopped, scopes, quotas, quotes, kids; each kind by its key.
 --
@@ -148,7 +148,9 @@ BEGIN
     INSERT INTO proposal
       SELECT DISTINCT ON (g.act) g.act, g.caller, g.until
       FROM unnest(act_key, act_caller, act_until) WITH ORDINALITY AS g(act, caller, until, n) ORDER BY g.act, g.n DESC;
-    DELETE FROM proposal p WHERE p.caller IS NULL;
+    -- No act waits for longer than a day: what is two days older has ended.
+    DELETE FROM proposal p
+      WHERE p.caller IS NULL OR p.until < (SELECT max(g.until) FROM unnest(act_until) AS g(until)) - 172800000;
   END IF;
 
   IF next_after > my_next THEN

@@ -1,7 +1,7 @@
 //! The rows of the SQLite ledger and the values they hold, each way. Every value read is checked; what does not
 //! fit makes the store unfit. Transactions are for the caller.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
@@ -108,6 +108,9 @@ fn proposal(db: &Connection, act: &str) -> Result<Option<Proposal>, EngineError>
 fn put_proposal(db: &Connection, act: &str, waits: Option<&Proposal>) -> Result<(), EngineError> {
     db.prepare_cached("DELETE FROM proposal WHERE act = ?1")?.execute([act])?;
     if let Some(Proposal { caller, until }) = waits {
+        // No act waits for longer than a day: what is two days older has ended.
+        let ended = until.minus(Duration::from_hours(48)).millis();
+        db.prepare_cached("DELETE FROM proposal WHERE until < ?1")?.execute([ended])?;
         let sql = "INSERT INTO proposal VALUES (?1, ?2, ?3)";
         db.prepare_cached(sql)?.execute(params![act, caller.to_string(), until.millis()])?;
     }

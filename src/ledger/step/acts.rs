@@ -83,8 +83,9 @@ pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
 }
 
 /// The first who asks waits; another who asks for the very same within the time agrees. Whoever asks twice is still one.
-pub(super) fn propose(proposal: Option<&Proposal>, op: &Propose) -> Step {
-    let first = proposal.filter(|first| first.until > op.now && first.caller != op.caller);
+pub(super) fn propose(proposal: Option<&Proposal>, stops: &Stops, op: &Propose) -> Step {
+    let counts = |first: &&Proposal| first.until > op.now && !stops.is_suspended(&first.caller);
+    let first = proposal.filter(counts).filter(|first| first.caller != op.caller);
     let (event, waits, detail) = if let Some(first) = first {
         (Event::Agreed, None, format!("{}; first asked for by {}", op.act, first.caller))
     } else {

@@ -9,9 +9,9 @@ use crate::{
     call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
     control,
-    domain::{KeyState, Kid},
+    domain::{Caller, KeyState, Kid},
     ledger::{LedgerError, Note, Noted, Stop, StopAct},
-    policy::Bundle,
+    policy::{Bundle, authority::Resource},
     proto::{self, Reason, RevocationCause},
     published::count,
     service::{access, status},
@@ -35,12 +35,15 @@ impl Admin {
             Err(LedgerError::Full | LedgerError::Unavailable(_)) => None,
         };
         if record.is_some() {
+            self.pipeline.stopped.stands(&Stop::Revoked(kid.clone()));
             // This replica's own key set follows at once, others' within their next look.
             control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         } else if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act) {
             tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger is back would forget it");
         }
-        Ok(self.told(&kid, record, now))
+        let known =
+            self.pipeline.policy.load().key(&kid).is_some() || self.pipeline.published.kids().contains_key(&kid);
+        Ok(proto::RevokeKeyResponse { unknown_kid: !known, ..self.told(&kid, record, now) })
     }
 
     fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
@@ -58,6 +61,7 @@ impl Admin {
             environment: self.pipeline.environment.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy_digest: policy.digest.to_string(),
+            unknown_kid: false,
             jwks_url: partner.and_then(|partner| partner.jwks_url.clone()).unwrap_or_default(),
         }
     }
@@ -117,7 +121,16 @@ impl Admin {
             context: context.clone(),
             now: SystemClock.now(),
         };
-        let (first, _) = self.pipeline.ledger.propose(propose).await.map_err(status::of_ledger_error)?;
+        let (first, _) = self.pipeline.ledger.propose(propose.clone()).await.map_err(status::of_ledger_error)?;
+        // Who asked first may have lost the right to it since: then this is the first.
+        let policy = self.pipeline.policy.load_full();
+        let may = |first: &Caller| policy.authority.decide(first, rpc.action, Resource::Gateway, None).allowed;
+        let first = match first {
+            Some(first) if !rpc.action.is_of_partner() && !may(&first) => {
+                self.pipeline.ledger.propose(propose).await.map_err(status::of_ledger_error)?.0
+            }
+            first => first,
+        };
         match first {
             Some(first) => Ok((context, format!("{reason} (first asked for by {first})"))),
             None => Err(status::plain(

@@ -74,8 +74,12 @@ impl Admin {
         let (stop, reason) = (stop?, why_of(reason)?);
         let act = format!("{} {stop}", rpc.action.name());
         let (context, reason) = self.agreed(rpc, call, &act, context, reason).await?;
+        let named = stop.clone();
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
+        if stands {
+            self.pipeline.stopped.stands(&named);
+        }
         // This replica's own key set follows at once, others' within their next look.
         control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         Ok(record)

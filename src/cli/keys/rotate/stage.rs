@@ -9,10 +9,12 @@ use std::{
 use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
 
 use crate::{
-    clock::UtcTime,
+    clock::{Clock as _, SystemClock, UtcTime},
+    control::keeps_keys,
     disk,
     domain::Kid,
     policy::{Bundle, Files, files, timeline::TimedKey},
+    published::Standings,
     review::diff::diff,
     signer::provision::Provisioned,
 };
@@ -72,7 +74,8 @@ impl<'b> Stage<'b> {
             keys.push(entry);
         }
         let ends = plan.sign_from.plus(plan.overlap);
-        if let (Some(old), None) = (old, &plan.emergency)
+        // What has passed cannot be moved: the old one has ended by itself.
+        if let (Some(old), None) = (old.filter(|old| plan.publish_at < old.sign_until), &plan.emergency)
             && let Some(entry) = self.key(&old.kid)
         {
             set(entry, "sign_until", time(ends));
@@ -109,6 +112,10 @@ impl<'b> Stage<'b> {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             Failure::failed(format!("the change would not be taken:\n{}", lines.join("\n")))
         })?;
+        let refused = keeps_keys(&after, self.bundle, &Standings::default(), SystemClock.now());
+        if !refused.is_empty() {
+            return Err(Failure::failed(format!("no reload would take the change:\n{}", refused.join("\n"))));
+        }
         let changes = diff((self.bundle, &before), (&after, &self.files));
         Ok(changes.iter().map(ToString::to_string).collect())
     }

@@ -137,6 +137,9 @@ impl Rotation<'_> {
         if let Some(first) = bad.first() {
             return Step::Failed(format!("{}: {}: {}", self.url, first.check, first.detail));
         }
+        if !key_set::shown(&body).is_some_and(|shown| shown.has(&self.new.public)) {
+            return Step::Failed(format!("{} shows another key under `{}`", self.url, self.new.kid));
+        }
         let key = keys.iter().find(|key| key.kid == self.new.kid.as_str());
         if !key.is_some_and(|key| key.confirmed) {
             return Step::Waiting(format!(
@@ -195,7 +198,7 @@ impl Rotation<'_> {
 
     async fn is_shown(&self, key: &TimedKey) -> Result<bool, String> {
         let body = client::fetch(&self.url, self.url_ca).await.map_err(|fault| fault.to_string())?;
-        let kids = key_set::kids(&body).ok_or_else(|| format!("{}: it is no key set", self.url))?;
-        Ok(kids.contains(&key.kid))
+        let shown = key_set::shown(&body).ok_or_else(|| format!("{}: it is no key set", self.url))?;
+        Ok(shown.has(&key.public))
     }
 }
