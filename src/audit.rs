@@ -13,93 +13,87 @@ use crate::{
 /// The version of the record's schema, in every record.
 pub const SCHEMA: &str = "quotesign.audit.v1";
 
-/// What a record tells of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+/// Defines the events with their names, of which there is one list.
+macro_rules! events {
+    ($($(#[$about:meta])* $event:ident = $name:literal,)+) => {
+        /// What a record tells of.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum Event {
+            $($(#[$about])* #[serde(rename = $name)] $event,)+
+        }
+
+        impl Event {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$event),+];
+
+            /// Its name in records, and wherever else it is told.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$event => $name,)+
+                }
+            }
+        }
+    };
+}
+
+events! {
     /// A number was bound to a payload, before anything was signed.
-    #[serde(rename = "quote.reserved")]
-    Reserved,
+    Reserved = "quote.reserved",
     /// A reservation was bound to another kid, since its own may no longer sign.
-    #[serde(rename = "quote.rekeyed")]
-    Rekeyed,
+    Rekeyed = "quote.rekeyed",
     /// A verified JWS was stored and may be released.
-    #[serde(rename = "quote.committed")]
-    Committed,
+    Committed = "quote.committed",
     /// A reservation ended unsigned; its number is burnt.
-    #[serde(rename = "quote.voided")]
-    Voided,
+    Voided = "quote.voided",
     /// A stored JWS was given again.
-    #[serde(rename = "quote.replayed")]
-    Replayed,
+    Replayed = "quote.replayed",
     /// A call was refused.
-    #[serde(rename = "quote.refused")]
-    Refused,
+    Refused = "quote.refused",
     /// A sequence's scope was created, or its floor raised.
-    #[serde(rename = "sequence.seeded")]
-    Seeded,
+    Seeded = "sequence.seeded",
     /// A kid was made known, before it was published for the first time.
-    #[serde(rename = "key.published")]
-    Published,
+    Published = "key.published",
     /// Every gateway that counts serves a key, and its registered URL shows it where policy names one.
-    #[serde(rename = "key.served")]
-    Served,
+    Served = "key.served",
     /// A key has come to another state of its timeline.
-    #[serde(rename = "key.turned")]
-    Turned,
+    Turned = "key.turned",
     /// A key may sign before its propagation time is over, as two operators decided.
-    #[serde(rename = "key.activated")]
-    Activated,
+    Activated = "key.activated",
     /// A key signed more than is usual; nothing was refused for that.
-    #[serde(rename = "key.volume_unusual")]
-    VolumeUnusual,
+    VolumeUnusual = "key.volume_unusual",
     /// A kid was revoked; nothing of it is released from here on.
-    #[serde(rename = "key.revoked")]
-    Revoked,
+    Revoked = "key.revoked",
     /// Signing was halted.
-    #[serde(rename = "signing.halted")]
-    Halted,
+    Halted = "signing.halted",
     /// Signing was resumed.
-    #[serde(rename = "signing.resumed")]
-    Resumed,
+    Resumed = "signing.resumed",
     /// One of two operators asked for an act that needs two; nothing was done yet.
-    #[serde(rename = "act.proposed")]
-    Proposed,
+    Proposed = "act.proposed",
     /// Another operator agreed to an act that needs two; the act's own record follows.
-    #[serde(rename = "act.agreed")]
-    Agreed,
+    Agreed = "act.agreed",
     /// What the operator's API said of a quote.
-    #[serde(rename = "quote.outcome_reported")]
-    OutcomeReported,
+    OutcomeReported = "quote.outcome_reported",
     /// A caller was suspended: nothing is done for it.
-    #[serde(rename = "caller.suspended")]
-    Suspended,
+    Suspended = "caller.suspended",
     /// A caller was reinstated.
-    #[serde(rename = "caller.reinstated")]
-    Reinstated,
+    Reinstated = "caller.reinstated",
     /// Quotes that expired long ago were forgotten; their numbers stay taken.
-    #[serde(rename = "ledger.pruned")]
-    Pruned,
+    Pruned = "ledger.pruned",
     /// Somebody keeps the ledger from pruning.
-    #[serde(rename = "ledger.hold_set")]
-    HoldSet,
+    HoldSet = "ledger.hold_set",
     /// Nobody of that name does any more.
-    #[serde(rename = "ledger.hold_released")]
-    HoldReleased,
+    HoldReleased = "ledger.hold_released",
     /// A ledger that had gone back in time was taken as it is, and its floors raised.
-    #[serde(rename = "ledger.rollback_accepted")]
-    RollbackAccepted,
+    RollbackAccepted = "ledger.rollback_accepted",
     /// A ledger was given a new anchor.
-    #[serde(rename = "ledger.anchor_adopted")]
-    AnchorAdopted,
+    AnchorAdopted = "ledger.anchor_adopted",
     /// A policy bundle came into force.
-    #[serde(rename = "policy.loaded")]
-    PolicyLoaded,
+    PolicyLoaded = "policy.loaded",
     /// A policy bundle was refused.
-    #[serde(rename = "policy.refused")]
-    PolicyRefused,
+    PolicyRefused = "policy.refused",
     /// A gateway started.
-    #[serde(rename = "gateway.started")]
-    Started,
+    Started = "gateway.started",
 }
 
 /// What all records of one call share.
@@ -184,6 +178,9 @@ pub struct Record {
 /// What a record says beyond its context; each is absent where it does not apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
+    /// How many refusals a record stands for that were not written singly; absent on a record of one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
     /// A fixed text or a person's own words for an administrative act; no payload value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -274,12 +271,13 @@ mod tests {
             texts in prop::collection::vec(any::<String>(), 6),
             serial in 0_u64..1 << 53,
             generation in any::<Option<u32>>(),
+            count in prop::option::of(0_u64..1 << 53),
             at in 0_i64..4_000_000_000_000,
             is_full in any::<bool>(),
         ) {
             let [digest, method, contract, rule, reason, detail] = <[String; 6]>::try_from(texts).unwrap();
             let mut context = Context::new(CorrelationId::made(), Environment::Sandbox, digest, serial);
-            let mut facts = Facts { generation, ..Facts::default() };
+            let mut facts = Facts { count, generation, ..Facts::default() };
             if is_full {
                 let at = UtcTime::from_millis(at);
                 context = Context {

@@ -1,12 +1,33 @@
-//! `quotesign audit`: reads the journal of a ledger, also while the gateway writes it.
+//! `quotesign audit`: reads the journal of a ledger, also while the gateway writes it, and what was exported of it.
 
-use clap::{Args, Subcommand};
+use std::{
+    collections::VecDeque,
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::ledger::{Journal, Stretch, chain};
+use crate::{
+    audit::{Event, Record},
+    clock::UtcTime,
+    domain::{Caller, CorrelationId, Kid, PartnerId, QuoteId},
+    ledger::Journal,
+    review::{
+        exported,
+        journal::{Summary, Wanted},
+    },
+};
 
-use super::{ConfigPath, Failure, out::say};
+use super::{ConfigPath, Failure, out, out::say};
+
+mod verify;
+
+pub(super) use verify::verified;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -14,8 +35,12 @@ pub(super) enum AuditCommand {
     Show(Show),
     /// Print the newest records, a JSON line each.
     Tail(Tail),
-    /// Recompute the whole hash chain and say up to where it holds.
-    Verify(Verify),
+    /// Write the journal with its hash chain, so that it can be verified anywhere; or, with a filter, the records alone.
+    Export(Export),
+    /// Tell what the records come to: how many of what, and every act.
+    Summary(Summarise),
+    /// Recompute the whole hash chain of the ledger, or of an export, and say up to where it holds.
+    Verify(verify::Verify),
 }
 
 #[derive(Debug, Args)]
@@ -33,12 +58,72 @@ pub(super) struct Tail {
     /// How many.
     #[arg(short = 'n', long, default_value_t = 10)]
     count: u32,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Verify {
+pub(super) struct Export {
     #[command(flatten)]
     path: ConfigPath,
+    /// Write it here, never over a file that is there; to standard output where it is not given.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Summarise {
+    #[command(flatten)]
+    path: ConfigPath,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Which records; all of what is given must hold.
+#[derive(Debug, Args)]
+struct Filter {
+    /// Of this quote.
+    #[arg(long, value_name = "ID")]
+    quote: Option<QuoteId>,
+    /// Of this partner.
+    #[arg(long, value_name = "ID")]
+    partner: Option<PartnerId>,
+    /// Of what this caller asked for.
+    #[arg(long, value_name = "ID")]
+    caller: Option<Caller>,
+    /// About this key.
+    #[arg(long)]
+    kid: Option<Kid>,
+    /// Of this event.
+    #[arg(long, value_parser = PossibleValuesParser::new(Event::ALL.iter().map(|event| event.name())), hide_possible_values = true)]
+    event: Option<String>,
+    /// Of this call.
+    #[arg(long, value_name = "ID")]
+    correlation_id: Option<CorrelationId>,
+    /// Made then or later: RFC 3339, UTC.
+    #[arg(long, value_name = "TIME", value_parser = UtcTime::parse)]
+    since: Option<UtcTime>,
+    /// Made before.
+    #[arg(long, value_name = "TIME", value_parser = UtcTime::parse)]
+    until: Option<UtcTime>,
+}
+
+impl From<Filter> for Wanted {
+    fn from(filter: Filter) -> Self {
+        let Filter { quote: quote_id, partner, caller, kid, event, correlation_id, since, until } = filter;
+        Self { quote_id, partner, caller, kid, event, correlation_id, since, until }
+    }
 }
 
 /// How many rows are read at once.
@@ -47,77 +132,129 @@ const PAGE: u32 = 1000;
 impl AuditCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Show(show) => {
-                let reader = reader(&show.path)?;
-                let stored = reader.record(&show.id).map_err(Failure::failed)?;
-                let stored =
-                    stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", show.id)))?;
-                let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
-                say!("{record:#}");
-                Ok(())
-            }
-            Self::Tail(tail) => {
-                for stored in reader(&tail.path)?.tail(tail.count).map_err(Failure::failed)? {
-                    say!("{}", String::from_utf8_lossy(&stored.bytes));
-                }
-                Ok(())
-            }
-            Self::Verify(verify) => {
-                for line in verified(&*reader(&verify.path)?)? {
-                    say!("{line}");
-                }
-                Ok(())
-            }
+            Self::Show(show) => show.run(),
+            Self::Tail(tail) => tail.run(),
+            Self::Export(export) => export.run(),
+            Self::Summary(summary) => summary.run(),
+            Self::Verify(verify) => verify.run(),
         }
     }
 }
 
+impl Show {
+    fn run(self) -> Result<(), Failure> {
+        let stored = reader(&self.path)?.record(&self.id).map_err(Failure::failed)?;
+        let stored = stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", self.id)))?;
+        let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
+        say!("{record:#}");
+        Ok(())
+    }
+}
+
+impl Tail {
+    fn run(self) -> Result<(), Failure> {
+        let wanted = Wanted::from(self.filter);
+        if wanted == Wanted::default() {
+            for stored in reader(&self.path)?.tail(self.count).map_err(Failure::failed)? {
+                say!("{}", String::from_utf8_lossy(&stored.bytes));
+            }
+            return Ok(());
+        }
+        let count = usize::try_from(self.count).map_err(Failure::unfit)?;
+        let mut newest = VecDeque::new();
+        each(&self.path, &wanted, |record| {
+            newest.push_back(record);
+            newest.drain(..newest.len().saturating_sub(count));
+            Ok(())
+        })?;
+        for record in newest {
+            say!("{}", line(&record)?);
+        }
+        Ok(())
+    }
+}
+
+impl Export {
+    fn run(self) -> Result<(), Failure> {
+        let wanted = Wanted::from(self.filter);
+        let path = self.path;
+        let put = |out: &mut dyn Write| {
+            if wanted == Wanted::default() {
+                return chained(&*reader(&path)?, out);
+            }
+            each(&path, &wanted, |record| writeln!(out, "{}", line(&record)?).map_err(Failure::failed))
+        };
+        let Some(file) = self.out else {
+            let mut out = BufWriter::new(out::Out);
+            put(&mut out)?;
+            return out.flush().map_err(Failure::failed);
+        };
+        into_file(&file, put)
+    }
+}
+
+impl Summarise {
+    fn run(self) -> Result<(), Failure> {
+        let mut summary = Summary::default();
+        each(&self.path, &self.filter.into(), |record| {
+            summary.take(&record);
+            Ok(())
+        })?;
+        match self.format {
+            Format::Text => out::write(format_args!("{}", summary.text())),
+            Format::Json => say!("{}", serde_json::to_string_pretty(&summary).map_err(Failure::failed)?),
+        }
+        Ok(())
+    }
+}
+
+/// Every lane with its links, as it stands now.
+fn chained(journal: &dyn Journal, out: &mut dyn Write) -> Result<(), Failure> {
+    let lanes = journal.lanes().map_err(Failure::failed)?;
+    for stretch in &lanes {
+        let page = |from| journal.records(&stretch.lane, from, PAGE).map_err(io::Error::other);
+        exported::write(out, stretch, page).map_err(Failure::failed)?;
+    }
+    Ok(())
+}
+
+/// Writes a file for its owner alone; what could not be written whole is not left behind.
+fn into_file(path: &Path, put: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
+    let named = |fault: io::Error| Failure::failed(format!("{}: {fault}", path.display()));
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(named)?;
+    let mut buffer = BufWriter::new(file);
+    let written = put(&mut buffer)
+        .and_then(|()| buffer.into_inner().map_err(|fault| named(fault.into_error())))
+        .and_then(|file| file.sync_all().map_err(named));
+    if written.is_err() {
+        drop(std::fs::remove_file(path));
+    }
+    written
+}
+
+/// Gives every wanted record, by its id, which rises with time.
+fn each(
+    path: &ConfigPath,
+    wanted: &Wanted,
+    mut give: impl FnMut(Record) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let place = path.load()?.ledger.place().map_err(Failure::unfit)?;
+    let mut reads = place.reads().map_err(Failure::failed)?;
+    let mut after = wanted.after();
+    loop {
+        let page = reads.records_after(after, PAGE).map_err(Failure::failed)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.id;
+        for record in page.into_iter().filter(|record| wanted.is(record)) {
+            give(record)?;
+        }
+    }
+}
+
+fn line(record: &Record) -> Result<String, Failure> {
+    serde_json::to_string(record).map_err(Failure::failed)
+}
+
 fn reader(path: &ConfigPath) -> Result<Box<dyn Journal>, Failure> {
     path.load()?.ledger.place().map_err(Failure::unfit)?.journal().map_err(Failure::failed)
-}
-
-/// Up to where the journal holds, in words.
-pub(super) fn verified(journal: &dyn Journal) -> Result<Vec<String>, Failure> {
-    let mut lines = Vec::new();
-    for stretch in journal.lanes().map_err(Failure::failed)? {
-        lines.extend(verify_lane(journal, &stretch)?);
-    }
-    Ok(lines)
-}
-
-fn verify_lane(journal: &dyn Journal, stretch: &Stretch) -> Result<Vec<String>, Failure> {
-    let Stretch { lane, first, head } = stretch;
-    let named = |what: &dyn std::fmt::Display| {
-        Failure::failed(if lane.is_empty() { what.to_string() } else { format!("lane {lane}: {what}") })
-    };
-    let mut from = first.next_index;
-    let mut fault = None;
-    let pages = std::iter::from_fn(|| {
-        let page = journal.records(lane, from, PAGE).unwrap_or_else(|error| {
-            fault = Some(error);
-            Vec::new()
-        });
-        from = page.last()?.index + 1;
-        Some(page)
-    });
-    let summary = chain::verify(*first, pages.flatten());
-    if let Some(fault) = fault {
-        return Err(named(&fault));
-    }
-    let summary = summary.map_err(|fault| named(&fault))?;
-    let same_place = summary.head.next_index == head.next_index;
-    if same_place && summary.head.link != head.link {
-        return Err(named(&"the journal's last link is not the one its head holds"));
-    }
-    if summary.head.next_index < head.next_index {
-        let ends = summary.head.next_index;
-        return Err(named(&format!("the journal ends at {ends}, and its head says {}", head.next_index)));
-    }
-    let last = summary.head.next_index.saturating_sub(1);
-    let name = (!lane.is_empty()).then(|| format!("lane {lane}"));
-    let vouched = match summary.links {
-        0 => "vouched for: the journal holds no record yet".to_owned(),
-        links => format!("vouched for: records {} to {last} in {links} links", first.next_index),
-    };
-    Ok(name.into_iter().chain([vouched, format!("head {}", hex::encode(summary.head.link))]).collect())
 }

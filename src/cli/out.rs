@@ -11,11 +11,37 @@ static FAULT: OnceLock<String> = OnceLock::new();
 /// Writes to standard output.
 pub(super) fn write(text: fmt::Arguments<'_>) {
     let mut out = io::stdout().lock();
-    match out.write_fmt(text).and_then(|()| out.flush()) {
+    settle(out.write_fmt(text).and_then(|()| out.flush()));
+}
+
+/// Keeps a fault that is none of a closed reader.
+fn settle(written: io::Result<()>) {
+    match written {
         Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => {
             FAULT.get_or_init(|| fault.to_string());
         }
         _ => {}
+    }
+}
+
+/// Standard output as a writer, for what is too long to be held as a text.
+#[derive(Debug)]
+pub(super) struct Out;
+
+impl io::Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        settle(io::stdout().lock().write_all(bytes));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        settle(io::stdout().lock().flush());
+        Ok(())
     }
 }
 

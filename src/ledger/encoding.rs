@@ -56,14 +56,6 @@ pub(super) fn scope_of(text: &str) -> Option<Scope> {
     Some(Scope::new(environment, &partner, corridor.as_ref())).filter(|scope| scope.as_str() == text)
 }
 
-/// The event as its records name it.
-pub(super) fn name_of(event: Event) -> Result<String, EngineError> {
-    match serde_json::to_value(event) {
-        Ok(serde_json::Value::String(name)) => Ok(name),
-        _ => Err(EngineError::RolledBack("an event has no name".to_owned())),
-    }
-}
-
 /// Whether records of this event are made only while the clock is trusted.
 pub(super) fn is_timed(event: Event) -> bool {
     matches!(event, Event::Reserved | Event::Rekeyed | Event::Committed | Event::Voided)

@@ -88,7 +88,7 @@ impl Pipeline {
         let reason = Some(name(reason).to_owned());
         if counted_before > 0 {
             let detail = Some(format!("{counted_before} more in the window before, not written singly"));
-            let facts = Facts { reason: reason.clone(), detail, ..Facts::default() };
+            let facts = Facts { count: Some(counted_before), reason: reason.clone(), detail, ..Facts::default() };
             self.ledger.journal(Record::new(Event::Refused, now, context.clone(), facts));
         }
         let facts = Facts { reason, detail: Some(detail), ..Facts::default() };

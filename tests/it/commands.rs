@@ -127,7 +127,7 @@ async fn the_journal_is_shown_and_its_chain_verified_while_the_gateway_writes() 
         tail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone()).collect();
     assert_eq!(events, ["quote.reserved", "quote.committed"]);
     let verified = done(site.run(&["audit", "verify"]));
-    assert!(verified.starts_with("vouched for: records 0 to 5 in 6 links\nhead "), "{verified}");
+    assert!(verified.starts_with("vouched for: records 0 to 5 in 6 links\nhead 6:"), "{verified}");
     let none = failed(site.run(&["audit", "show", "00000000-0000-7000-8000-000000000000"]), 1);
     assert_eq!(none, "quotesign: the journal holds no record 00000000-0000-7000-8000-000000000000\n");
 

@@ -1,8 +1,17 @@
 //! What the documents state, held against the gateway.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use quotesign::{domain::sha256, proto::Reason, service::status};
+use quotesign::{
+    audit::{Context, Event, Facts, Record},
+    clock::UtcTime,
+    domain::{CorrelationId, Environment, SequenceNumber, sha256},
+    proto::Reason,
+    service::status,
+};
 use serde_json::Value;
 
 fn read(path: &str) -> String {
@@ -53,4 +62,59 @@ fn name_of(reason: Reason) -> String {
         name.push(letter.to_ascii_uppercase());
     }
     name
+}
+
+/// The first column of the table that begins with `head`.
+fn column(page: &str, head: &str) -> BTreeSet<String> {
+    let rows = page.split_once(head).unwrap().1.split_once("\n\n").unwrap().0.lines().skip(2);
+    rows.map(|row| row.split('`').nth(1).unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
+    let page = read("docs/audit-record.md");
+    let at = Some(UtcTime::from_millis(0));
+    let text = Some("00".to_owned());
+    let context = Context {
+        caller: Some("spiffe://example.org/pricing".parse().unwrap()),
+        contract: text.clone(),
+        correlation_id: CorrelationId::made(),
+        corridor: Some("GB-IN".parse().unwrap()),
+        environment: Environment::Sandbox,
+        gateway_version: String::new(),
+        method: text.clone(),
+        partner: Some("acme-remit".parse().unwrap()),
+        policy_digest: String::new(),
+        policy_serial: 1,
+        quote_id: Some("q1".parse().unwrap()),
+        rule_ids: vec![String::new()],
+        values_fixed_at: at,
+    };
+    let facts = Facts {
+        count: Some(1),
+        detail: text.clone(),
+        expires_at: at,
+        generation: Some(1),
+        input_sha256: text.clone(),
+        jws_sha256: text.clone(),
+        kid: Some("quote-a".parse().unwrap()),
+        payload_sha256: text.clone(),
+        previous_sequence: Some(SequenceNumber::ZERO),
+        reason: text.clone(),
+        scope: text.clone(),
+        sequence: Some(SequenceNumber::ZERO),
+        stop: text,
+    };
+    let record = serde_json::to_value(Record::new(Event::Committed, UtcTime::from_millis(0), context, facts)).unwrap();
+    let mut fields = BTreeSet::new();
+    for (name, value) in record.as_object().unwrap() {
+        match value.as_object() {
+            Some(within) => fields.extend(within.keys().map(|field| format!("{name}.{field}"))),
+            None => drop(fields.insert(name.clone())),
+        }
+    }
+    assert_eq!(column(&page, "| field |"), fields);
+    let events: BTreeSet<String> = Event::ALL.iter().map(|event| event.name().to_owned()).collect();
+    assert_eq!(column(&page, "| event |"), events);
+    assert!(Event::ALL.iter().all(|event| serde_json::to_value(event).unwrap() == event.name()));
 }

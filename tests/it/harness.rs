@@ -39,7 +39,7 @@ use tonic_types::StatusExt as _;
 /// How long anything may take to come about before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const PARTNER: &str = "acme-remit";
-const TRUST_DOMAIN: &str = "dev.quotesign.example";
+pub const TRUST_DOMAIN: &str = "dev.quotesign.example";
 
 /// The binary under test.
 pub fn quotesign() -> Command {

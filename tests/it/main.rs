@@ -12,6 +12,7 @@
 
 mod access;
 mod assigned;
+mod audit;
 mod commands;
 mod contract_document;
 mod corpus;

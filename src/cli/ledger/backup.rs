@@ -19,6 +19,7 @@ use crate::{
         chain::Position,
         sqlite::{self, Reader},
     },
+    review::exported::Kept,
 };
 
 use super::super::{ConfigPath, Failure, out::say};
@@ -50,7 +51,7 @@ impl Backup {
         sqlite::check_whole(&file, config.environment).map_err(Failure::failed)?;
         let head = sqlite::backup(&file, &self.target).map_err(Failure::failed)?;
         say!("{}: a copy of the ledger up to record {}", self.target.display(), last(head));
-        say!("head {}", hex::encode(head.link));
+        say!("head {}", Kept { lane: String::new(), head });
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         EngineError, Kept, Op,
         batch::{Changes, version},
         chain::{Lane, Position},
-        encoding::{key_state, name_of, state_of, stored},
+        encoding::{key_state, state_of, stored},
         step::{Quote, Stage},
     },
 };
@@ -61,7 +61,7 @@ pub(super) fn arguments<'a>(
     arguments.extend(quotes(changes)?);
     arguments.extend(kids(changes));
     arguments.extend(keeping(changes));
-    arguments.extend(records(changes)?);
+    arguments.extend(records(changes));
     Ok(arguments)
 }
 
@@ -154,17 +154,16 @@ fn kids<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
     ]
 }
 
-fn records<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {
+fn records<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
     let entries = &changes.entries;
-    let events = entries.iter().map(|entry| name_of(entry.record.event));
-    Ok(vec![
+    vec![
         Box::new(column(entries, |entry| entry.record.at.millis())),
-        Box::new(events.collect::<Result<Vec<_>, _>>()?),
+        Box::new(column(entries, |entry| entry.record.event.name())),
         Box::new(column(entries, |entry| entry.identity.map(Identity::as_str))),
         Box::new(column(entries, |entry| entry.record.id.as_bytes().as_slice())),
         Box::new(column(entries, |entry| entry.bytes.as_slice())),
         Box::new(column(entries, |entry| entry.leaf.as_slice())),
-    ])
+    ]
 }
 
 fn column<'a, R, T>(rows: &'a [R], of: impl Fn(&'a R) -> T) -> Vec<T> {

@@ -16,8 +16,7 @@ use crate::{
         batch::{Changes, Needs, Snapshot},
         chain::{Lane, Position, StoredRecord},
         encoding::{
-            RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state, key_state_of, name_of, scope_of, sequence_of,
-            stored,
+            RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state, key_state_of, scope_of, sequence_of, stored,
         },
         step::{Holds, Quotas, Quote, Stage},
         stops::Stops,
@@ -338,7 +337,7 @@ pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>)
         insert.execute(params![
             stored(index)?,
             entry.record.at.millis(),
-            name_of(entry.record.event)?,
+            entry.record.event.name(),
             entry.identity.map(Identity::as_str),
             entry.record.id.as_bytes(),
             entry.bytes,

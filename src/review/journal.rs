@@ -1,0 +1,262 @@
+//! What is asked of a journal: which records, and what they come to.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    audit::{Event, Record},
+    clock::UtcTime,
+    domain::{Caller, CorrelationId, Kid, PartnerId, QuoteId},
+};
+
+/// Which records are wanted: those of which each field that is given holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Of this quote.
+    pub quote_id: Option<QuoteId>,
+    /// Of this partner.
+    pub partner: Option<PartnerId>,
+    /// Of what this caller asked for.
+    pub caller: Option<Caller>,
+    /// About this key.
+    pub kid: Option<Kid>,
+    /// Of this event, by its name.
+    pub event: Option<String>,
+    /// Of this call.
+    pub correlation_id: Option<CorrelationId>,
+    /// Made then or later.
+    pub since: Option<UtcTime>,
+    /// Made before.
+    pub until: Option<UtcTime>,
+}
+
+/// How much earlier than its time a record's id may be.
+const SLACK: Duration = Duration::from_mins(10);
+
+impl Wanted {
+    /// Whether `record` is wanted.
+    #[must_use]
+    pub fn is(&self, record: &Record) -> bool {
+        fn holds<T: PartialEq>(wanted: Option<&T>, is: Option<&T>) -> bool {
+            wanted.is_none_or(|wanted| is == Some(wanted))
+        }
+        let (context, facts) = (&record.context, &record.facts);
+        holds(self.quote_id.as_ref(), context.quote_id.as_ref())
+            && holds(self.partner.as_ref(), context.partner.as_ref())
+            && holds(self.caller.as_ref(), context.caller.as_ref())
+            && holds(self.kid.as_ref(), facts.kid.as_ref())
+            && holds(self.correlation_id.as_ref(), Some(&context.correlation_id))
+            && self.event.as_deref().is_none_or(|name| name == record.event.name())
+            && self.since.is_none_or(|since| record.at >= since)
+            && self.until.is_none_or(|until| record.at < until)
+    }
+
+    /// An id below those of all records that can be wanted: they rise with time.
+    #[must_use]
+    pub fn after(&self) -> Uuid {
+        // A clock that was set between a record's time and its id is no reason to leave it out.
+        let since = self.since.map_or(0, |since| since.minus(SLACK).millis());
+        uuid::Builder::from_unix_timestamp_millis(u64::try_from(since).unwrap_or_default(), &[0; 10]).into_uuid()
+    }
+}
+
+/// What records come to: what a review after a launch or an incident asks for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Summary {
+    /// How many records.
+    pub records: u64,
+    /// The time of the first of them.
+    pub first: Option<UtcTime>,
+    /// And of the last.
+    pub last: Option<UtcTime>,
+    /// How many of each event.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Refusals by reason; those that were only counted are in it.
+    pub refused: BTreeMap<String, u64>,
+    /// Signed quotes by partner.
+    pub signed_by_partner: BTreeMap<String, u64>,
+    /// By key.
+    pub signed_by_key: BTreeMap<String, u64>,
+    /// By caller.
+    pub signed_by_caller: BTreeMap<String, u64>,
+    /// Of a hundred new quotes that were decided on, how many were signed; absent where there was none.
+    pub signed_percent: Option<f64>,
+    /// What the operator said, by outcome.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Acts of operators and of emergencies, oldest first: time, event, who, and why.
+    pub acts: Vec<Act>,
+    /// How many acts more there are than are told.
+    pub acts_left_out: u64,
+}
+
+/// An act.
+#[derive(Debug, Clone, Serialize)]
+pub struct Act {
+    /// When.
+    pub at: UtcTime,
+    /// What.
+    pub event: &'static str,
+    /// By whom; absent for what the gateway did by itself.
+    pub caller: Option<Caller>,
+    /// Of which key, stop or scope, and why.
+    pub detail: String,
+    /// The record.
+    pub record: Uuid,
+}
+
+/// As many acts are told one by one.
+const ACTS_MAX: usize = 1_000;
+
+impl Summary {
+    /// Takes a record in.
+    pub fn take(&mut self, record: &Record) {
+        let count = |counts: &mut BTreeMap<String, u64>, name: Option<String>| {
+            if let Some(name) = name {
+                let count = counts.entry(name).or_default();
+                *count = count.saturating_add(1);
+            }
+        };
+        self.records = self.records.saturating_add(1);
+        self.first = Some(self.first.map_or(record.at, |first| first.min(record.at)));
+        self.last = self.last.max(Some(record.at));
+        let event = self.events.entry(record.event.name()).or_default();
+        *event = event.saturating_add(1);
+        let (context, facts) = (&record.context, &record.facts);
+        match record.event {
+            Event::Committed => {
+                count(&mut self.signed_by_partner, context.partner.as_ref().map(ToString::to_string));
+                count(&mut self.signed_by_key, facts.kid.as_ref().map(ToString::to_string));
+                count(&mut self.signed_by_caller, context.caller.as_ref().map(ToString::to_string));
+            }
+            Event::Refused => {
+                // One that stands for several says how many.
+                let stands_for = facts.count.unwrap_or(1);
+                let reason = self.refused.entry(facts.reason.clone().unwrap_or_default()).or_default();
+                *reason = reason.saturating_add(stands_for);
+            }
+            Event::OutcomeReported => {
+                let said = facts.detail.as_deref().and_then(|detail| detail.split(';').next());
+                count(&mut self.outcomes, said.map(str::to_owned));
+            }
+            Event::Reserved | Event::Rekeyed | Event::Voided | Event::Replayed | Event::Started | Event::Pruned => {}
+            _ => self.act(record),
+        }
+        let of = |name: &str| self.events.get(name).copied().unwrap_or_default();
+        let (signed, refused) = (of("quote.committed"), self.refused.values().sum::<u64>());
+        let decided = signed.saturating_add(refused);
+        #[expect(clippy::cast_precision_loss, reason = "a share to a tenth of a percent")]
+        let percent = (decided > 0).then(|| (signed as f64 / decided as f64 * 1000.0).round() / 10.0);
+        self.signed_percent = percent;
+    }
+
+    fn act(&mut self, record: &Record) {
+        if self.acts.len() >= ACTS_MAX {
+            self.acts_left_out = self.acts_left_out.saturating_add(1);
+            return;
+        }
+        let facts = &record.facts;
+        let what =
+            facts.stop.clone().or_else(|| facts.kid.as_ref().map(ToString::to_string)).or_else(|| facts.scope.clone());
+        let detail = what.into_iter().chain(facts.detail.clone()).collect::<Vec<_>>().join(": ");
+        let (at, event, caller) = (record.at, record.event.name(), record.context.caller.clone());
+        self.acts.push(Act { at, event, caller, detail, record: record.id });
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let time = |at: Option<UtcTime>| at.map(|at| at.to_string()).unwrap_or_default();
+        let mut lines = vec![format!("{} records, {} to {}", self.records, time(self.first), time(self.last))];
+        let mut part = |title: &str, counts: Vec<(&str, u64)>| {
+            if !counts.is_empty() {
+                lines.push(format!("{title}:"));
+                lines.extend(counts.into_iter().map(|(name, count)| format!("  {count:>10}  {name}")));
+            }
+        };
+        let counts = |counts: &BTreeMap<String, u64>| -> Vec<(String, u64)> {
+            counts.iter().map(|(name, count)| (name.clone(), *count)).collect()
+        };
+        part("events", self.events.iter().map(|(name, count)| (*name, *count)).collect());
+        for (title, counted) in [
+            ("refused, by reason", counts(&self.refused)),
+            ("signed, by partner", counts(&self.signed_by_partner)),
+            ("signed, by key", counts(&self.signed_by_key)),
+            ("signed, by caller", counts(&self.signed_by_caller)),
+            ("what the operator said", counts(&self.outcomes)),
+        ] {
+            part(title, counted.iter().map(|(name, count)| (name.as_str(), *count)).collect());
+        }
+        if let Some(percent) = self.signed_percent {
+            lines.push(format!("signed: {percent} % of what was decided on"));
+        }
+        if !self.acts.is_empty() {
+            lines.push("acts:".to_owned());
+        }
+        for Act { at, event, caller, detail, .. } in &self.acts {
+            let who = caller.as_ref().map_or_else(|| "the gateway itself".to_owned(), ToString::to_string);
+            lines.push(format!("  {at}  {event}  by {who}  {detail}"));
+        }
+        if self.acts_left_out > 0 {
+            lines.push(format!("  and {} more", self.acts_left_out));
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::{Context, Facts},
+        domain::Environment,
+    };
+
+    fn record(event: Event, at: i64, facts: Facts) -> Record {
+        let context = Context::new(CorrelationId::made(), Environment::Sandbox, String::new(), 1);
+        let partner = Some("acme-remit".parse().unwrap());
+        Record::new(event, UtcTime::from_millis(at), Context { partner, ..context }, facts)
+    }
+
+    #[test]
+    fn refusals_that_were_only_counted_are_in_the_sum() {
+        let reason = Some("POLICY_DENIED".to_owned());
+        let mut summary = Summary::default();
+        for count in [None, Some(940)] {
+            summary.take(&record(Event::Refused, 5, Facts { count, reason: reason.clone(), ..Facts::default() }));
+        }
+        summary.take(&record(Event::Committed, 3, Facts { kid: Some("quote-a".parse().unwrap()), ..Facts::default() }));
+        assert_eq!(summary.refused["POLICY_DENIED"], 941);
+        assert_eq!((summary.signed_by_partner["acme-remit"], summary.signed_by_key["quote-a"]), (1, 1));
+        assert_eq!((summary.first, summary.last), (Some(UtcTime::from_millis(3)), Some(UtcTime::from_millis(5))));
+        assert_eq!(summary.signed_percent, Some(0.1));
+    }
+
+    #[test]
+    fn acts_are_told_one_by_one_and_how_many_were_left_out() {
+        let mut summary = Summary::default();
+        for at in 0..1_200 {
+            summary.take(&record(Event::Halted, at, Facts { stop: Some("halted/all".to_owned()), ..Facts::default() }));
+        }
+        assert_eq!((summary.acts.len(), summary.acts_left_out), (1_000, 200));
+        assert!(summary.text().ends_with("  and 200 more\n"), "{}", summary.text());
+    }
+
+    #[test]
+    fn each_part_of_a_filter_must_hold() {
+        let one = record(Event::Refused, 1_000, Facts::default());
+        let (since, until) = (Some(UtcTime::from_millis(1_000)), Some(UtcTime::from_millis(1_001)));
+        let fits = Wanted { partner: one.context.partner.clone(), since, until, ..Wanted::default() };
+        assert!(fits.is(&one) && Wanted::default().is(&one));
+        for other in [
+            Wanted { partner: Some("other".parse().unwrap()), ..fits.clone() },
+            Wanted { kid: Some("quote-a".parse().unwrap()), ..fits.clone() },
+            Wanted { event: Some("quote.committed".to_owned()), ..fits.clone() },
+            Wanted { until: since, ..fits.clone() },
+            Wanted { since: until, ..fits },
+        ] {
+            assert!(!other.is(&one), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The journal as auditors use it: what is asked of it, what leaves the gateway, and what no tampering hides.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+
+use quotesign::{
+    domain::sha256,
+    ledger::{Journal as _, sqlite::Reader},
+    review::exported::{Kept, verify_ledger},
+};
+use rusqlite::{Connection, params};
+use serde_json::Value;
+
+use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign};
+
+/// A site whose gateway signed three quotes, refused one, gave one again, and has stopped.
+async fn with_a_journal() -> Site {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quotes = gateway.quotes("pricing").await;
+    let [first, second, third] = [1, 2, 3].map(Quote::number);
+    for quote in [&first, &second, &third, &third] {
+        quotes.sign(quote).await.unwrap();
+    }
+    gateway.quotes("auditor").await.sign(&Quote::number(4)).await.unwrap_err();
+    site.journalled("quote.refused", 1).await;
+    gateway.kill();
+    site
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The head that `audit verify` prints.
+fn head(said: &str) -> String {
+    said.lines().find_map(|line| line.strip_prefix("head ")).unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_asked_for_by_what_they_tell_of() {
+    let site = with_a_journal().await;
+    let all = site.journal();
+    let tail = |args: &[&str]| lines(&done(site.run(&[&["audit", "tail", "-n", "100"], args].concat())));
+    let pricing = format!("spiffe://{TRUST_DOMAIN}/pricing");
+    let last = all.last().unwrap();
+    // The order of the journal is not quite that of the times.
+    let earliest = all.iter().map(|record| record["at"].as_str().unwrap()).min().unwrap();
+    let committed = |record: &&Value| record["event"] == "quote.committed";
+    let third = all.iter().rfind(committed).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let events = |records: &[Value]| records.iter().map(|record| text(&record["event"])).collect::<Vec<_>>();
+    let of_third = tail(&["--quote", &text(&third["context"]["quote_id"])]);
+    assert_eq!(events(&of_third), ["quote.reserved", "quote.committed", "quote.replayed"]);
+    assert_eq!(tail(&["--event", "quote.committed"]).len(), 3);
+    assert_eq!(events(&tail(&["--correlation-id", &text(&last["context"]["correlation_id"])])), ["quote.refused"]);
+    assert_eq!(tail(&["--caller", &pricing, "--partner", PARTNER]).len(), 7);
+    assert!(tail(&["--kid", &text(&third["facts"]["kid"])]).len() >= 6);
+    assert_eq!(tail(&["--since", earliest]).len(), all.len());
+    assert!(tail(&["--until", earliest]).is_empty());
+    let newest = done(site.run(&["audit", "tail", "-n", "1", "--event", "quote.committed"]));
+    assert_eq!(lines(&newest), std::slice::from_ref(third));
+    let bad = failed(site.run(&["audit", "tail", "--since", "yesterday"]), 2);
+    assert!(bad.contains("--since") && bad.contains("RFC 3339"), "{bad}");
+
+    let summary = |args: &[&str]| done(site.run(&[&["audit", "summary"], args].concat()));
+    let told: Value = serde_json::from_str(&summary(&["--format", "json"])).unwrap();
+    assert_eq!(told["records"], all.len());
+    assert_eq!((&told["events"]["quote.committed"], &told["events"]["quote.replayed"]), (&3.into(), &1.into()));
+    assert_eq!(told["refused"], serde_json::json!({ "POLICY_DENIED": 1 }));
+    assert_eq!(told["signed_by_caller"][&pricing], 3);
+    assert_eq!(told["signed_percent"], 75.0);
+    assert!(told["acts"].as_array().unwrap().iter().any(|act| act["event"] == "key.published"));
+    assert!(summary(&["--event", "quote.committed"]).starts_with("3 records, "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_verified_with_nothing_but_itself_and_a_head_that_was_kept() {
+    let site = with_a_journal().await;
+    let kept = head(&done(site.run(&["audit", "verify"])));
+    let file = site.path("journal.jsonl");
+    let name = file.to_str().unwrap();
+    done(site.run(&["audit", "export", "--out", name]));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let again = failed(site.run(&["audit", "export", "--out", name]), 1);
+    assert!(again.contains("exists"), "{again}");
+    assert_eq!(done(site.run(&["audit", "export"])), fs::read_to_string(&file).unwrap());
+
+    // Elsewhere, where there is neither config nor ledger.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let verify = |args: &[&str]| {
+        let mut command = quotesign();
+        command.current_dir(elsewhere.path()).args(["audit", "verify", name]).args(args).output().unwrap()
+    };
+    let said = done(verify(&[]));
+    assert!(said.contains("no head was given") && head(&said) == kept && !said.contains("complete"), "{said}");
+    assert!(done(verify(&["--head", &kept])).ends_with("kept heads that are in it: 1\n"));
+    let other = kept.split_once(':').unwrap().0.to_owned() + ":" + &"00".repeat(32);
+    assert!(failed(verify(&["--head", &other]), 1).contains("written anew"));
+    assert!(failed(verify(&["--head", "nonsense"]), 2).contains("LANE=INDEX:LINK"));
+    assert!(failed(verify(&["--head", &format!("gw-1={kept}")]), 1).contains("no lane `gw-1`"));
+
+    // The script of the page comes to the same, and finds a change.
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit-record.md")).unwrap();
+    let script = page.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
+    let python = |file: &str| Command::new("python3").args(["-c", script, file]).output().unwrap();
+    assert_eq!(done(python(name)).trim(), kept);
+    let changed = fs::read_to_string(&file).unwrap().replacen("GB-IN", "GB-NG", 1);
+    fs::write(&file, changed).unwrap();
+    assert!(failed(verify(&[]), 1).contains("does not follow"));
+    assert!(!python(name).status.success());
+
+    // With a filter: the records alone.
+    let committed = lines(&done(site.run(&["audit", "export", "--event", "quote.committed"])));
+    assert!(committed.len() == 3 && committed.iter().all(|record| record["schema"] == "quotesign.audit.v1"));
+}
+
+/// Undoes itself: a tampering with the database, at a place that `random` names. Tells whether it changed anything.
+fn tamper(ledger: &Connection, how: u32, random: u32) -> rusqlite::Result<usize> {
+    let count: u32 = ledger.query_row("SELECT count(*) FROM audit", (), |row| row.get(0))?;
+    let (at, other) = (random % count, random / count % count);
+    let spare = 1_000_000;
+    match how {
+        0 => ledger.execute("UPDATE audit SET record = CAST(record || ' ' AS BLOB) WHERE idx = ?1", [at]),
+        1 => ledger.execute("DELETE FROM audit WHERE idx = ?1", [at]),
+        // With everything after it one place on.
+        2 => ledger
+            .execute("UPDATE audit SET idx = idx + ?2 WHERE idx > ?1", [at, spare])
+            .and_then(|_| ledger.execute("UPDATE audit SET idx = idx - ?2 + 1 WHERE idx > ?1", [at, spare]))
+            .and_then(|_| {
+                ledger.execute(
+                    "INSERT INTO audit SELECT ?1 + 1, at, event, identity, randomblob(16), record, leaf, NULL FROM audit \
+                     WHERE idx = ?1",
+                    [at],
+                )
+            }),
+        3 if at != other => [(at, spare), (other, at), (spare, other)]
+            .iter()
+            .map(|(from, to)| ledger.execute("UPDATE audit SET idx = ?2 WHERE idx = ?1", [from, to]))
+            .sum(),
+        4 => ledger.execute("UPDATE audit SET link = randomblob(32) WHERE idx = ?1 AND link IS NOT NULL", [at]),
+        // With a leaf that fits.
+        5 => {
+            let record: Vec<u8> = ledger.query_row("SELECT record FROM audit WHERE idx = ?1", [at], |row| row.get(0))?;
+            let record = [&record[..], b" "].concat();
+            let leaf = sha256(&[&[1], &record[..]].concat());
+            ledger.execute("UPDATE audit SET record = ?2, leaf = ?3 WHERE idx = ?1", params![at, record, leaf])
+        }
+        6 => ledger.execute("DELETE FROM audit WHERE idx >= ?1", [at]),
+        // Rolled back, with the head of then.
+        7 => {
+            let link: Option<Vec<u8>> =
+                ledger.query_row("SELECT link FROM audit WHERE idx = ?1", [at], |row| row.get(0))?;
+            let Some(link) = link.filter(|_| at + 1 < count) else { return Ok(0) };
+            ledger.execute("DELETE FROM audit WHERE idx > ?1", [at])?;
+            ledger.execute("UPDATE chain SET next_idx = ?1, link = ?2", params![at + 1, link])
+        }
+        _ => Ok(0),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_tamperings_with_the_database_are_found_by_who_kept_the_newest_head() {
+    let site = with_a_journal().await;
+    let path = site.path("ledger.sqlite");
+    let ledger = Connection::open(&path).unwrap();
+    let stretch = Reader::open(&path).unwrap().lanes().unwrap().remove(0);
+    let newest = [Kept { lane: stretch.lane, head: stretch.head }];
+    let verified = |kept: &[Kept]| verify_ledger(&Reader::open(&path).unwrap(), kept);
+    verified(&newest).unwrap();
+    let copy = site.path("kept.sqlite");
+    ledger.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+    ledger.execute("ATTACH ?1 AS kept", [copy.to_str().unwrap()]).unwrap();
+    let (mut tampered, mut only_by_head, mut nth) = (0, 0, 0_u32);
+    while tampered < 1_000 {
+        nth += 1;
+        let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
+        if tamper(&ledger, nth % 8, random).unwrap() == 0 {
+            continue;
+        }
+        tampered += 1;
+        let fault = verified(&newest).expect_err(&format!("tampering {nth} was not found"));
+        assert!(fault.to_string().chars().any(|char| char.is_ascii_digit()), "it is said where: {fault}");
+        only_by_head += u32::from(verified(&[]).is_ok());
+        ledger
+            .execute_batch(
+                "DELETE FROM audit; INSERT INTO audit SELECT * FROM kept.audit;
+                 DELETE FROM chain; INSERT INTO chain SELECT * FROM kept.chain;",
+            )
+            .unwrap();
+    }
+    assert!(only_by_head > 50, "a rollback with the head of then is found by a kept head alone");
+    verified(&newest).unwrap();
+}
