@@ -283,8 +283,9 @@ impl Gateway {
         let mut fronts = JoinSet::new();
         let limits = &self.config.limits;
         let message_bytes = limits.payload_bytes_max + MESSAGE_OVERHEAD_BYTES;
-        let quotes = QuoteSigningServiceServer::new(Quotes { pipeline: self.pipeline.clone() })
-            .max_decoding_message_size(message_bytes);
+        let quotes =
+            QuoteSigningServiceServer::new(Quotes { pipeline: self.pipeline.clone(), metrics: self.metrics.clone() })
+                .max_decoding_message_size(message_bytes);
         let keys = KeyDirectoryServiceServer::new(Keys { pipeline: self.pipeline.clone() })
             .max_decoding_message_size(message_bytes);
         let admin = AdminServiceServer::new(Admin {
@@ -324,6 +325,14 @@ impl Gateway {
         let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
         let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
         let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
+        for (front, file) in [
+            ("grpc", &self.config.grpc.certificate),
+            ("admin", &self.config.admin.certificate),
+            ("jwks", &self.config.jwks.certificate),
+        ] {
+            // What is served now; it was read a moment ago.
+            self.metrics.certificate(front, tls::ends(file).map_err(StartError::unfit)?);
+        }
         let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
         fronts.spawn(fronts::serve_https(connections, jwks::routes(sets), stop.clone()));
         let operations = operations::routes(Operations {

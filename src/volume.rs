@@ -25,6 +25,7 @@ pub struct Volumes(Mutex<HashMap<Kid, Hours>>);
 struct Hours {
     hour: i64,
     count: u64,
+    total: u64,
     usual: f64,
     ended: u32,
     is_told: bool,
@@ -37,6 +38,8 @@ pub struct Standing {
     pub kid: Kid,
     /// Signed in this hour.
     pub count: u64,
+    /// Signed since this gateway started.
+    pub total: u64,
     /// Why that is unusual.
     pub unusual: Option<String>,
     /// Whether that was not told yet in this hour.
@@ -53,6 +56,7 @@ impl Volumes {
         if let Some(hours) = keys.get_mut(kid) {
             hours.roll(hour_of(now));
             hours.count += 1;
+            hours.total += 1;
         }
     }
 
@@ -66,7 +70,7 @@ impl Volumes {
                 let unusual = hours.unusual(rule);
                 let is_news = unusual.is_some() && !hours.is_told;
                 hours.is_told |= is_news;
-                Standing { kid: kid.clone(), count: hours.count, unusual, is_news }
+                Standing { kid: kid.clone(), count: hours.count, total: hours.total, unusual, is_news }
             })
             .collect();
         standings.sort_by(|a, b| a.kid.cmp(&b.kid));

@@ -217,6 +217,13 @@ impl Timeline {
         !standing.is_revoked && (key.is_published(now) || key.state(now) == KeyState::Retired && is_needed())
     }
 
+    /// When a key of `partner` comes to another state next.
+    #[must_use]
+    pub fn next_change(&self, partner: &PartnerId, now: UtcTime) -> Option<UtcTime> {
+        let turns = self.of(partner).flat_map(|key| [key.publish_at, key.sign_from, key.sign_until, key.retire_at]);
+        turns.filter(|turn| *turn > now).min()
+    }
+
     /// Which key signs for `partner` from `from` to `until`, in spans that follow each other without a gap.
     #[must_use]
     pub fn spans<'t>(&'t self, partner: &'t PartnerId, from: UtcTime, until: UtcTime) -> Vec<Span<'t>> {

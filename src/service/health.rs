@@ -94,13 +94,21 @@ impl Watch {
         self.components.0.write().insert("signing".to_owned(), Some("the gateway is shutting down".to_owned()));
     }
 
-    /// Tells which keys verifiers can know, and how the quotes of each fare.
+    /// Tells which keys may sign and which ones verifiers can know, what is stopped, and how the quotes of each key fare.
     fn look_at_keys(&self) {
         let (policy, standings) = (self.pipeline.policy.load(), self.pipeline.standings());
         for key in policy.timeline.all() {
             self.metrics.served(key.kid.as_str(), standings.of(&key.kid).served_since.is_some());
         }
-        for fate in self.pipeline.outcomes.look(SystemClock.now()) {
+        let now = SystemClock.now();
+        for partner in policy.partners() {
+            let active = policy.timeline.current(&partner.id, now, |kid| standings.of(kid));
+            let next = policy.timeline.next_change(&partner.id, now);
+            self.metrics.partner(partner.id.as_str(), active.is_some(), next);
+        }
+        self.metrics.policy(&policy.digest.to_string(), policy.serial);
+        self.metrics.stops(&self.pipeline.stopped.known());
+        for fate in self.pipeline.outcomes.look(now) {
             self.metrics.fate(&fate);
         }
     }

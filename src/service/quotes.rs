@@ -14,6 +14,7 @@ use crate::{
     pipeline::{Pipeline, parse::QuoteRequest},
     policy::{Bundle, Partner},
     proto::{self, Reason, quote_signing_service_server::QuoteSigningService},
+    telemetry::Metrics,
     verification::{self, Binding, Evidence, Finding, Report},
 };
 
@@ -23,6 +24,8 @@ use super::{access, outcomes, status};
 pub struct Quotes {
     /// The path of a quote.
     pub pipeline: Arc<Pipeline>,
+    /// Where it is counted what was found of quotes.
+    pub metrics: Arc<Metrics>,
 }
 
 #[tonic::async_trait]
@@ -80,6 +83,7 @@ impl QuoteSigningService for Quotes {
         };
         let binding = self.binding(&policy, &report).await?;
         let report = report.bound(binding.as_ref());
+        self.metrics.verification(partner.id.as_str(), report.is_valid());
         Ok(Response::new(proto::VerifyQuoteResponse {
             valid: report.is_valid(),
             steps: report.findings().iter().map(|(step, finding)| told(*step, finding)).collect(),

@@ -83,18 +83,44 @@ pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
 /// Where it cannot be read, or they would not.
 pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<(), TlsError> {
     let file = &listener.certificate;
-    let chain = certificates(file)?;
-    let leaf = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf));
-    let Some(Ok((_, leaf))) = leaf else { return Err(TlsError::new(file, "cannot be read as X.509; issue it anew")) };
-    let end = |at: x509_parser::time::ASN1Time| UtcTime::from_millis(at.timestamp().saturating_mul(1000));
-    let (from, until) = (end(leaf.validity().not_before), end(leaf.validity().not_after));
+    let Leaf { is_self_signed, from, until } = Leaf::read(file)?;
     match () {
-        () if leaf.issuer() == leaf.subject() => {
+        () if is_self_signed => {
             Err(TlsError::new(file, "is self-signed, which the operator's fetcher refuses; have a public CA issue one"))
         }
         () if until <= now => Err(TlsError::new(file, format!("has expired at {until}; renew it"))),
         () if from > now => Err(TlsError::new(file, format!("is valid from {from} on; give one that is valid now"))),
         () => Ok(()),
+    }
+}
+
+/// When the certificate of this file ends.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn ends(file: &Path) -> Result<UtcTime, TlsError> {
+    Leaf::read(file).map(|leaf| leaf.until)
+}
+
+/// What is told of a certificate: the first of its chain.
+struct Leaf {
+    is_self_signed: bool,
+    from: UtcTime,
+    until: UtcTime,
+}
+
+impl Leaf {
+    fn read(file: &Path) -> Result<Self, TlsError> {
+        let chain = certificates(file)?;
+        let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf)) else {
+            return Err(TlsError::new(file, "cannot be read as X.509; issue it anew"));
+        };
+        let at = |at: x509_parser::time::ASN1Time| UtcTime::from_millis(at.timestamp().saturating_mul(1000));
+        Ok(Self {
+            is_self_signed: leaf.issuer() == leaf.subject(),
+            from: at(leaf.validity().not_before),
+            until: at(leaf.validity().not_after),
+        })
     }
 }
 

@@ -222,7 +222,7 @@ async fn metrics_count_by_reason_and_hold_no_text_of_a_caller() {
         "quotesign_calls_total{method=\"unknown\",status=\"Unimplemented\",reason=\"\"} 5",
         "quotesign_calls_total{method=\"unknown\",status=\"Unauthenticated\",reason=\"CALLER_UNIDENTIFIED\"} 5",
         &format!("quotesign_call_duration_seconds_count{{{sign}}} 2"),
-        "quotesign_audit_refusals_not_journalled 0",
+        "quotesign_audit_refusals_not_journalled_total 0",
     ] {
         assert!(text.lines().any(|found| found == line), "`{line}` is not in {text}");
     }

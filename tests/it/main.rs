@@ -36,6 +36,7 @@ mod kills;
 #[cfg(feature = "kms")]
 mod kms;
 mod lifecycle;
+mod observability;
 mod oracles;
 mod path;
 mod policy;

@@ -1,0 +1,389 @@
+//! The metrics, of which `docs/metrics.md` is the table.
+
+use std::{
+    fmt::Debug,
+    hash::Hash,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Metric, Registry},
+};
+use tonic::Code;
+
+use crate::{
+    clock::UtcTime,
+    ledger::stops::{Stop, Stops},
+    outcomes::Fate,
+    signer::turns::Turns,
+    volume::Standing,
+};
+
+/// Defines the labels of a metric.
+macro_rules! labels {
+    ($($labels:ident { $($label:ident: $kind:ty),+ })+) => {
+        $(
+            #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+            struct $labels {
+                $($label: $kind),+
+            }
+        )+
+    };
+}
+
+labels! {
+    CallLabels { method: String, status: String, reason: String }
+    MethodLabels { method: String }
+    ComponentLabels { component: String }
+    KeyLabels { kid: String }
+    OutcomeLabels { kid: String, outcome: &'static str }
+    PartnerLabels { partner: String }
+    VerificationLabels { partner: String, valid: &'static str }
+    OrderLabels { signer: String, at: &'static str }
+    SignerLabels { signer: String }
+    FrontLabels { front: &'static str }
+    DigestLabels { digest: String }
+    StopLabels { kind: &'static str }
+}
+
+/// A time in seconds since 1970, as Prometheus has it.
+type Instant = Gauge<f64, AtomicU64>;
+
+/// Counts of what happened, for `/metrics`.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    calls: Family<CallLabels, Counter>,
+    seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    verifications: Family<VerificationLabels, Counter>,
+    serving: Family<ComponentLabels, Gauge>,
+    orders: Family<OrderLabels, Gauge>,
+    service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
+    records_dropped: Counter,
+    policy: Family<DigestLabels, Gauge>,
+    ahead: Family<PartnerLabels, Gauge>,
+    active: Family<PartnerLabels, Gauge>,
+    next_change: Family<PartnerLabels, Instant>,
+    signatures: Family<KeyLabels, Counter>,
+    volume: Family<KeyLabels, Gauge>,
+    unusual: Family<KeyLabels, Gauge>,
+    served: Family<KeyLabels, Gauge>,
+    outcomes: Family<OutcomeLabels, Gauge>,
+    spike: Family<KeyLabels, Gauge>,
+    stops: Family<StopLabels, Gauge>,
+    certificates: Family<FrontLabels, Instant>,
+}
+
+fn family<L, M>(registry: &mut Registry, name: &str, help: &str) -> Family<L, M>
+where
+    L: EncodeLabelSet + Debug + Clone + Hash + Eq + Send + Sync + 'static,
+    M: Default + 'static,
+    Family<L, M>: Metric,
+{
+    let family = Family::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut all = Registry::with_prefix("quotesign");
+        let seconds: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_5, 2.0, 15)));
+        all.register("call_duration_seconds", "How long gRPC calls took", seconds.clone());
+        let records_dropped = Counter::default();
+        let help = "Refusals beyond the journal's share for them";
+        all.register("audit_refusals_not_journalled", help, records_dropped.clone());
+        let of = &mut all;
+        Self {
+            seconds,
+            records_dropped,
+            calls: family(of, "calls", "Finished gRPC calls"),
+            verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
+            serving: family(of, "component_serving", "1 where the part can do its work"),
+            orders: family(
+                of,
+                "signer_orders",
+                "Quotes that hold a place at a device, wait for their turn, or are with it; and its slots",
+            ),
+            service: family(of, "signer_service_seconds", "How long a device takes for a signature, of late"),
+            policy: family(of, "policy_serial", "The serial of the policy bundle in force"),
+            ahead: family(
+                of,
+                "timeline_warnings",
+                "What will go wrong on a partner's key timeline unless somebody acts; `quotesign policy check` tells it",
+            ),
+            active: family(of, "partner_active_key", "1 where a key of the partner may sign now"),
+            next_change: family(
+                of,
+                "timeline_next_change_timestamp_seconds",
+                "When a key of the partner comes to another state next",
+            ),
+            signatures: family(of, "key_signatures", "Quotes that this gateway has had signed with a key and released"),
+            volume: family(of, "key_signatures_this_hour", "What this gateway has signed with a key in this hour"),
+            unusual: family(of, "key_volume_unusual", "1 where a key signs more than policy says is usual"),
+            served: family(
+                of,
+                "key_served",
+                "1 where every gateway that counts, and the registered URL, was seen to serve a key",
+            ),
+            outcomes: family(of, "quote_outcomes", "What callers reported of the operator's answers"),
+            spike: family(
+                of,
+                "quote_verification_failing",
+                "1 where the operator refuses the signatures of a key more than now and then",
+            ),
+            stops: family(of, "stops", "What is stopped: revoked keys, halts, suspended callers"),
+            certificates: family(
+                of,
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate that a front serves ends",
+            ),
+            registry: Mutex::new(all),
+        }
+    }
+}
+
+impl Metrics {
+    /// A call has ended.
+    pub fn call(&self, method: &str, status: Code, reason: &str, took: Duration) {
+        // A method that is not there is some caller's own text and must not become a label. An unidentified caller
+        // is not told whether its method is there.
+        let told = !matches!(status, Code::Unimplemented | Code::Unauthenticated);
+        let method = if told { method } else { "unknown" };
+        let labels = CallLabels { method: method.to_owned(), status: format!("{status:?}"), reason: reason.to_owned() };
+        self.calls.get_or_create(&labels).inc();
+        self.seconds.get_or_create(&MethodLabels { method: method.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    /// What was found of a quote.
+    pub fn verification(&self, partner: &str, is_valid: bool) {
+        let labels = VerificationLabels { partner: partner.to_owned(), valid: if is_valid { "true" } else { "false" } };
+        self.verifications.get_or_create(&labels).inc();
+    }
+
+    /// Which bundle is in force.
+    pub fn policy(&self, digest: &str, serial: u64) {
+        let labels = DigestLabels { digest: digest.to_owned() };
+        if self.policy.get(&labels).is_none() {
+            self.policy.clear();
+        }
+        self.policy.get_or_create(&labels).set(i64::try_from(serial).unwrap_or(i64::MAX));
+    }
+
+    /// Whether a key of the partner may sign, and when its timeline changes next.
+    pub fn partner(&self, partner: &str, has_active_key: bool, next_change: Option<UtcTime>) {
+        let labels = PartnerLabels { partner: partner.to_owned() };
+        self.active.get_or_create(&labels).set(i64::from(has_active_key));
+        match next_change {
+            Some(at) => drop(self.next_change.get_or_create(&labels).set(seconds(at))),
+            None => drop(self.next_change.remove(&labels)),
+        }
+    }
+
+    /// What is stopped.
+    pub fn stops(&self, stops: &Stops) {
+        let count = |is: fn(&Stop) -> bool| stops.iter().filter(|stop| is(stop)).count();
+        for (kind, count) in [
+            ("revoked", count(|stop| matches!(stop, Stop::Revoked(_)))),
+            ("halted", count(|stop| matches!(stop, Stop::Halted(_)))),
+            ("suspended", count(|stop| matches!(stop, Stop::Suspended(_)))),
+        ] {
+            self.stops.get_or_create(&StopLabels { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// When a front's certificate ends.
+    pub fn certificate(&self, front: &'static str, ends: UtcTime) {
+        self.certificates.get_or_create(&FrontLabels { front }).set(seconds(ends));
+    }
+
+    /// How a part fares.
+    pub fn component(&self, name: &str, serving: bool) {
+        self.serving.get_or_create(&ComponentLabels { component: name.to_owned() }).set(i64::from(serving));
+    }
+
+    /// A part is no more.
+    pub fn forget(&self, name: &str) {
+        self.serving.remove(&ComponentLabels { component: name.to_owned() });
+    }
+
+    /// How a device is used.
+    pub fn device(&self, signer: &str, turns: &Turns) {
+        let usage = turns.usage();
+        for (at, count) in
+            [("slots", usage.slots), ("device", usage.busy), ("waiting", usage.waiting), ("places", usage.places)]
+        {
+            let labels = OrderLabels { signer: signer.to_owned(), at };
+            self.orders.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        if let Some(service) = turns.service() {
+            self.service.get_or_create(&SignerLabels { signer: signer.to_owned() }).set(service.as_secs_f64());
+        }
+    }
+
+    /// How many refusals the journal had no place for.
+    pub fn records_dropped(&self, count: u64) {
+        self.records_dropped.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// How much a key has signed in this hour, and whether that is unusual.
+    pub fn volume(&self, standing: &Standing) {
+        let labels = KeyLabels { kid: standing.kid.to_string() };
+        self.signatures.get_or_create(&labels).inner().store(standing.total, Ordering::Relaxed);
+        self.volume.get_or_create(&labels).set(i64::try_from(standing.count).unwrap_or(i64::MAX));
+        self.unusual.get_or_create(&labels).set(i64::from(standing.unusual.is_some()));
+    }
+
+    /// Whether verifiers can know a key.
+    pub fn served(&self, kid: &str, served: bool) {
+        self.served.get_or_create(&KeyLabels { kid: kid.to_owned() }).set(i64::from(served));
+    }
+
+    /// How the quotes of a key fare at the operator's.
+    pub fn fate(&self, fate: &Fate) {
+        let kid = fate.kid.to_string();
+        for (outcome, count) in &fate.counts {
+            let labels = OutcomeLabels { kid: kid.clone(), outcome: outcome.as_str() };
+            self.outcomes.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        self.spike.get_or_create(&KeyLabels { kid }).set(i64::from(fate.is_spike));
+    }
+
+    /// How much is to be warned of on a partner's timeline.
+    pub fn timeline_warnings(&self, partner: &str, count: usize) {
+        let labels = PartnerLabels { partner: partner.to_owned() };
+        self.ahead.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// All of it, as OpenMetrics text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry.lock()) {
+            Ok(()) => text,
+            Err(fault) => format!("# {fault}\n"),
+        }
+    }
+}
+
+fn seconds(at: UtcTime) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are below 2^52")]
+    let millis = at.millis() as f64;
+    millis / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// All metrics with a sample each.
+    fn touched() -> Metrics {
+        let metrics = Metrics::default();
+        let text = String::new;
+        // Without `..`, so that none is forgotten.
+        let Metrics {
+            registry: _,
+            calls,
+            seconds,
+            verifications,
+            serving,
+            orders,
+            service,
+            records_dropped,
+            policy,
+            ahead,
+            active,
+            next_change,
+            signatures,
+            volume,
+            unusual,
+            served,
+            outcomes,
+            spike,
+            stops,
+            certificates,
+        } = &metrics;
+        calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
+        seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
+        verifications.get_or_create(&VerificationLabels { partner: text(), valid: "true" }).inc();
+        serving.get_or_create(&ComponentLabels { component: text() }).set(1);
+        orders.get_or_create(&OrderLabels { signer: text(), at: "device" }).set(1);
+        service.get_or_create(&SignerLabels { signer: text() }).set(1.0);
+        records_dropped.inc();
+        policy.get_or_create(&DigestLabels { digest: text() }).set(1);
+        let partner = PartnerLabels { partner: text() };
+        for gauge in [ahead, active] {
+            gauge.get_or_create(&partner).set(1);
+        }
+        next_change.get_or_create(&partner).set(1.0);
+        let key = KeyLabels { kid: text() };
+        signatures.get_or_create(&key).inc();
+        for gauge in [volume, unusual, served, spike] {
+            gauge.get_or_create(&key).set(1);
+        }
+        outcomes.get_or_create(&OutcomeLabels { kid: text(), outcome: "accepted" }).set(1);
+        stops.get_or_create(&StopLabels { kind: "revoked" }).set(1);
+        certificates.get_or_create(&FrontLabels { front: "jwks" }).set(1.0);
+        metrics
+    }
+
+    /// Name, with `_total` for a counter; kind, and labels.
+    type Rows = BTreeMap<String, (String, BTreeSet<String>)>;
+
+    fn of_code() -> Rows {
+        let text = touched().text();
+        let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let row = |(name, kind): (&str, &str)| {
+            let samples = text.lines().filter(|line| !line.starts_with('#') && line.starts_with(name));
+            let labels = samples.filter_map(|line| line.split_once('{')?.1.split_once('}')).flat_map(|(labels, _)| {
+                labels.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()))
+            });
+            let labels = labels.filter(|label| label != "le").collect();
+            (format!("{name}{}", if kind == "counter" { "_total" } else { "" }), (kind.to_owned(), labels))
+        };
+        kinds.map(row).collect()
+    }
+
+    fn of_page() -> Rows {
+        let page = include_str!("../../docs/metrics.md");
+        let table = page.split_once("| name |").unwrap().1.split_once("\n\n").unwrap().0;
+        let named = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let row = |row: &str| {
+            let cells: Vec<_> = row.split('|').collect();
+            (named(cells[1]).remove(0), (cells[2].trim().to_owned(), named(cells[3]).into_iter().collect()))
+        };
+        table.lines().skip(2).map(row).collect()
+    }
+
+    #[test]
+    fn the_page_of_the_metrics_has_each_with_its_kind_and_labels() {
+        assert_eq!(of_page(), of_code());
+    }
+
+    #[test]
+    fn one_bundle_is_in_force_and_a_method_that_is_not_there_is_no_label() {
+        let metrics = Metrics::default();
+        metrics.policy("aa", 1);
+        metrics.policy("bb", 2);
+        metrics.call("any/text", Code::Unimplemented, "", Duration::ZERO);
+        let text = metrics.text();
+        assert!(text.contains("quotesign_policy_serial{digest=\"bb\"} 2") && !text.contains("aa"), "{text}");
+        assert!(text.contains("method=\"unknown\"") && !text.contains("any/text"), "{text}");
+        metrics.partner("acme-remit", true, Some(UtcTime::from_millis(1_500)));
+        let next = "quotesign_timeline_next_change_timestamp_seconds{partner=\"acme-remit\"} 1.5";
+        assert!(metrics.text().contains(next), "{}", metrics.text());
+        metrics.partner("acme-remit", false, None);
+        assert!(!metrics.text().contains("next_change_timestamp_seconds{"));
+    }
+}

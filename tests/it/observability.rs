@@ -1,0 +1,99 @@
+//! What monitoring sees of a gateway, and the alerts that go with it.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use quotesign::proto::{HaltReach, HaltRequest, VerifyQuoteRequest, halt_reach::To};
+
+use crate::harness::{PARTNER, Quote, Site, done, until};
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+
+fn promtool(args: &[&str]) -> String {
+    let program = format!("{HERE}/.tools/promtool/promtool");
+    done(Command::new(program).args(args).current_dir(format!("{HERE}/deploy/observability")).output().unwrap())
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(format!("{HERE}/{path}")).unwrap()
+}
+
+/// What follows `before` in the lines of a text, to the end of the word.
+fn words(text: &str, before: &str) -> BTreeSet<String> {
+    let rest = text.split(before).skip(1);
+    rest.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn each_alert_is_tried_and_asks_for_metrics_that_there_are() {
+    assert!(promtool(&["check", "rules", "alerts.yaml"]).contains("SUCCESS"));
+    assert!(promtool(&["test", "rules", "alerts_test.yaml"]).contains("SUCCESS"));
+    let (rules, tests) = (read("deploy/observability/alerts.yaml"), read("deploy/observability/alerts_test.yaml"));
+    let alerts = words(&rules, "- alert: ");
+    assert!(alerts.len() > 20);
+    assert_eq!(words(&tests, "{alertname=\""), alerts);
+    let documented = words(&(read("docs/metrics.md") + &read("docs/key-sets.md")), "`quotesign_");
+    let asked: BTreeSet<String> =
+        words(&rules, "quotesign_").into_iter().map(|name| name.trim_end_matches("_bucket").to_owned()).collect();
+    let watched = words(&read("src/cli/jwks/watch.rs"), "\"");
+    let known = |name: &&String| {
+        let of_watch = name.strip_prefix("jwks_").map(|name| name.trim_end_matches("_total"));
+        !documented.contains(*name) && !of_watch.is_some_and(|name| watched.contains(name))
+    };
+    assert_eq!(asked.iter().find(known), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn monitoring_sees_what_was_signed_verified_and_stopped_and_what_comes_next() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quotes = gateway.quotes("pricing").await;
+    let signed = quotes.sign(&Quote::number(1)).await.unwrap();
+    let second = Quote::number(2);
+    quotes.sign(&second).await.unwrap();
+    quotes.sign(&second).await.unwrap();
+    for (jws, valid) in [(signed.jws.clone(), true), (signed.jws.replacen('.', ".A", 1), false)] {
+        let request = VerifyQuoteRequest { partner: PARTNER.to_owned(), jws };
+        assert_eq!(quotes.0.clone().verify_quote(request).await.unwrap().into_inner().valid, valid);
+    }
+    let reach = Some(HaltReach { to: Some(To::Partner(PARTNER.to_owned())) });
+    gateway.admin("operator").await.halt(HaltRequest { reach, reason: "a test".to_owned() }).await.unwrap();
+    let wanted = [
+        format!("quotesign_key_signatures_total{{kid=\"{}\"}} 2", signed.kid),
+        "quotesign_verifications_total{partner=\"acme-remit\",valid=\"true\"} 1".to_owned(),
+        "quotesign_verifications_total{partner=\"acme-remit\",valid=\"false\"} 1".to_owned(),
+        "quotesign_stops{kind=\"halted\"} 1".to_owned(),
+        "quotesign_partner_active_key{partner=\"acme-remit\"} 1".to_owned(),
+        format!("quotesign_policy_serial{{digest=\"{}\"}} 1", signed.policy_digest),
+        "quotesign_timeline_next_change_timestamp_seconds{partner=\"acme-remit\"} ".to_owned(),
+        "quotesign_certificate_expiry_timestamp_seconds{front=\"jwks\"} ".to_owned(),
+    ];
+    until("all of it is in the metrics", async || {
+        let text = gateway.operations("/metrics").await.1;
+        let missing = wanted.iter().find(|line| !text.contains(*line));
+        if let Some(line) = missing {
+            eprintln!("not yet: {line}");
+        }
+        missing.is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_the_gateway_nor_the_process_of_a_device_leaves_a_core_dump() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let children = format!("/proc/{0}/task", gateway.pid());
+    let children = fs::read_dir(children).unwrap().map(|task| task.unwrap().path().join("children"));
+    // A thread may have ended meanwhile.
+    let children = children.filter_map(|file| fs::read_to_string(file).ok()).collect::<Vec<_>>().concat();
+    let mut processes: Vec<&str> = children.split_whitespace().collect();
+    assert!(!processes.is_empty(), "the device has a process of its own");
+    let own = gateway.pid().to_string();
+    processes.push(&own);
+    for process in processes {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        let values: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
+        assert_eq!(values, ["0", "0"], "{core}");
+    }
+}
