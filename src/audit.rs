@@ -10,6 +10,8 @@ use crate::{
     domain::{Caller, CorrelationId, Corridor, Environment, Kid, PartnerId, QuoteId, SequenceNumber, sha256},
 };
 
+pub mod customer;
+
 /// The version of the record's schema, in every record.
 pub const SCHEMA: &str = "quotesign.audit.v1";
 
@@ -110,6 +112,9 @@ pub struct Context {
     /// The quote's corridor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corridor: Option<Corridor>,
+    /// The customer, as [`customer::ReferenceKey::of`] calls it; absent where the config names no key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub customer_ref: Option<String>,
     /// Where.
     pub environment: Environment,
     /// The gateway's version.
@@ -150,6 +155,7 @@ impl Context {
             partner: None,
             quote_id: None,
             corridor: None,
+            customer_ref: None,
             values_fixed_at: None,
             contract: None,
             rule_ids: Vec::new(),
@@ -284,6 +290,7 @@ mod tests {
                     caller: Some("spiffe://example.org/pricing".parse().unwrap()),
                     contract: Some(contract),
                     corridor: Some("GB-IN".parse().unwrap()),
+                    customer_ref: Some("00".to_owned()),
                     method: Some(method),
                     partner: Some("acme-remit".parse().unwrap()),
                     quote_id: Some("q1".parse().unwrap()),

@@ -7,9 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use secrecy::{ExposeSecret as _, SecretSlice};
 use serde::Deserialize;
 
 use crate::{
+    audit::customer::ReferenceKey,
     domain::Environment,
     jwk::PublicKey,
     signer::locator::{KeyArn, Locator},
@@ -72,6 +74,9 @@ pub struct Config {
     /// What it says of itself.
     #[serde(default)]
     pub log: LogSection,
+    /// What its audit records hold.
+    #[serde(default)]
+    pub audit: AuditSection,
 }
 
 /// The largest quote: its signing input, a third longer, goes to a module's process in one datagram.
@@ -117,6 +122,17 @@ impl Config {
         PublicKey::from_jwk(&bytes).map(Some).map_err(|error| fault(&error))
     }
 
+    /// The key under which customers stand in records, where there is to be one.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or holds no key.
+    pub fn reference_key(&self) -> Result<Option<ReferenceKey>, String> {
+        let Some(path) = &self.audit.reference_key else { return Ok(None) };
+        let fault = |fault: &dyn std::fmt::Display| format!("`audit.reference_key` = `{}`: {fault}", path.display());
+        let bytes = SecretSlice::from(fs::read(path).map_err(|error| fault(&error))?);
+        ReferenceKey::new(bytes.expose_secret()).map(Some).map_err(|error| fault(&error))
+    }
+
     /// The signers by name.
     pub fn signer_names(&self) -> impl Iterator<Item = &str> {
         let tokens = self.signers.iter().map(|signer| signer.name.as_str());
@@ -148,6 +164,7 @@ impl Config {
         for path in own
             .into_iter()
             .chain(&mut self.policy_key)
+            .chain(&mut self.audit.reference_key)
             .chain(&mut self.jwks.export)
             .chain(signers)
             .chain(self.ledger.paths())

@@ -106,6 +106,7 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
     tls::mutual(&config.grpc).map_err(|fault| StartError::unfit(format!("[grpc]: {fault}")))?;
     tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
     tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
+    config.reference_key().map_err(StartError::unfit)?;
     for signer in &config.signers {
         signer.check_pin().map_err(StartError::unfit)?;
     }
@@ -172,6 +173,7 @@ impl Gateway {
             joined: Arc::default(),
             clock,
             finishing: TaskTracker::new(),
+            customers: config.reference_key().map_err(StartError::unfit)?,
             volumes: Volumes::default(),
             outcomes: Outcomes::default(),
             refusals: Shares::default(),

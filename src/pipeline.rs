@@ -49,10 +49,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use serde_json::{Map, Value};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    audit,
+    audit::{self, customer::ReferenceKey},
     call::Call,
     clock::{ClockGuard, UtcTime},
     domain::{Environment, PolicyDigest},
@@ -114,6 +115,8 @@ pub struct Pipeline {
     pub clock: Arc<ClockGuard>,
     /// Signatures under way; a drain waits for them.
     pub finishing: TaskTracker,
+    /// Under which customers stand in records; they do not where there is none.
+    pub customers: Option<ReferenceKey>,
     /// How much each key signs.
     pub volumes: Volumes,
     /// What became of them at the operator's.
@@ -150,6 +153,7 @@ impl Pipeline {
         self.has_joined()?;
         let now = self.clock.now()?;
         let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
+        trail.customer_ref = self.customer_ref(policy, parsed.quote());
         let valid = validate::validate(parsed, policy, now, trail)?;
         let authorized = authorize::authorize(valid, policy, call, trail)?;
         let canonical = canonicalise::canonicalise(authorized, policy)?;
@@ -162,6 +166,13 @@ impl Pipeline {
             return Err(verify::VerifyError::Expired.into());
         }
         Ok(Answer { released, policy: policy.digest, replayed })
+    }
+
+    /// What records call the customer of a quote, also of one that is refused; of a quote that names none, nothing.
+    fn customer_ref(&self, policy: &Bundle, quote: &Map<String, Value>) -> Option<String> {
+        let key = self.customers.as_ref()?;
+        let claims = &policy.contract_of(quote)?.claims;
+        Some(key.of(quote.get(&claims.partner)?.as_str()?, quote.get(&claims.subscription)?.as_str()?))
     }
 
     /// Whether what was revoked is known, so that a key may be shown.

@@ -111,6 +111,9 @@ struct Filter {
     /// Of this call.
     #[arg(long, value_name = "ID")]
     correlation_id: Option<CorrelationId>,
+    /// Of quotes for this customer of --partner, by the subscription reference; needs the key of `audit.reference_key`.
+    #[arg(long, value_name = "REFERENCE", requires = "partner")]
+    customer: Option<String>,
     /// Made then or later: RFC 3339, UTC.
     #[arg(long, value_name = "TIME", value_parser = UtcTime::parse)]
     since: Option<UtcTime>,
@@ -119,10 +122,18 @@ struct Filter {
     until: Option<UtcTime>,
 }
 
-impl From<Filter> for Wanted {
-    fn from(filter: Filter) -> Self {
-        let Filter { quote: quote_id, partner, caller, kid, event, correlation_id, since, until } = filter;
-        Self { quote_id, partner, caller, kid, event, correlation_id, since, until }
+impl Filter {
+    fn wanted(self, path: &ConfigPath) -> Result<Wanted, Failure> {
+        let Self { quote: quote_id, partner, caller, kid, event, correlation_id, customer, since, until } = self;
+        let customer_ref = match (customer, &partner) {
+            (Some(reference), Some(partner)) => {
+                let key = path.load()?.reference_key().map_err(Failure::unfit)?;
+                let key = key.ok_or_else(|| Failure::unfit("--customer: the config has no `audit.reference_key`"))?;
+                Some(key.of(partner.as_str(), &reference))
+            }
+            _ => None,
+        };
+        Ok(Wanted { quote_id, partner, caller, kid, event, correlation_id, customer_ref, since, until })
     }
 }
 
@@ -153,7 +164,7 @@ impl Show {
 
 impl Tail {
     fn run(self) -> Result<(), Failure> {
-        let wanted = Wanted::from(self.filter);
+        let wanted = self.filter.wanted(&self.path)?;
         if wanted == Wanted::default() {
             for stored in reader(&self.path)?.tail(self.count).map_err(Failure::failed)? {
                 say!("{}", String::from_utf8_lossy(&stored.bytes));
@@ -176,7 +187,7 @@ impl Tail {
 
 impl Export {
     fn run(self) -> Result<(), Failure> {
-        let wanted = Wanted::from(self.filter);
+        let wanted = self.filter.wanted(&self.path)?;
         let path = self.path;
         let put = |out: &mut dyn Write| {
             if wanted == Wanted::default() {
@@ -196,7 +207,8 @@ impl Export {
 impl Summarise {
     fn run(self) -> Result<(), Failure> {
         let mut summary = Summary::default();
-        each(&self.path, &self.filter.into(), |record| {
+        let wanted = self.filter.wanted(&self.path)?;
+        each(&self.path, &wanted, |record| {
             summary.take(&record);
             Ok(())
         })?;

@@ -179,6 +179,15 @@ impl Default for LogSection {
     }
 }
 
+/// What audit records hold.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSection {
+    /// The file of the key under which customers' references are hashed in records: 32 to 1024 random bytes, the same for all
+    /// gateways of a ledger. Records hold nothing of customers where it is absent.
+    pub reference_key: Option<PathBuf>,
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

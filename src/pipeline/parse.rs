@@ -73,6 +73,11 @@ pub fn parse(
 }
 
 impl Parsed {
+    /// The quote as it was read; nothing of it is checked yet.
+    pub(super) fn quote(&self) -> &Map<String, Value> {
+        &self.quote
+    }
+
     pub(super) fn taken(self) -> (Map<String, Value>, Beside) {
         (self.quote, self.beside)
     }

@@ -26,6 +26,8 @@ pub struct Wanted {
     pub event: Option<String>,
     /// Of this call.
     pub correlation_id: Option<CorrelationId>,
+    /// Of quotes for this customer, as records call it.
+    pub customer_ref: Option<String>,
     /// Made then or later.
     pub since: Option<UtcTime>,
     /// Made before.
@@ -48,6 +50,7 @@ impl Wanted {
             && holds(self.caller.as_ref(), context.caller.as_ref())
             && holds(self.kid.as_ref(), facts.kid.as_ref())
             && holds(self.correlation_id.as_ref(), Some(&context.correlation_id))
+            && holds(self.customer_ref.as_ref(), context.customer_ref.as_ref())
             && self.event.as_deref().is_none_or(|name| name == record.event.name())
             && self.since.is_none_or(|since| record.at >= since)
             && self.until.is_none_or(|until| record.at < until)

@@ -10,7 +10,7 @@ use quotesign::{
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign};
+use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, toml};
 
 /// A site whose gateway signed three quotes, refused one, gave one again, and has stopped.
 async fn with_a_journal() -> Site {
@@ -190,4 +190,48 @@ async fn a_thousand_tamperings_with_the_database_are_found_by_who_kept_the_newes
     }
     assert!(only_by_head > 50, "a rollback with the head of then is found by a kept head alone");
     verified(&newest).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customers_records_are_found_by_who_has_the_key_and_nobody_reads_whose_they_are() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quotes = gateway.quotes("pricing").await;
+    let of = |number, customer: &str| Quote::number(number).with("subscription_id", customer.into());
+    for quote in [of(1, "sub_marker_one"), of(2, "sub_marker_two"), of(3, "sub_marker_one")] {
+        quotes.sign(&quote).await.unwrap();
+    }
+    // Refused, and the customer's all the same.
+    quotes.sign(&of(4, "sub_marker_one").valid(-7200, -3600)).await.unwrap_err();
+    site.journalled("quote.refused", 1).await;
+    let tail = |args: &[&str]| site.run(&[&["audit", "tail", "-n", "100"], args].concat());
+    let of_one = lines(&done(tail(&["--customer", "sub_marker_one", "--partner", PARTNER])));
+    let events: Vec<_> = of_one.iter().map(|record| record["event"].as_str().unwrap()).collect();
+    let signed = ["quote.reserved", "quote.committed"];
+    assert_eq!(events, [&signed[..], &signed, &["quote.refused"]].concat());
+    let hashes: std::collections::BTreeSet<_> = site
+        .journal()
+        .iter()
+        .filter_map(|record| Some(record["context"]["customer_ref"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(hashes.len(), 2);
+    assert!(!done(tail(&[])).contains("sub_marker"), "no reference is in a record");
+    assert!(!gateway.log.lock().unwrap().concat().contains("sub_marker"));
+    assert!(failed(tail(&["--customer", "sub_marker_one"]), 2).contains("--partner"));
+
+    // Another key finds nothing, none can be asked with, and one that is too short is refused at the start.
+    fs::write(site.path("other.key"), [7; 32]).unwrap();
+    fs::write(site.path("short.key"), [7; 31]).unwrap();
+    let asked = |key: Option<&str>| {
+        site.edit_config(|config| match key {
+            Some(key) => config["audit"]["reference_key"] = toml(&format!("'{key}'")),
+            None => drop(config.remove("audit")),
+        });
+        tail(&["--customer", "sub_marker_one", "--partner", PARTNER])
+    };
+    assert_eq!(done(asked(Some("other.key"))), "");
+    assert!(failed(asked(Some("short.key")), 2).contains("has 31 bytes; give 32 to 1024 random ones"));
+    let short = failed(site.run(&["config", "check"]), 2);
+    assert!(short.contains("`audit.reference_key`") && short.contains("openssl rand"), "{short}");
+    assert!(failed(asked(None), 2).contains("the config has no `audit.reference_key`"));
 }

@@ -80,6 +80,7 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         contract: text.clone(),
         correlation_id: CorrelationId::made(),
         corridor: Some("GB-IN".parse().unwrap()),
+        customer_ref: text.clone(),
         environment: Environment::Sandbox,
         gateway_version: String::new(),
         method: text.clone(),

@@ -28,9 +28,20 @@ pub(super) const CONFIG: &str = "quotesign.toml";
 pub(super) const PARTNER: &str = "acme-remit";
 const SOFTHSM: &str = "softhsm2.conf";
 pub(super) const COMPLETE: &str = "complete";
+const REFERENCE_KEY: &str = "reference.key";
 /// Written first and last, so that an interrupted run is seen.
-const MADE: [&str; 9] =
-    ["complete", "tokens", "tls", "policy", "quotesign.toml", "client.toml", "pin", "so-pin", "softhsm2.conf"];
+const MADE: [&str; 10] = [
+    "complete",
+    "tokens",
+    "tls",
+    "policy",
+    "quotesign.toml",
+    "client.toml",
+    "pin",
+    "so-pin",
+    "softhsm2.conf",
+    REFERENCE_KEY,
+];
 /// gRPC, admin, JWKS, operations; another free port where one is taken.
 const PORTS: [u16; 4] = [8443, 8444, 8445, 9464];
 const DAY: Duration = Duration::from_hours(24);
@@ -114,6 +125,9 @@ grace_ms = 0
 
 [log]
 format = "text"
+
+[audit]
+reference_key = "{REFERENCE_KEY}"
 "#,
         module.display(),
         dir.join(SOFTHSM).display()
@@ -135,6 +149,13 @@ certificate = "tls/operator.pem"
 private_key = "tls/operator.key"
 "#
     );
+    // What an older version has made has none.
+    let key = dir.join(REFERENCE_KEY);
+    if !key.exists() {
+        let mut bytes = [0; 32];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Failure::failed("the system gives no random bytes"))?;
+        write(&key, &bytes)?;
+    }
     write(&dir.join(CONFIG), config.as_bytes())?;
     write(&dir.join("client.toml"), client.as_bytes())
 }
