@@ -44,6 +44,7 @@ impl Desk {
             method: "quotesign.v1.QuoteSigningService/SignQuote",
             correlation_id: "bench".parse().unwrap(),
             deadline: Instant::now(),
+            subject: Arc::default(),
         };
         let now = UtcTime::parse("2026-06-15T10:00:01Z").unwrap();
         Self {

@@ -1,8 +1,11 @@
 //! What the transport knows of a call before any stage looks at it.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
-use crate::domain::{Caller, CorrelationId};
+use crate::domain::{Caller, CorrelationId, PartnerId, QuoteId};
 
 /// One call of an authenticated caller.
 #[derive(Debug, Clone)]
@@ -15,4 +18,15 @@ pub struct Call {
     pub correlation_id: CorrelationId,
     /// When the caller ceases to wait.
     pub deadline: Instant,
+    /// What it turned out to be about, for its line in the access log.
+    pub subject: Arc<OnceLock<Subject>>,
+}
+
+/// What a call is about, as far as that was learnt before it ended.
+#[derive(Debug, Clone, Default)]
+pub struct Subject {
+    /// The partner.
+    pub partner: Option<PartnerId>,
+    /// The quote.
+    pub quote_id: Option<QuoteId>,
 }

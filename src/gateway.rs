@@ -360,6 +360,7 @@ impl Gateway {
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(EdgeLayer {
+                environment: self.config.environment,
                 deadline_max: limits.deadline_max(),
                 metrics: self.metrics.clone(),
                 calls: self.calls.clone(),

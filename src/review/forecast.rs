@@ -194,6 +194,7 @@ fn call_of(question: &Question) -> Call {
         method: "quotesign.v1.QuoteSigningService/SignQuote",
         correlation_id: CorrelationId::made(),
         deadline: Instant::now() + Duration::from_mins(1),
+        subject: std::sync::Arc::default(),
     }
 }
 

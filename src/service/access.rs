@@ -6,7 +6,7 @@ use tonic::{Request, Status};
 
 use crate::{
     audit,
-    call::Call,
+    call::{Call, Subject},
     domain::{CorrelationId, Environment, PartnerId},
     pipeline::{Pipeline, attempts},
     policy::{
@@ -105,7 +105,8 @@ impl Rpc {
         let peer =
             peer.ok_or_else(|| status::plain(Reason::CallerUnidentified, "the connection has no client certificate"))?;
         let caller = peer.caller.clone().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?;
-        Ok(Call { caller, method: self.method, correlation_id: edge.correlation_id.clone(), deadline: edge.deadline })
+        let Edge { correlation_id, deadline, subject } = edge.clone();
+        Ok(Call { caller, method: self.method, correlation_id, deadline, subject })
     }
 
     /// Counts the attempt, and says whether policy lets `call` do this with `partner`. Unknown and forbidden look
@@ -126,7 +127,11 @@ impl Rpc {
         // Asked for unknown partners too, so that the two cases also take the same time.
         let verdict = policy.authority.decide(&call.caller, self.action, Resource::Partner(&id), None);
         match policy.partner(&id) {
-            Some(partner) if verdict.allowed => Ok((partner, verdict)),
+            Some(partner) if verdict.allowed => {
+                // A second look at the same call finds it told.
+                let _told = call.subject.set(Subject { partner: Some(id), quote_id: None });
+                Ok((partner, verdict))
+            }
             _ => {
                 denied(pipeline, policy, call, &verdict);
                 Err(unknown())

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     audit::{self, Event, Facts, Record},
-    call::Call,
+    call::{Call, Subject},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
     jws::CompactJws,
@@ -40,7 +40,9 @@ impl QuoteSigningService for Quotes {
         let policy = self.pipeline.policy.load_full();
         let mut trail = access::trail(&call, self.pipeline.environment, &policy);
         let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
-        match self.pipeline.sign_quote(&policy, &call, request, &mut trail).await {
+        let signed = self.pipeline.sign_quote(&policy, &call, request, &mut trail).await;
+        let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
+        match signed {
             Ok(answer) => Ok(Response::new(proto::SignQuoteResponse {
                 jws: answer.released.jws.as_str().to_owned(),
                 kid: answer.released.kid.to_string(),

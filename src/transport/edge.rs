@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -15,7 +15,13 @@ use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
 
-use crate::{domain::CorrelationId, proto::Reason, service::status, telemetry::Metrics};
+use crate::{
+    call::Subject,
+    domain::{CorrelationId, Environment, PartnerId, QuoteId},
+    proto::Reason,
+    service::status,
+    telemetry::Metrics,
+};
 
 use super::peer::{Peer, Unidentified};
 
@@ -30,11 +36,15 @@ pub struct Edge {
     pub correlation_id: CorrelationId,
     /// When the caller ceases to wait.
     pub deadline: Instant,
+    /// What the method learns of what the call is about.
+    pub subject: Arc<OnceLock<Subject>>,
 }
 
 /// Puts the edge around a server's services.
 #[derive(Clone)]
 pub struct EdgeLayer {
+    /// Where this is, for the log.
+    pub environment: Environment,
     /// The longest a call may take, and what a call without a deadline gets.
     pub deadline_max: Duration,
     /// Where calls are counted.
@@ -75,8 +85,9 @@ where
         let started = Instant::now();
         let correlation_id = correlation_id(request.headers());
         let wait = timeout(request.headers_mut(), self.layer.deadline_max);
-        request.extensions_mut().insert(Edge { correlation_id: correlation_id.clone(), deadline: started + wait });
-        let line = AccessLine::of(&request, correlation_id, started);
+        let edge = Edge { correlation_id, deadline: started + wait, subject: Arc::default() };
+        let line = AccessLine::of(&request, &edge, self.layer.environment, started);
+        request.extensions_mut().insert(edge);
         let metrics = self.layer.metrics.clone();
         if let Some(why) = unidentified(&request) {
             let response = status::plain(Reason::CallerUnidentified, why.to_string()).into_http();
@@ -152,18 +163,21 @@ struct AccessLine {
     method: String,
     caller: String,
     correlation_id: CorrelationId,
+    subject: Arc<OnceLock<Subject>>,
+    environment: Environment,
     started: Instant,
 }
 
 impl AccessLine {
-    fn of(request: &Request<Body>, correlation_id: CorrelationId, started: Instant) -> Self {
+    fn of(request: &Request<Body>, edge: &Edge, environment: Environment, started: Instant) -> Self {
         let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
         let caller = match peer.map(|peer| &peer.caller) {
             Some(Ok(caller)) => caller.to_string(),
             _ => "unidentified".to_owned(),
         };
         let method = request.uri().path().trim_start_matches('/').to_owned();
-        Self { method, caller, correlation_id, started }
+        let Edge { correlation_id, subject, .. } = edge.clone();
+        Self { method, caller, correlation_id, subject, environment, started }
     }
 
     /// Echoes the correlation id and writes the line.
@@ -181,6 +195,7 @@ impl AccessLine {
         let info = status.and_then(|status| status.get_details_error_info());
         let reason = info.as_ref().map_or("", |info| info.reason.as_str());
         let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let subject = self.subject.get();
         metrics.call(&self.method, code, reason, self.started.elapsed());
         tracing::info!(
             method = self.method,
@@ -188,6 +203,10 @@ impl AccessLine {
             correlation_id = %self.correlation_id,
             status = ?code,
             reason,
+            partner = subject.and_then(|subject| subject.partner.as_ref()).map(PartnerId::as_str),
+            quote_id = subject.and_then(|subject| subject.quote_id.as_ref()).map(QuoteId::as_str),
+            environment = self.environment.as_str(),
+            version = env!("CARGO_PKG_VERSION"),
             micros,
             "call"
         );

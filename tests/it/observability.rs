@@ -97,3 +97,38 @@ async fn neither_the_gateway_nor_the_process_of_a_device_leaves_a_core_dump() {
         assert_eq!(values, ["0", "0"], "{core}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_has_its_line_with_what_it_was_about_and_what_came_of_it() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quotes = gateway.quotes("pricing").await;
+    let quote = Quote::number(1);
+    quotes.sign(&quote).await.unwrap();
+    quotes.sign(&quote.clone().with("send_amount", "marker".into())).await.unwrap_err();
+    quotes.sequence("").await.unwrap();
+    quotes.sign_bytes(b"no quote".to_vec()).await.unwrap_err();
+    let lines = || -> Vec<serde_json::Value> {
+        let log = gateway.log.lock().unwrap();
+        let lines = log.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.filter(|line| line["message"] == "call").collect()
+    };
+    until("the lines are written", async || lines().len() == 4).await;
+    let id = &quote.0["quote_id"];
+    let told =
+        [("Ok", true, true), ("InvalidArgument", true, true), ("Ok", true, false), ("InvalidArgument", false, false)];
+    for (line, (status, has_partner, has_quote)) in lines().iter().zip(told) {
+        assert_eq!(line["status"], status, "{line}");
+        assert_eq!(line.get("partner").is_some_and(|partner| partner == PARTNER), has_partner, "{line}");
+        assert_eq!(line.get("quote_id"), has_quote.then_some(id), "{line}");
+        assert_eq!(line["reason"] == "", status == "Ok", "{line}");
+        assert_eq!(
+            (&line["environment"], &line["version"]),
+            (&"development".into(), &env!("CARGO_PKG_VERSION").into())
+        );
+        for field in ["timestamp", "method", "caller", "correlation_id"] {
+            assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field} in {line}");
+        }
+    }
+    assert!(!gateway.log.lock().unwrap().concat().contains("marker"));
+}

@@ -49,6 +49,7 @@ impl Stages {
             method: "quotesign.v1.QuoteSigningService/SignQuote",
             correlation_id: "stages".parse().unwrap(),
             deadline: Instant::now() + Duration::from_mins(1),
+            subject: Arc::default(),
         };
         Self { policy: Arc::new(policy), now: UtcTime::parse("2026-06-15T10:00:30Z").unwrap(), call }
     }
