@@ -14,7 +14,12 @@ use crate::{
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
     outcomes::Outcomes,
-    pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
+    pipeline::{
+        Pipeline,
+        admit::Flows,
+        attempts::Attempts,
+        journal::{Shares, Windows},
+    },
     policy::Bundle,
     proto::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
@@ -244,6 +249,7 @@ impl Gateway {
         pipeline.finishing.wait().await;
         let _ended = watch.await;
         upkeep.join_all().await;
+        pipeline.journal_counted(Windows::All);
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");

@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     control::{self, Control, ReloadError},
     ledger::{LedgerError, Prune},
-    pipeline::Pipeline,
+    pipeline::{Pipeline, journal::Windows},
     policy::Notice,
     service::access,
     telemetry::Metrics,
@@ -23,13 +23,14 @@ const LOOK_AHEAD: Duration = Duration::from_mins(1);
 const PRUNE_MAX: u32 = 256;
 const PRUNES_MAX: u32 = 1_000;
 
-/// Voids what expired unsigned, so that every burnt number is explained, and forgets what expired more than `keep` ago.
+/// Voids what expired unsigned, so that every burnt number is explained, journals what was only counted, and forgets what expired more than `keep` ago.
 pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
+        pipeline.journal_counted(Windows::Ended);
         let Ok(now) = pipeline.clock.now() else { continue };
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
         match pipeline.ledger.sweep(context.clone(), now).await {

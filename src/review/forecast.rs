@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -194,7 +195,7 @@ fn call_of(question: &Question) -> Call {
         method: "quotesign.v1.QuoteSigningService/SignQuote",
         correlation_id: CorrelationId::made(),
         deadline: Instant::now() + Duration::from_mins(1),
-        subject: std::sync::Arc::default(),
+        subject: Arc::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use quotesign::{
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, toml};
+use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml};
 
 /// A site whose gateway signed three quotes, refused one, gave one again, and has stopped.
 async fn with_a_journal() -> Site {
@@ -234,4 +234,37 @@ async fn a_customers_records_are_found_by_who_has_the_key_and_nobody_reads_whose
     let short = failed(site.run(&["config", "check"]), 2);
     assert!(short.contains("`audit.reference_key`") && short.contains("openssl rand"), "{short}");
     assert!(failed(asked(None), 2).contains("the config has no `audit.reference_key`"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_sends_only_refusals_fills_no_journal_and_each_is_counted_while_others_sign() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let (pricing, auditor) = (gateway.quotes("pricing").await, gateway.quotes("auditor").await);
+    let before = site.journal().len();
+    let quote = Quote::number(9_000);
+    let flood = async {
+        let mut denied = 0_u64;
+        for _ in 0..400 {
+            let refused = auditor.sign(&quote).await.unwrap_err();
+            denied += u64::from(reason(&refused) == "POLICY_DENIED");
+        }
+        denied
+    };
+    let signing = async {
+        for number in 1..=20 {
+            pricing.sign(&Quote::number(number)).await.unwrap();
+        }
+    };
+    let (denied, ()) = tokio::join!(flood, signing);
+    assert!(denied > 100, "{denied} were denied, others by the quota on attempts");
+    assert!(gateway.stop().success());
+    let refusals: Vec<Value> = site.journal().into_iter().filter(|record| record["event"] == "quote.refused").collect();
+    // 60 singly in each window of a minute, of which the flood may touch two, and their counts.
+    assert!(refusals.len() <= 122, "{}", refusals.len());
+    assert!(site.journal().len() - before <= 122 + 2 * 20 + 2);
+    let summary = done(site.run(&["audit", "summary", "--format", "json"]));
+    let told: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(told["refused"]["POLICY_DENIED"], denied);
+    assert_eq!(told["events"]["quote.committed"], 20);
 }
