@@ -14,12 +14,7 @@ use crate::{
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
     outcomes::Outcomes,
-    pipeline::{
-        Pipeline,
-        admit::Flows,
-        attempts::Attempts,
-        journal::{Shares, Windows},
-    },
+    pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
     proto::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
@@ -27,6 +22,7 @@ use crate::{
     },
     published::Published,
     service::{
+        access,
         admin::Admin,
         health::{Components, Watch},
         jwks::{self, Sets},
@@ -249,7 +245,7 @@ impl Gateway {
         pipeline.finishing.wait().await;
         let _ended = watch.await;
         upkeep.join_all().await;
-        pipeline.journal_counted(Windows::All);
+        pipeline.journal_counted(&access::own_trail(pipeline.environment, &pipeline.policy.load()));
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");

@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     control::{self, Control, ReloadError},
     ledger::{LedgerError, Prune},
-    pipeline::{Pipeline, journal::Windows},
+    pipeline::Pipeline,
     policy::Notice,
     service::access,
     telemetry::Metrics,
@@ -30,9 +30,9 @@ pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Durati
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
-        pipeline.journal_counted(Windows::Ended);
-        let Ok(now) = pipeline.clock.now() else { continue };
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+        pipeline.journal_counted(&context);
+        let Ok(now) = pipeline.clock.now() else { continue };
         match pipeline.ledger.sweep(context.clone(), now).await {
             Ok(0) => {}
             Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),

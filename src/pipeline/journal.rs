@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::{
     audit::{Context, Event, Facts, Record},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Caller, CorrelationId},
+    domain::Caller,
     proto::Reason,
 };
 
@@ -33,61 +33,40 @@ struct Share {
     counted: u64,
 }
 
-/// What to write of one more refusal.
-#[derive(Debug, PartialEq, Eq)]
-enum Entry {
-    /// It, and how many were only counted in the window before.
-    Singly {
-        /// Not written since the last record.
-        counted_before: u64,
-    },
-    /// Nothing now: it is counted.
-    Counted,
-}
-
 impl Shares {
-    fn enter(&self, caller: Option<Caller>, reason: Reason, now: UtcTime) -> Entry {
+    /// Whether one more refusal is written singly; else it is counted.
+    fn enter(&self, caller: Option<Caller>, reason: Reason, now: UtcTime) -> bool {
         let mut shares = self.0.lock();
         let share = shares.entry((caller, reason)).or_insert(Share { since: now, written: 0, counted: 0 });
-        let mut counted_before = 0;
         if now.since(share.since) >= WINDOW || now < share.since {
-            counted_before = share.counted;
-            *share = Share { since: now, written: 0, counted: 0 };
+            (share.since, share.written) = (now, 0);
         }
-        if share.written < SINGLY_MAX {
+        let is_single = share.written < SINGLY_MAX;
+        if is_single {
             share.written += 1;
-            return Entry::Singly { counted_before };
+        } else {
+            share.counted += 1;
         }
-        share.counted += 1;
-        Entry::Counted
+        is_single
     }
 
-    /// Takes what was only counted, in windows that have ended or in all of them.
-    fn take_counted(&self, now: UtcTime, which: Windows) -> Vec<(Option<Caller>, Reason, u64)> {
+    /// Takes what was counted since this was last asked.
+    fn take_counted(&self) -> Vec<(Option<Caller>, Reason, u64)> {
         let mut shares = self.0.lock();
-        let is_due = |share: &Share| which == Windows::All || now.since(share.since) >= WINDOW;
-        let due = shares.iter_mut().filter(|(_, share)| share.counted > 0 && is_due(share));
-        due.map(|((caller, reason), share)| (caller.clone(), *reason, std::mem::take(&mut share.counted))).collect()
+        let counted = shares.iter_mut().filter(|(_, share)| share.counted > 0);
+        counted.map(|((caller, reason), share)| (caller.clone(), *reason, std::mem::take(&mut share.counted))).collect()
     }
-}
-
-/// Of which windows the counts are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Windows {
-    /// Those that have ended.
-    Ended,
-    /// All, since the gateway ends.
-    All,
 }
 
 impl Pipeline {
-    /// Journals how many refusals were only counted, where no later refusal tells it.
-    pub fn journal_counted(&self, which: Windows) {
-        let (now, policy) = (SystemClock.now(), self.policy.load());
-        for (caller, reason, count) in self.refusals.take_counted(now, which) {
-            let context =
-                Context::new(CorrelationId::made(), self.environment, policy.digest.to_string(), policy.serial);
-            self.ledger.journal(counted(Context { caller, ..context }, reason, count, now));
+    /// Journals how many refusals were only counted since this was last done: a record for each caller and reason.
+    pub fn journal_counted(&self, context: &Context) {
+        let now = SystemClock.now();
+        for (caller, reason, count) in self.refusals.take_counted() {
+            let detail = Some("as many were refused for this reason beyond those written singly".to_owned());
+            let reason = Some(name(reason).to_owned());
+            let facts = Facts { count: Some(count), reason, detail, ..Facts::default() };
+            self.ledger.journal(Record::new(Event::Refused, now, Context { caller, ..context.clone() }, facts));
         }
     }
 
@@ -111,27 +90,11 @@ impl Pipeline {
     pub fn journal_denial(&self, context: Context, reason: Reason, detail: String) {
         let now = SystemClock.now();
         let declared = context.caller.clone().filter(|caller| self.policy.load().knows(caller));
-        let Entry::Singly { counted_before } = self.refusals.enter(declared, reason, now) else { return };
-        if counted_before > 0 {
-            let own = Context::new(
-                CorrelationId::made(),
-                context.environment,
-                context.policy_digest.clone(),
-                context.policy_serial,
-            );
-            let own = Context { caller: context.caller.clone(), ..own };
-            self.ledger.journal(counted(own, reason, counted_before, now));
+        if self.refusals.enter(declared, reason, now) {
+            let facts = Facts { reason: Some(name(reason).to_owned()), detail: Some(detail), ..Facts::default() };
+            self.ledger.journal(Record::new(Event::Refused, now, context, facts));
         }
-        let facts = Facts { reason: Some(name(reason).to_owned()), detail: Some(detail), ..Facts::default() };
-        self.ledger.journal(Record::new(Event::Refused, now, context, facts));
     }
-}
-
-/// A record of refusals that were only counted. It is of no one call.
-fn counted(context: Context, reason: Reason, count: u64, now: UtcTime) -> Record {
-    let detail = Some("as many were refused for this reason beyond those written singly".to_owned());
-    let facts = Facts { count: Some(count), reason: Some(name(reason).to_owned()), detail, ..Facts::default() };
-    Record::new(Event::Refused, now, context, facts)
 }
 
 #[cfg(test)]
@@ -139,31 +102,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_counted_and_told_in_the_next_window() {
+    fn a_flood_is_counted_and_told_once_though_nothing_follows() {
         let shares = Shares::default();
         let at = |second: i64| UtcTime::from_millis(second * 1000);
-        let singly = (0..1000).filter(|_| shares.enter(None, Reason::PolicyDenied, at(0)) != Entry::Counted).count();
+        let singly = (0..1000).filter(|_| shares.enter(None, Reason::PolicyDenied, at(0))).count();
         assert_eq!(singly, 60);
-        let other = shares.enter(None, Reason::MalformedJson, at(0));
-        assert_eq!(other, Entry::Singly { counted_before: 0 }, "another reason has a share of its own");
-        assert_eq!(shares.enter(None, Reason::PolicyDenied, at(60)), Entry::Singly { counted_before: 940 });
-        assert_eq!(shares.enter(None, Reason::PolicyDenied, at(61)), Entry::Singly { counted_before: 0 });
-    }
-
-    #[test]
-    fn what_was_counted_is_told_once_though_nothing_follows() {
-        let shares = Shares::default();
-        let at = |second: i64| UtcTime::from_millis(second * 1000);
-        for _ in 0..100 {
-            shares.enter(None, Reason::PolicyDenied, at(0));
-        }
-        assert!(shares.take_counted(at(59), Windows::Ended).is_empty());
-        assert_eq!(shares.take_counted(at(60), Windows::Ended), [(None, Reason::PolicyDenied, 40)]);
-        assert!(shares.take_counted(at(60), Windows::All).is_empty());
-        assert_eq!(shares.enter(None, Reason::PolicyDenied, at(60)), Entry::Singly { counted_before: 0 });
-        for _ in 0..60 {
-            shares.enter(None, Reason::PolicyDenied, at(61));
-        }
-        assert_eq!(shares.take_counted(at(61), Windows::All), [(None, Reason::PolicyDenied, 1)]);
+        assert!(shares.enter(None, Reason::MalformedJson, at(0)), "another reason has a share of its own");
+        assert!(!shares.enter(None, Reason::PolicyDenied, at(59)));
+        assert_eq!(shares.take_counted(), [(None, Reason::PolicyDenied, 941)]);
+        assert!(shares.take_counted().is_empty());
+        assert!(!shares.enter(None, Reason::PolicyDenied, at(59)), "what was told gives no new share");
+        // A new window, with what was counted in the one before.
+        let singly = (0..61).filter(|_| shares.enter(None, Reason::PolicyDenied, at(60))).count();
+        assert_eq!(singly, 60);
+        assert_eq!(shares.take_counted(), [(None, Reason::PolicyDenied, 2)]);
     }
 }
