@@ -242,6 +242,12 @@ impl Record {
     }
 }
 
+/// An id below those of all records that were made at `at` or later: ids are UUIDs of version 7, which rise with time.
+#[must_use]
+pub fn id_before(at: UtcTime) -> Uuid {
+    uuid::Builder::from_unix_timestamp_millis(u64::try_from(at.millis()).unwrap_or_default(), &[0; 10]).into_uuid()
+}
+
 /// The leaf of a record in the hash chain: SHA-256(0x01 | bytes).
 #[must_use]
 pub fn leaf(record: &[u8]) -> [u8; 32] {

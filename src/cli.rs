@@ -1,11 +1,15 @@
 //! The commands. Each is a file of its own name under `cli/`; exit codes are 0 for done, 1 for refused or
 //! failed, 2 for arguments or configuration that cannot be used.
 
-use std::{fmt::Display, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{client::ClientFile, config::Config};
+use crate::{client::ClientFile, config::Config, policy::Partner};
 
 mod admin;
 mod audit;
@@ -86,6 +90,32 @@ enum Command {
     /// Load a PKCS#11 module for the gateway that started this process. Nobody else needs it.
     #[command(hide = true)]
     Pkcs11Host,
+}
+
+/// How a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Where the public key set is.
+#[derive(Debug, Args)]
+struct PublicUrl {
+    /// Where verifiers fetch the keys, where policy does not name it.
+    #[arg(long)]
+    url: Option<String>,
+    /// The CAs that the URL is held against, PEM; those of the config where it is not given.
+    #[arg(long, value_name = "FILE")]
+    url_ca: Option<PathBuf>,
+}
+
+impl PublicUrl {
+    /// The URL of `partner`, where there is one, and the CAs to hold it against.
+    fn of<'u>(&'u self, config: &'u Config, partner: &'u Partner) -> (Option<&'u str>, &'u Path) {
+        let url = self.url.as_deref().or(partner.jwks_url.as_deref());
+        (url, self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca))
+    }
 }
 
 /// Where the gateway's config is.

@@ -45,20 +45,23 @@ pub struct Count {
     pub shown_by_all: BTreeSet<Kid>,
     /// Why a gateway has no vote, by its name.
     pub no_vote: BTreeMap<String, String>,
+    /// Whether at least half of those that live have the newest bundle of all.
+    pub is_newest_usual: bool,
 }
 
 /// Counts the votes. One that is stuck, or has not followed a bundle in time, cannot hold a rotation up.
 #[must_use]
 pub fn count(leases: &[Lease]) -> Count {
     let is_alive = |lease: &&Lease| lease.age <= LEASE;
-    let newest = leases.iter().filter(is_alive).map(|lease| lease.holding.serial).max().unwrap_or_default();
-    let at_newest = leases.iter().filter(is_alive).filter(|lease| lease.holding.serial == newest);
-    let newest_for = at_newest.map(|lease| lease.bundle_age).max().unwrap_or_default();
-    let mut count = Count::default();
+    let alive: Vec<&Lease> = leases.iter().filter(is_alive).collect();
+    let newest = alive.iter().map(|lease| lease.holding.serial).max().unwrap_or_default();
+    let at_newest: Vec<_> = alive.iter().filter(|lease| lease.holding.serial == newest).collect();
+    let newest_for = at_newest.iter().map(|lease| lease.bundle_age).max().unwrap_or_default();
+    let mut count = Count { is_newest_usual: at_newest.len().saturating_mul(2) >= alive.len(), ..Count::default() };
     let mut shown: Option<BTreeSet<Kid>> = None;
     for lease in leases {
         let Lease { replica, age, holding, .. } = lease;
-        if *age > LEASE {
+        if !is_alive(&lease) {
             count.no_vote.insert(replica.clone(), format!("not seen for {} s", age.as_secs()));
         } else if holding.serial < newest && newest_for > GRACE {
             let why = format!("has the bundle {} where others have {newest}", holding.serial);
@@ -81,11 +84,7 @@ impl Published {
     pub fn meet(&self, own: &str, leases: Vec<Lease>) -> Count {
         let count = count(&leases);
         // A newer bundle that one gateway tries out takes nobody's key sets away.
-        let alive = leases.iter().filter(|lease| lease.age <= LEASE).count();
-        let newest = leases.iter().filter(|lease| lease.age <= LEASE).map(|lease| lease.holding.serial).max();
-        let at_newest =
-            leases.iter().filter(|lease| lease.age <= LEASE && Some(lease.holding.serial) == newest).count();
-        let why = count.no_vote.get(own).filter(|_| at_newest.saturating_mul(2) >= alive);
+        let why = count.no_vote.get(own).filter(|_| count.is_newest_usual);
         *self.lags.lock() = why.map(|why| (Instant::now(), format!("this gateway {why}; reload its bundle")));
         *self.replicas.lock() = leases;
         count
@@ -175,6 +174,12 @@ impl Standings {
         Self { stops: Arc::clone(&stopped.known()), kids: published.kids() }
     }
 
+    /// As a ledger tells it, to a command that keeps nothing of it.
+    #[must_use]
+    pub fn of_ledger(stops: Stops, kids: BTreeMap<Kid, Kept>) -> Self {
+        Self { stops: Arc::new(stops), kids: Arc::new(kids) }
+    }
+
     /// Of one key.
     #[must_use]
     pub fn of(&self, kid: &Kid) -> Standing {
@@ -204,7 +209,7 @@ mod tests {
     }
 
     fn agreed(leases: &[Lease]) -> (Vec<String>, Vec<String>) {
-        let Count { shown_by_all, no_vote } = count(leases);
+        let Count { shown_by_all, no_vote, .. } = count(leases);
         (shown_by_all.iter().map(ToString::to_string).collect(), no_vote.into_keys().collect())
     }
 

@@ -72,13 +72,6 @@ impl Stopped {
         Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told, pending })
     }
 
-    /// Knows that these are revoked, and writes nothing.
-    #[must_use]
-    pub fn knowing<'k>(revoked: impl Iterator<Item = &'k Kid>) -> Self {
-        let known: Stops = revoked.cloned().map(Stop::Revoked).collect();
-        Self { known: ArcSwap::from_pointee(known), told: AtomicBool::new(true), ..Self::default() }
-    }
-
     /// Whether ledger or mirror has told which kids were revoked. Until then no key may be published: it could be one.
     #[must_use]
     pub fn is_told(&self) -> bool {

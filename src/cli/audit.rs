@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-use super::{ConfigPath, Failure, out, out::say};
+use super::{ConfigPath, Failure, Format, out, out::say};
 
 mod verify;
 
@@ -82,12 +82,6 @@ pub(super) struct Summarise {
     format: Format,
     #[command(flatten)]
     filter: Filter,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Which records; all of what is given must hold.

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     config::Config,
-    domain::{Environment, PartnerId},
+    domain::Environment,
     policy::{Bundle, Partner},
     review::{
         calendar::{self, Window},
@@ -15,7 +15,12 @@ use crate::{
     },
 };
 
-use super::{ClientPath, ConfigPath, Failure, block_on, dev::write_private, out, policy::bundle_in};
+use super::{
+    ClientPath, ConfigPath, Failure, PublicUrl, block_on,
+    dev::write_private,
+    out,
+    policy::{bundle_in, partner_in},
+};
 
 mod ledger;
 mod offline;
@@ -32,12 +37,8 @@ pub(super) struct GoLive {
     /// The partner.
     #[arg(long)]
     partner: String,
-    /// Where verifiers fetch the keys, where policy does not name it.
-    #[arg(long)]
-    url: Option<String>,
-    /// The CAs that the URL is held against, PEM; those of the config where it is not given.
-    #[arg(long, value_name = "FILE")]
-    url_ca: Option<PathBuf>,
+    #[command(flatten)]
+    public: PublicUrl,
     /// A quote of the partner's contract, whose id, number and times are replaced: have quotes signed, refused and retried
     /// through the gateway of --client. Not in production, which is only read.
     #[arg(long, value_name = "FILE")]
@@ -72,9 +73,7 @@ impl GoLive {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let bundle = bundle_in(&config.policy)?;
-        let id: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
-        let partner = bundle.partner(&id);
-        let partner = partner.ok_or_else(|| Failure::unfit(format!("--partner: the bundle has no `{id}`")))?;
+        let partner = partner_in(&bundle, &self.partner)?;
         if self.quote.is_some() && config.environment == Environment::Production {
             return Err(Failure::unfit("--quote: production is only read; have probes signed in sandbox"));
         }
@@ -109,9 +108,8 @@ impl GoLive {
         if let Some(other) = &self.apart_from {
             offline::apart(here, other, &mut facts)?;
         }
-        let url = self.url.clone().or_else(|| partner.jwks_url.clone());
-        if let Some(url) = &url {
-            let ca = self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca);
+        let (url, ca) = self.public.of(config, partner);
+        if let Some(url) = url {
             block_on(async {
                 online::look(url, ca, active.map(|key| &key.kid), now, &mut facts).await;
                 Ok(())
@@ -129,7 +127,7 @@ impl GoLive {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy_digest: bundle.digest.to_string(),
             policy_serial: bundle.serial,
-            jwks_url: url.unwrap_or_default(),
+            jwks_url: url.unwrap_or_default().to_owned(),
             active_kid: active.map(|key| key.kid.to_string()).unwrap_or_default(),
             contacts: partner.contacts.clone(),
             answers: answers(&facts),

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     config::LimitsSection,
+    domain::PartnerId,
     json::Limits,
-    policy::{Bundle, Problem},
+    policy::{Bundle, Partner, Problem},
 };
 
-use super::{Failure, out::say};
+use super::{Failure, Format, out::say};
 
 mod calendar;
 mod check;
@@ -44,13 +45,6 @@ pub(super) enum PolicyCommand {
     Sign(sign::Sign),
     /// Verify a bundle's signature.
     Verify(sign::Verify),
-}
-
-/// How a command prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +108,12 @@ impl At {
 /// The bundle in `dir`.
 pub(super) fn bundle_in(dir: &Path) -> Result<Bundle, Failure> {
     Bundle::load(dir).map_err(|problems| unfit(dir, &problems))
+}
+
+/// The partner that `--partner` names.
+pub(super) fn partner_in<'b>(bundle: &'b Bundle, id: &str) -> Result<&'b Partner, Failure> {
+    let id: PartnerId = id.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
+    bundle.partner(&id).ok_or_else(|| Failure::unfit(format!("--partner: the bundle has no `{id}`")))
 }
 
 fn unfit(dir: &Path, problems: &[Problem]) -> Failure {

@@ -1,25 +1,26 @@
 //! `quotesign support`: what the operator's support asks for about a key set or a quote, and nothing that must not be sent.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::{
     client,
     clock::{Clock as _, SystemClock},
-    config::Config,
     domain::{Identity, Kid, PartnerId, QuoteId},
     key_set::{self, Severity},
     ledger::{Place, chain::StoredRecord, step::Quote},
     policy::{Bundle, contract::Contract},
-    published::{Published, Standings},
+    published::Standings,
     review::golive::forbidden,
-    stopped::Stopped,
 };
 
-use super::{ConfigPath, Failure, block_on, out, policy::bundle_in};
+use super::{
+    ConfigPath, Failure, Format, PublicUrl, block_on, out,
+    policy::{bundle_in, partner_in},
+};
 
 /// Read from config, bundle and ledger, and from the public URL; no gateway is asked.
 #[derive(Debug, Args)]
@@ -38,40 +39,28 @@ pub(super) struct Support {
     /// The correlation id that the operator's API gave.
     #[arg(long)]
     api_correlation_id: Option<String>,
-    /// Where verifiers fetch the keys, where policy does not name it.
-    #[arg(long)]
-    url: Option<String>,
-    /// The CAs that the URL is held against, PEM; those of the config where it is not given.
-    #[arg(long, value_name = "FILE")]
-    url_ca: Option<PathBuf>,
+    #[command(flatten)]
+    public: PublicUrl,
     /// How to print.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 impl Support {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
         let bundle = bundle_in(&config.policy)?;
-        let id: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
-        let partner = bundle.partner(&id);
-        let partner = partner.ok_or_else(|| Failure::unfit(format!("--partner: the bundle has no `{id}`")))?;
+        let partner = partner_in(&bundle, &self.partner)?;
         let place = config.ledger.place().map_err(Failure::unfit)?;
-        let active = active(&bundle, &place, &id)?;
-        let url = self.url.clone().or_else(|| partner.jwks_url.clone());
+        let active = active(&bundle, &place, &partner.id)?;
+        let (url, ca) = self.public.of(&config, partner);
         let mut all = Map::new();
         let mut put = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
         put("environment", json!(config.environment));
         put("jwks_url", json!(url));
         put("active_kid", json!(active));
         put("made_at", json!(SystemClock.now()));
-        let (status, exposed) = self.public(&config, url.as_deref(), active.as_ref())?;
+        let (status, exposed) = seen_at(url, ca, active.as_ref())?;
         put("jwks_http_status", status);
         put("private_key_exposed", json!(exposed));
         if let Some(code) = &self.api_error {
@@ -83,7 +72,7 @@ impl Support {
         if let Some(quote) = &self.quote {
             put("quote_id", json!(quote));
             let quote: QuoteId = quote.parse().map_err(|fault| Failure::unfit(format!("--quote: {fault}")))?;
-            let identity = Identity::new(config.environment, &id, &quote);
+            let identity = Identity::new(config.environment, &partner.id, &quote);
             match place.reads().and_then(|mut reads| reads.quote(&identity)).map_err(Failure::failed)? {
                 None => put("quote", json!("this ledger holds no quote of that id")),
                 Some(found) => put("quote", of_quote(&bundle, &place, &found)?),
@@ -110,37 +99,33 @@ impl Support {
         out::write(format_args!("{text}"));
         Ok(())
     }
+}
 
-    /// The status of the public URL, and whether it shows private key material; what could not be looked at is said.
-    fn public(&self, config: &Config, url: Option<&str>, active: Option<&Kid>) -> Result<(Value, String), Failure> {
-        let Some(url) = url else {
-            return Ok((json!("give the URL: --url"), "the public URL was not looked at".to_owned()));
-        };
-        let ca = self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca);
-        block_on(async {
-            Ok(match client::look(url, ca).await {
-                Err(fault) => (json!(fault.to_string()), "the public URL could not be read".to_owned()),
-                Ok((fetched, body)) => {
-                    let findings = key_set::inspect(&body, Some(&fetched), active, SystemClock.now());
-                    let critical = findings.iter().find(|finding| finding.severity == Severity::Critical);
-                    let exposed = critical.map_or_else(
-                        || "no: the key set shows no private member; the private key is in its device".to_owned(),
-                        |finding| format!("YES: {}", finding.detail),
-                    );
-                    (json!(fetched.status), exposed)
-                }
-            })
+/// The status of the public URL, and whether it shows private key material; what could not be looked at is said.
+fn seen_at(url: Option<&str>, ca: &Path, active: Option<&Kid>) -> Result<(Value, String), Failure> {
+    let Some(url) = url else {
+        return Ok((json!("give the URL: --url"), "the public URL was not looked at".to_owned()));
+    };
+    block_on(async {
+        Ok(match client::look(url, ca).await {
+            Err(fault) => (json!(fault.to_string()), "the public URL could not be read".to_owned()),
+            Ok((fetched, body)) => {
+                let findings = key_set::inspect(&body, Some(&fetched), active, SystemClock.now());
+                let critical = findings.iter().find(|finding| finding.severity == Severity::Critical);
+                let exposed = critical.map_or_else(
+                    || "no: the key set shows no private member; the private key is in its device".to_owned(),
+                    |finding| format!("YES: {}", finding.detail),
+                );
+                (json!(fetched.status), exposed)
+            }
         })
-    }
+    })
 }
 
 fn active(bundle: &Bundle, place: &Place, partner: &PartnerId) -> Result<Option<Kid>, Failure> {
     let read = place.reads().and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
     let (stops, kids) = read.map_err(Failure::failed)?;
-    let published = Published::default();
-    published.learn(kids);
-    let revoked = bundle.timeline.all().map(|key| &key.kid).filter(|kid| stops.is_revoked(kid));
-    let standings = Standings::of_now(&Stopped::knowing(revoked), &published);
+    let standings = Standings::of_ledger(stops, kids);
     let current = bundle.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid));
     Ok(current.map(|key| key.kid.clone()))
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Event, Record},
+    audit::{Event, Record, id_before},
     clock::UtcTime,
     domain::{Caller, CorrelationId, Kid, PartnerId, QuoteId},
 };
@@ -60,8 +60,7 @@ impl Wanted {
     #[must_use]
     pub fn after(&self) -> Uuid {
         // A clock that was set between a record's time and its id is no reason to leave it out.
-        let since = self.since.map_or(0, |since| since.minus(SLACK).millis());
-        uuid::Builder::from_unix_timestamp_millis(u64::try_from(since).unwrap_or_default(), &[0; 10]).into_uuid()
+        self.since.map_or(Uuid::nil(), |since| id_before(since.minus(SLACK)))
     }
 }
 

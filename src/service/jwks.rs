@@ -57,7 +57,14 @@ pub fn set_of(
     if !stopped.is_told() {
         return Err(NoSet::NotTold);
     }
-    let standings = Standings::of_now(stopped, published);
+    set_with(policy, partner, &Standings::of_now(stopped, published), now)
+}
+
+/// The set of `partner` at `now`, by what is known of the keys.
+///
+/// # Errors
+/// Where it must not be shown.
+pub fn set_with(policy: &Bundle, partner: &PartnerId, standings: &Standings, now: UtcTime) -> Result<String, NoSet> {
     let shown = policy.timeline.published(partner, now, |kid| standings.of(kid));
     let set = jwk::jwks(shown.map(|key| &*key.public));
     let private = key_set::private_parts(set.as_bytes());

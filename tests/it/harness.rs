@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use quotesign::{
     client::{ClientFile, Remote},
     clock::{Clock as _, SystemClock, UtcTime},
+    config::JwksListener,
     domain::{Environment, Identity},
     ledger::{sqlite::Reader, step::Stage},
     proto::{
@@ -30,8 +31,8 @@ use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::{Code, Status, body::Body, client::GrpcService, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
@@ -97,6 +98,22 @@ pub fn client_certificate(uris: &[&str], dns: &[&str]) -> CertificateParams {
     let now = OffsetDateTime::now_utc();
     (params.not_before, params.not_after) = (now - time::Duration::days(1), now + time::Duration::days(3650));
     params
+}
+
+/// Where a test serves a key set itself, as the gateway's public listener would: what takes connections, where, and the URL.
+pub async fn public_place(identity: Remote) -> (TlsAcceptor, TcpListener, String) {
+    let listener = JwksListener {
+        url_ca: PathBuf::new(),
+        export: None,
+        purge: Vec::new(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        certificate: identity.certificate,
+        private_key: identity.private_key,
+    };
+    let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
+    (acceptor, socket, url)
 }
 
 /// Everything a gateway needs, on disk, with none running.

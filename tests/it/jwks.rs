@@ -6,16 +6,12 @@ use std::{
     process::{Command, Output},
 };
 
-use quotesign::{
-    proto::{GetJwksRequest, KeyState, ListKeysRequest, ReloadPolicyRequest},
-    transport::tls,
-};
+use quotesign::proto::{GetJwksRequest, KeyState, ListKeysRequest, ReloadPolicyRequest};
 use rcgen::CertificateParams;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Authority, DAY, Gateway, PARTNER, Site, done, failed, quotesign, seconds, toml};
+use crate::harness::{Authority, DAY, Gateway, PARTNER, Site, done, failed, public_place, quotesign, seconds, toml};
 use quotesign::clock::{Clock as _, SystemClock};
 
 const PATH: &str = "/partners/acme-remit/.well-known/jwks.json";
@@ -257,17 +253,7 @@ async fn what_a_server_does_wrong_is_told() {
         let now = time::OffsetDateTime::now_utc();
         (params.not_before, params.not_after) = (now - time::Duration::days(90), now + time::Duration::days(days));
         let identity = authority.issue(home.path(), name, params);
-        let listener = quotesign::config::JwksListener {
-            url_ca: std::path::PathBuf::new(),
-            export: None,
-            purge: Vec::new(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            certificate: identity.certificate,
-            private_key: identity.private_key,
-        };
-        let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
-        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
+        let (acceptor, socket, url) = public_place(identity).await;
         let server = tokio::spawn(async move {
             let (stream, _) = socket.accept().await.unwrap();
             let Ok(mut stream) = acceptor.accept(stream).await else { return };

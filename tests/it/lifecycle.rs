@@ -12,22 +12,21 @@ use std::{
 
 use quotesign::{
     clock::{Clock as _, SystemClock},
-    config::JwksListener,
     proto::{
         ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReportQuoteOutcomeRequest, ResumeRequest,
         SuspendCallerRequest, halt_reach,
     },
-    transport::tls,
 };
 use rcgen::CertificateParams;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_rustls::TlsAcceptor;
 use tonic::Code;
 
 use crate::{
     commands::client,
-    harness::{DAY, Gateway, PARTNER, Quote, Site, done, failed, quotesign, refused, seconds, toml, until},
+    harness::{
+        DAY, Gateway, PARTNER, Quote, Site, done, failed, public_place, quotesign, refused, seconds, toml, until,
+    },
     stops::kid,
 };
 
@@ -45,17 +44,7 @@ impl Cdn {
 
     pub async fn with(site: &Site, certificate: CertificateParams) -> Self {
         let identity = site.authority.issue(&site.path("tls"), "cdn", certificate);
-        let listener = JwksListener {
-            url_ca: PathBuf::new(),
-            export: None,
-            purge: Vec::new(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            certificate: identity.certificate,
-            private_key: identity.private_key,
-        };
-        let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
-        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
+        let (acceptor, socket, url) = public_place(identity).await;
         let file = site.path("cdn.json");
         let served = Arc::new(file.clone());
         tokio::spawn(async move {

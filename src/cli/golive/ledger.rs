@@ -7,9 +7,8 @@ use crate::{
     ledger::Journal,
     outcomes::Outcome,
     policy::{AttributesRule, timeline::TimedKey},
-    published::{Published, Standings},
+    published::Standings,
     review::golive::Facts,
-    stopped::Stopped,
 };
 
 use super::{Failure, Here, offline::put};
@@ -27,10 +26,7 @@ pub(super) fn read(here: &Here<'_>) -> Result<Book, Failure> {
     let place = here.config.ledger.place().map_err(Failure::unfit)?;
     let mut reads = place.reads().map_err(Failure::failed)?;
     let (stops, kids) = (reads.stops().map_err(Failure::failed)?, reads.kids().map_err(Failure::failed)?);
-    let published = Published::default();
-    published.learn(kids);
-    let revoked = here.bundle.timeline.all().map(|key| &key.kid).filter(|kid| stops.is_revoked(kid));
-    Ok(Book { standings: Standings::of_now(&Stopped::knowing(revoked), &published) })
+    Ok(Book { standings: Standings::of_ledger(stops, kids) })
 }
 
 impl Book {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     key_set::{self, Fetched, Finding, Severity},
 };
 
-use crate::cli::out::say;
+use crate::cli::{Format, out::say};
 
 use super::{Failure, block_on};
 
@@ -30,12 +30,6 @@ pub(in crate::cli) struct Check {
     /// How to print.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 impl Check {

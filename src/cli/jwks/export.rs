@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::{
-    cli::{ConfigPath, out::say, policy::bundle_in},
+    cli::{
+        ConfigPath,
+        out::say,
+        policy::{bundle_in, partner_in},
+    },
     clock::{Clock as _, SystemClock},
     disk,
-    domain::PartnerId,
-    published::Published,
-    service::jwks::set_of,
+    published::Standings,
+    service::jwks::set_with,
     stopped::Stopped,
 };
 
@@ -32,10 +35,7 @@ impl Export {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
         let bundle = bundle_in(&config.policy)?;
-        let partner: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
-        if bundle.partner(&partner).is_none() {
-            return Err(Failure::unfit(format!("--partner: the bundle has no `{partner}`")));
-        }
+        let partner = partner_in(&bundle, &self.partner)?;
         let place = config.ledger.place().map_err(Failure::unfit)?;
         let stopped = Stopped::open(place.anchor.as_deref()).map_err(Failure::unfit)?;
         // A set that shows a revoked key would be worse than none.
@@ -43,12 +43,9 @@ impl Export {
         let (stops, kids) = read.map_err(|fault| {
             Failure::failed(format!("{fault}; without the ledger nobody knows which keys were revoked"))
         })?;
-        let revoked = |kid: &_| stops.is_revoked(kid) || stopped.known().is_revoked(kid);
-        let published = Published::default();
-        published.learn(kids);
         // For this look alone: the mirror is the gateway's to write.
-        let known = Stopped::knowing(bundle.timeline.all().map(|key| &key.kid).filter(|kid| revoked(kid)));
-        let set = set_of(&bundle, &partner, &known, &published, SystemClock.now());
+        let stops = stops.iter().chain(stopped.known().iter()).cloned().collect();
+        let set = set_with(&bundle, &partner.id, &Standings::of_ledger(stops, kids), SystemClock.now());
         let set = set.map_err(|fault| Failure::failed(format!("the set is not written: {fault}")))?;
         match &self.out {
             None => say!("{set}"),

@@ -19,7 +19,13 @@ use crate::{
     signer::provision::{NewKey, Provisioned},
 };
 
-use super::super::{ClientPath, ConfigPath, Failure, admin::gateway, block_on, out::say, policy::bundle_in};
+use super::super::{
+    ClientPath, ConfigPath, Failure,
+    admin::gateway,
+    block_on,
+    out::say,
+    policy::{bundle_in, partner_in},
+};
 
 use super::{device, parse_kid};
 
@@ -94,10 +100,7 @@ impl Rotate {
             }
         }
         let bundle = bundle_in(&config.policy)?;
-        let partner: PartnerId = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
-        if bundle.partner(&partner).is_none() {
-            return Err(Failure::unfit(format!("--partner: the bundle has no `{partner}`")));
-        }
+        let partner = partner_in(&bundle, &self.partner)?.id.clone();
         if let Some(reason) = self.emergency.clone() {
             return self.replace(&config, &client, &bundle, &partner, reason);
         }

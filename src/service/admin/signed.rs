@@ -1,14 +1,13 @@
 //! What a caller has had signed, as the journal tells it.
 
 use tonic::Status;
-use uuid::{Builder, Uuid};
 
 use super::{
     Admin, invalid,
     stops::{caller_of, kid_of},
 };
 use crate::{
-    audit::{Event, Record},
+    audit::{Event, Record, id_before},
     clock::UtcTime,
     domain::{Caller, Kid, SequenceNumber},
     proto::{self, list_signed_quotes_request},
@@ -32,7 +31,7 @@ impl Admin {
         let since = request.since.ok_or_else(|| invalid("`since` must say from when on"))?;
         let since = instant("since", since)?;
         let mut after = match request.page_token.as_str() {
-            "" => before(since),
+            "" => id_before(since),
             token => token.parse().map_err(|_| invalid("`page_token` is none; give it as the page before did"))?,
         };
         let mut quotes = Vec::new();
@@ -57,7 +56,7 @@ impl Admin {
         caller: &Caller,
         since: UtcTime,
     ) -> Result<(Vec<proto::SignedQuote>, bool), Status> {
-        let (mut signed, mut after) = (Vec::new(), before(since));
+        let (mut signed, mut after) = (Vec::new(), id_before(since));
         loop {
             let page = self.pipeline.ledger.records_after(after, PAGE).await.map_err(status::of_ledger_error)?;
             let Some(last) = page.last() else { return Ok((signed, false)) };
@@ -95,11 +94,6 @@ fn whose_of(of: Option<list_signed_quotes_request::Of>) -> Result<Whose, Status>
         Some(list_signed_quotes_request::Of::Caller(caller)) => caller_of(&caller, None).map(Whose::Caller),
         None => Err(invalid("one of `kid` and `caller` must say whose")),
     }
-}
-
-/// An id below those of all records that were made at `at` or later.
-fn before(at: UtcTime) -> Uuid {
-    Builder::from_unix_timestamp_millis(u64::try_from(at.millis()).unwrap_or_default(), &[0; 10]).into_uuid()
 }
 
 fn told(record: &Record) -> proto::SignedQuote {
