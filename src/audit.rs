@@ -90,6 +90,8 @@ events! {
     RollbackAccepted = "ledger.rollback_accepted",
     /// A ledger was given a new anchor.
     AnchorAdopted = "ledger.anchor_adopted",
+    /// The journal of every gateway was bound together by a signed checkpoint.
+    Checkpointed = "journal.checkpointed",
     /// A policy bundle came into force.
     PolicyLoaded = "policy.loaded",
     /// A policy bundle was refused.
@@ -184,6 +186,9 @@ pub struct Record {
 /// What a record says beyond its context; each is absent where it does not apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
+    /// The signed checkpoint, a compact JWS.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub checkpoint: Option<String>,
     /// How many refusals a record stands for that were not written singly; absent on a record of one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,
@@ -305,6 +310,7 @@ mod tests {
                     ..context
                 };
                 facts = Facts {
+                    checkpoint: Some("a.b.c".to_owned()),
                     detail: Some(detail),
                     expires_at: Some(at),
                     input_sha256: Some("00".to_owned()),

@@ -20,11 +20,13 @@ use crate::{
 
 mod apart;
 mod aws_kms;
+mod checkpoint;
 mod ledger;
 mod overrides;
 mod sections;
 
 pub use aws_kms::KmsEntry;
+pub use checkpoint::CheckpointSection;
 pub use ledger::{LedgerSection, PostgresSection};
 pub use sections::*;
 
@@ -165,6 +167,7 @@ impl Config {
             .into_iter()
             .chain(&mut self.policy_key)
             .chain(&mut self.audit.reference_key)
+            .chain(self.audit.checkpoint.as_mut().into_iter().flat_map(CheckpointSection::paths))
             .chain(&mut self.jwks.export)
             .chain(signers)
             .chain(self.ledger.paths())
@@ -232,6 +235,7 @@ impl Config {
                 clock.step_ms_max, clock.settle_s
             ));
         }
+        self.audit.checkpoint.as_ref().map_or(Ok(()), CheckpointSection::check)?;
         self.ledger.check(self.environment)?;
         aws_kms::check(&self.aws_kms, self.signers.iter().map(|signer| signer.name.as_str()), self.environment)?;
         self.check_signers()

@@ -47,6 +47,8 @@ pub struct Control {
     pub dir: PathBuf,
     /// The key that must have signed it.
     pub key: Option<Arc<PublicKey>>,
+    /// The key that signs checkpoints of the journal; it signs no quotes.
+    pub checkpoint_key: Option<Arc<PublicKey>>,
     /// The gateway's environment.
     pub environment: Environment,
     /// The bundle in force, shared with the path of a quote.
@@ -113,6 +115,7 @@ impl Control {
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
         let mut problems = fits(&bundle, self.environment, |signer, locator| self.keyring.accepts(signer, locator));
+        problems.extend(self.checkpoint_key.as_ref().and_then(|key| is_apart(&bundle, key)));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         let standings = Standings::of_now(&self.stopped, &self.published);
         problems.extend(keeps_keys(&bundle, current, &standings, SystemClock.now()));
@@ -233,6 +236,19 @@ pub fn fits(
         }
     }
     problems
+}
+
+/// What must hold between a bundle and the keys that the gateway has sign other things: one key serves one purpose.
+#[must_use]
+pub fn is_apart(bundle: &Bundle, key: &PublicKey) -> Option<String> {
+    let same = bundle
+        .timeline
+        .all()
+        .find(|quotes| quotes.public.same_key(key.modulus(), key.exponent()) || quotes.kid == *key.kid())?;
+    Some(format!(
+        "policy.toml: the key `{}` is the one that signs checkpoints, or has its kid; take another for quotes",
+        same.kid
+    ))
 }
 
 /// What must hold between a bundle and the one before it, here or in the ledger's memory: the serial rises with

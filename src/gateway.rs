@@ -9,7 +9,7 @@ use tonic::transport::{Server, server::Router};
 
 use crate::{
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
-    config::{Config, GrpcListener},
+    config::{CheckpointSection, Config, GrpcListener},
     control::{self, Control},
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
@@ -46,8 +46,11 @@ mod devices;
 mod exports;
 mod fronts;
 mod join;
+mod notary;
 mod publication;
 mod upkeep;
+
+use notary::Notary;
 
 pub use devices::{device, provisioner, token_config};
 
@@ -115,7 +118,20 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
     let key = config.policy_key().map_err(StartError::unfit)?;
     let bundle = Bundle::load_signed(&config.policy, key.as_ref())
         .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
-    let problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
+    let mut problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
+    if let Some(section) = &config.audit.checkpoint {
+        let key = section.key().map_err(StartError::unfit)?;
+        let fits = match config.accepts(&section.signer, &section.locator) {
+            None => Err(format!("`audit.checkpoint.signer` = `{}` is no signer of this config", section.signer)),
+            Some(fits) => fits.map_err(|why| format!("`audit.checkpoint.locator`: {why}")),
+        };
+        fits.map_err(StartError::unfit)?;
+        let bundles = config.policy_key().map_err(StartError::unfit)?;
+        if bundles.is_some_and(|bundles| bundles.same_key(key.modulus(), key.exponent())) {
+            return Err(StartError::unfit("`audit.checkpoint.public_key` signs bundles, too; take a key of its own"));
+        }
+        problems.extend(control::is_apart(&bundle, &key));
+    }
     if problems.is_empty() {
         Ok(bundle)
     } else {
@@ -144,14 +160,17 @@ impl Gateway {
         let (engine, is_there) =
             tokio::task::spawn_blocking(move || engine(place, environment)).await.map_err(StartError::unfit)??;
         let ledger = Ledger::start(engine, config.ledger.front());
+        let checkpoints = config.audit.checkpoint.as_ref().map(CheckpointSection::binding).transpose();
+        let checkpoints = checkpoints.map_err(StartError::unfit)?;
         let clock = Arc::new(ClockGuard::new(Arc::new(SystemClock), config.clock.bounds(), UtcTime::from_millis(0)));
-        let keyring = Arc::new(Keyring::new(devices::all(&config)));
+        let keyring = Arc::new(Keyring::new(devices::all(&config)).with_own(checkpoints.iter().cloned().collect()));
         control::bind(&keyring, &bundle).map_err(StartError::unfit)?;
         let policy = Arc::new(ArcSwap::from(bundle.clone()));
         let published: Arc<Published> = Arc::default();
         let control = Arc::new(Control {
             dir: config.policy.clone(),
             key: config.policy_key().map_err(StartError::unfit)?.map(Arc::new),
+            checkpoint_key: checkpoints.map(|binding| binding.public),
             environment: config.environment,
             policy: policy.clone(),
             keyring: keyring.clone(),
@@ -210,7 +229,11 @@ impl Gateway {
             metrics: self.metrics.clone(),
         };
         let watch = tokio::spawn(watch.run(stop_watch.clone()));
-        let upkeep = self.upkeep(&stop_watch);
+        let notary = self.notary()?;
+        let mut upkeep = self.upkeep(&stop_watch);
+        if let Some(notary) = &notary {
+            upkeep.spawn(notary.clone().run(stop_watch.clone()));
+        }
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
@@ -246,6 +269,9 @@ impl Gateway {
         let _ended = watch.await;
         upkeep.join_all().await;
         pipeline.journal_counted(&access::own_trail(pipeline.environment, &pipeline.policy.load()));
+        if let Some(notary) = notary {
+            notary.last().await;
+        }
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");
@@ -253,6 +279,14 @@ impl Gateway {
             None => Ok(()),
             Some(_) => Err(StartError::Machine("a listener ended by itself; the log says why".to_owned())),
         }
+    }
+
+    /// What binds the journal together, where the config names a key for it.
+    fn notary(&self) -> Result<Option<Arc<Notary>>, StartError> {
+        let Some(section) = &self.config.audit.checkpoint else { return Ok(None) };
+        let place = self.config.ledger.place().map_err(StartError::unfit)?;
+        let notary = Notary::new(self.pipeline.clone(), self.metrics.clone(), place, section);
+        notary.map(Arc::new).map(Some).map_err(StartError::unfit)
     }
 
     fn upkeep(&self, stop: &CancellationToken) -> JoinSet<()> {

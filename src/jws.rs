@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::domain::{InputDigest, JwsDigest, Kid, SequenceNumber};
 
-/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser, its probe and its list of a bundle's files choose a byte of one,
+/// Bytes for a device to sign, with their SHA-256. Only this crate's canonicaliser, its probe, its list of a bundle's files and
+/// its checkpoints choose a byte of one,
 /// so that nothing a caller sends is ever signed as it is.
 #[derive(Clone)]
 pub struct SigningInput {
@@ -19,18 +20,17 @@ pub struct SigningInput {
 impl SigningInput {
     /// The signing input of a quote: `BASE64URL(header) "." BASE64URL(payload)` with the fixed header.
     pub(crate) fn of_quote(kid: &Kid, canonical_payload: &[u8]) -> Self {
-        let mut text = URL_SAFE_NO_PAD.encode(header(kid));
-        text.push('.');
-        URL_SAFE_NO_PAD.encode_string(canonical_payload, &mut text);
-        Self::new(text.into_bytes())
+        Self::of(&header(kid), canonical_payload)
     }
 
     /// The signing input of a policy bundle, whose header is another.
     pub(crate) fn of_bundle(kid: &Kid, manifest: &[u8]) -> Self {
-        let mut text = URL_SAFE_NO_PAD.encode(bundle_header(kid));
-        text.push('.');
-        URL_SAFE_NO_PAD.encode_string(manifest, &mut text);
-        Self::new(text.into_bytes())
+        Self::of(&bundle_header(kid), manifest)
+    }
+
+    /// The signing input of a checkpoint of the journal, whose header is another again.
+    pub(crate) fn of_checkpoint(kid: &Kid, text: &[u8]) -> Self {
+        Self::of(&checkpoint_header(kid), text)
     }
 
     /// Bytes that prove a key works, different ones each time. Nobody chooses any of them, so anyone may have them.
@@ -47,6 +47,13 @@ impl SigningInput {
     /// What the gateway has built and sent to the process that alone touches the device.
     pub(crate) fn received(bytes: Vec<u8>) -> Self {
         Self::new(bytes)
+    }
+
+    fn of(header: &str, payload: &[u8]) -> Self {
+        let mut text = URL_SAFE_NO_PAD.encode(header);
+        text.push('.');
+        URL_SAFE_NO_PAD.encode_string(payload, &mut text);
+        Self::new(text.into_bytes())
     }
 
     fn new(bytes: Vec<u8>) -> Self {
@@ -113,6 +120,14 @@ pub(crate) fn header(kid: &Kid) -> String {
 /// The protected header of a bundle's detached JWS.
 pub(crate) fn bundle_header(kid: &Kid) -> String {
     format!(r#"{{"alg":"RS256","kid":"{kid}","typ":"quotesign-policy+jws"}}"#)
+}
+
+/// The type of a checkpoint's JWS.
+pub(crate) const CHECKPOINT: &str = "quotesign-checkpoint+jws";
+
+/// The protected header of a checkpoint's JWS.
+pub(crate) fn checkpoint_header(kid: &Kid) -> String {
+    format!(r#"{{"alg":"RS256","kid":"{kid}","typ":"{CHECKPOINT}"}}"#)
 }
 
 /// A compact JWS. Its text holds a payload and is never logged.

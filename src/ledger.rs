@@ -26,17 +26,19 @@ mod lease;
 mod place;
 pub mod postgres;
 mod reads;
+mod shipment;
 pub mod sqlite;
 pub mod step;
 pub mod stops;
 
 pub use absent::Absent;
-pub use acts::{HoldAct, Note, Noted, Proposal, Propose, Prune, Publish, Seed, StopAct};
+pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, Publish, Seed, StopAct};
 pub use front::{Ledger, LedgerConfig};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
 pub use reads::{OpenReads, Reads};
+pub use shipment::{Quarantined, Shipment};
 pub use stops::{Reach, Stop};
 
 /// Binds a number and a key to a payload, before anything is signed.
@@ -152,6 +154,8 @@ pub enum Op {
     Prune(Prune),
     /// See [`HoldAct`].
     Hold(HoldAct),
+    /// See [`CheckpointAct`].
+    Checkpoint(CheckpointAct),
     /// Journals a refusal or an administrative act.
     Record(audit::Record),
 }
@@ -354,6 +358,8 @@ pub enum Done {
     Pruned(usize),
     /// Of [`Op::Hold`]: the record of the act.
     Held(uuid::Uuid),
+    /// Of [`Op::Checkpoint`]: the record; nothing where another gateway made one first.
+    Checkpointed(Option<uuid::Uuid>),
     /// Of [`Op::Record`].
     Recorded,
 }
@@ -397,6 +403,12 @@ pub trait Engine: Reads + Send + 'static {
     /// # Errors
     /// Where the store cannot be reached.
     fn renew(&mut self, lease: &Holding) -> Result<Vec<Lease>, EngineError>;
+
+    /// Takes down how far a lane was shipped, durably. It never goes back.
+    ///
+    /// # Errors
+    /// Where that cannot be made durable; it may have been all the same.
+    fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError>;
 
     /// How another connection to the same store is opened, that only reads.
     fn reads(&self) -> OpenReads;

@@ -39,6 +39,8 @@ pub mod verification;
 pub mod audit;
 /// The only memory.
 pub mod ledger;
+/// What binds the memory together.
+pub mod notary;
 /// The devices.
 pub mod signer;
 /// How much each key signs, and whether that is usual.

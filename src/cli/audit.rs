@@ -25,6 +25,7 @@ use crate::{
 
 use super::{ConfigPath, Failure, Format, out, out::say};
 
+mod prove;
 mod verify;
 
 pub(super) use verify::verified;
@@ -41,6 +42,12 @@ pub(super) enum AuditCommand {
     Summary(Summarise),
     /// Recompute the whole hash chain of the ledger, or of an export, and say up to where it holds.
     Verify(verify::Verify),
+    /// Print the newest signed checkpoint, to be kept where nobody who can change the ledger can change it.
+    Checkpoint(prove::Newest),
+    /// Write a proof that a record is in the journal, for a holder of a checkpoint, which tells of no other record.
+    Prove(prove::Prove),
+    /// Hold such a proof against the key that signs checkpoints, offline.
+    VerifyProof(prove::VerifyProof),
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +149,9 @@ impl AuditCommand {
             Self::Export(export) => export.run(),
             Self::Summary(summary) => summary.run(),
             Self::Verify(verify) => verify.run(),
+            Self::Checkpoint(newest) => newest.run(),
+            Self::Prove(prove) => prove.run(),
+            Self::VerifyProof(verify) => verify.run(),
         }
     }
 }

@@ -60,8 +60,9 @@ fn prepare(dir: &Path) -> Result<(), Failure> {
     files::write_softhsm(dir)?;
     certificates::make(&dir.join("tls"))?;
     files::write_addresses(dir)?;
-    let key = token::make(dir)?;
-    files::write_policy(&dir.join("policy"), &key)?;
+    let (quotes, checkpoints) = token::make(dir)?;
+    files::write_policy(&dir.join("policy"), &quotes)?;
+    files::write_checkpoint_key(dir, &checkpoints)?;
     let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
     migrate(&config)?;
     files::write(&dir.join(files::COMPLETE), b"the environment beside this file is complete\n")

@@ -11,6 +11,7 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use super::CheckpointSection;
 use crate::{clock::ClockBounds, json::Limits, signer::pkcs11::Pin};
 
 /// A listener with mutual TLS 1.3.
@@ -186,6 +187,8 @@ pub struct AuditSection {
     /// The file of the key under which customers' references are hashed in records: 32 to 1024 random bytes, the same for all
     /// gateways of a ledger. Records hold nothing of customers where it is absent.
     pub reference_key: Option<PathBuf>,
+    /// What signs checkpoints of the journal; none are made where it is absent.
+    pub checkpoint: Option<CheckpointSection>,
 }
 
 /// The form of log lines.

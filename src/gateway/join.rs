@@ -13,6 +13,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{self, Control},
     domain::Kid,
+    jwk::PublicKey,
     ledger::{Kept, LedgerError, stops::Stops},
     pipeline::Pipeline,
     policy::{Bundle, timeline::TimedKey},
@@ -74,6 +75,7 @@ pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), N
     let now = newest.map_or(SystemClock.now(), |newest| newest.max(SystemClock.now()));
     let mut misfits = vanished(&policy, &kids, &pipeline.stopped.known(), now);
     misfits.extend(taken_back(&policy, &kids, now));
+    misfits.extend(control.checkpoint_key.as_ref().and_then(|key| has_signed_quotes(key, &kids)));
     if !misfits.is_empty() {
         return Err(NotJoined::Unfit(misfits));
     }
@@ -93,6 +95,15 @@ fn vanished(policy: &Bundle, kids: &BTreeMap<Kid, Kept>, stops: &Stops, now: Utc
         format!("policy.toml: the key `{kid}` has signed quotes that can still be presented and is gone; put it back")
     };
     gone.map(told).collect()
+}
+
+/// That a quote key of any bundle there ever was is the one for checkpoints, in words.
+fn has_signed_quotes(key: &PublicKey, kids: &BTreeMap<Kid, Kept>) -> Option<String> {
+    let is_same = |kept: &Kept| {
+        PublicKey::from_jwk(kept.jwk.as_bytes()).is_ok_and(|quotes| quotes.same_key(key.modulus(), key.exponent()))
+    };
+    let (kid, _) = kids.iter().find(|(kid, kept)| *kid == key.kid() || is_same(kept))?;
+    Some(format!("`audit.checkpoint.public_key` is, or was, the key `{kid}` of quotes; take a key of its own"))
 }
 
 /// Kids that the bundle would have begin again where they were further already, each in words.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, batch::Replies, chain::Heads, step::Quote,
-    stops::Stops,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, batch::Replies, chain::Heads,
+    step::Quote, stops::Stops,
 };
 use crate::{
     audit::Record,
@@ -65,6 +65,10 @@ impl Reads for Absent {
 impl Engine for Absent {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         self.engine()?.renew(holding)
+    }
+
+    fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
+        self.engine()?.ship(shipment)
     }
 
     fn reads(&self) -> OpenReads {

@@ -124,6 +124,21 @@ pub struct Prune {
     pub now: UtcTime,
 }
 
+/// Stores a signed checkpoint of the journal.
+#[derive(Debug, Clone)]
+pub struct CheckpointAct {
+    /// How many links the newest one had that it follows; 0 where it is the first.
+    pub before: u64,
+    /// How many it has.
+    pub size: u64,
+    /// The signed checkpoint, a compact JWS.
+    pub jws: String,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
 /// Keeps the ledger from pruning, or releases it again.
 #[derive(Debug, Clone)]
 pub struct HoldAct {

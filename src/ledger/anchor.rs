@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment,
     batch::Replies,
     chain::{Heads, Position},
     step::Quote,
@@ -291,6 +291,10 @@ impl Reads for Anchored {
 impl Engine for Anchored {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         self.inner.renew(holding)
+    }
+
+    fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
+        self.inner.ship(shipment)
     }
 
     fn reads(&self) -> OpenReads {

@@ -38,6 +38,8 @@ pub struct Needs<'a> {
     pub records: BTreeSet<Uuid>,
     /// Quotes that wait for nothing and expired before this, so many of them.
     pub prunable: Option<(UtcTime, u32)>,
+    /// The newest checkpoint.
+    pub checkpoint: bool,
 }
 
 impl<'a> Needs<'a> {
@@ -53,6 +55,7 @@ impl<'a> Needs<'a> {
                 Op::Reserve(op) => needs.quotas.extend(op.charges.iter().map(|charge| charge.quota.as_str())),
                 Op::Propose(op) => drop(needs.acts.insert(op.key())),
                 Op::Record(record) => drop(needs.records.insert(record.id)),
+                Op::Checkpoint(_) => needs.checkpoint = true,
                 Op::Prune(op) => needs.prunable = Some((op.before, op.count_max)),
                 _ => {}
             }
@@ -84,6 +87,8 @@ pub struct Snapshot {
     pub holds: Holds,
     /// Acts that wait for a second person.
     pub proposals: HashMap<String, Proposal>,
+    /// How many links the newest checkpoint has; 0 where there is none.
+    pub checkpoint: u64,
 }
 
 /// A record on its way into the journal.
@@ -129,6 +134,8 @@ pub struct Changes<'a> {
     pub holds: Vec<(String, Option<UtcTime>)>,
     /// Acts that wait for a second person from now on, or no longer.
     pub proposals: Vec<(String, Option<Proposal>)>,
+    /// The signed checkpoints to add: how many links the one before has, how many it has, and its JWS.
+    pub checkpoints: Vec<(u64, u64, String)>,
     /// The records to append.
     pub entries: Vec<Entry<'a>>,
     /// Where the journal stands then.
@@ -166,6 +173,7 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
         pruned: Vec::new(),
         holds: Vec::new(),
         proposals: Vec::new(),
+        checkpoints: Vec::new(),
         entries: Vec::with_capacity(batch.len()),
         position,
         replies: Vec::new(),
@@ -210,6 +218,7 @@ impl Snapshot {
             pruned: self.pruned,
             prunable: &self.prunable,
             holds: &self.holds,
+            checkpoint: self.checkpoint,
             proposal: if let Op::Propose(op) = op { self.proposals.get(&op.key()) } else { None },
         }
     }
@@ -218,7 +227,7 @@ impl Snapshot {
 impl Changes<'_> {
     /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
     fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
-        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, .. } = self;
+        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, .. } = self;
         if let Some((identity, quote)) = step.quote {
             let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
             let before = after.quotes.get(&identity).map(version);
@@ -259,6 +268,10 @@ impl Changes<'_> {
                 None => drop(after.proposals.remove(&act)),
             }
             proposals.push((act, waits));
+        }
+        if let Some(signed) = step.checkpoint {
+            after.checkpoint = signed.1;
+            checkpoints.push(signed);
         }
         after.records.extend(step.record.as_ref().map(|record| record.id));
         (step.done, step.record)

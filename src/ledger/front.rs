@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Commit, Done, Engine, EngineError, HoldAct, Holding, Kept, Lease, LedgerError, Note, Op, Propose, Prune, Publish,
-    Reads, Released, Reservation, Reserve, Reserved, Seed, StopAct, Void, step::Quote, stops::Stops,
+    CheckpointAct, Commit, Done, Engine, EngineError, HoldAct, Holding, Kept, Lease, LedgerError, Note, Op, Propose,
+    Prune, Publish, Reads, Released, Reservation, Reserve, Reserved, Seed, Shipment, StopAct, Void, step::Quote,
+    stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
@@ -190,6 +191,17 @@ impl Ledger {
         }
     }
 
+    /// Stores a signed checkpoint of the journal; returns the record once that is durable, nothing where another was first.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable.
+    pub async fn checkpoint(&self, op: CheckpointAct) -> Result<Option<Uuid>, LedgerError> {
+        match self.ask(Op::Checkpoint(op)).await? {
+            Done::Checkpointed(record) => Ok(record),
+            _ => Err(misplaced()),
+        }
+    }
+
     /// Journals a record; returns once it is durable. The same record again is journalled once.
     ///
     /// # Errors
@@ -262,6 +274,14 @@ impl Ledger {
     /// Where the store cannot be reached.
     pub async fn renew(&self, holding: Holding) -> Result<Vec<Lease>, LedgerError> {
         self.read(move |engine| engine.renew(&holding)).await
+    }
+
+    /// Takes down how far a lane of the journal was shipped, durably.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable; it may have been all the same.
+    pub async fn ship(&self, shipment: Shipment) -> Result<(), LedgerError> {
+        self.read(move |engine| engine.ship(&shipment)).await
     }
 
     /// The quote that holds this number of `scope`.
@@ -475,6 +495,10 @@ mod tests {
     impl Engine for Flaky {
         fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
             self.inner.renew(holding)
+        }
+
+        fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
+            self.inner.ship(shipment)
         }
 
         fn reads(&self) -> OpenReads {

@@ -1,11 +1,11 @@
 //! Where a ledger is, and what is done there: one choice of engine, made once.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Reads,
+    Engine, EngineError, Quarantined, Reads,
     anchor::{self, Anchored},
     chain::{Position, StoredRecord},
     postgres::{self, Postgres, Settings},
@@ -161,6 +161,36 @@ pub trait Journal {
     /// # Errors
     /// Where the store cannot be read.
     fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError>;
+
+    /// Where batches of `lane` end, at most `count` of them, from the one that holds the record `from` on.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn links(&self, lane: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError>;
+
+    /// At most `count` signed checkpoints of more than `size` links, each with how many it has, the smallest first.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn checkpoints(&self, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError>;
+
+    /// The newest signed checkpoint, with how many links it has.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, EngineError>;
+
+    /// Up to which index every lane was shipped; a lane that never was is not among them.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError>;
+
+    /// The records that no collector would take.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError>;
 
     /// The record of this id.
     ///

@@ -16,7 +16,7 @@ use tokio_postgres::{Statement, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment,
     batch::{self, Changes, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     encoding::stored,
@@ -304,6 +304,10 @@ impl Engine for Postgres {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         let replica = self.inner.settings.replica.clone();
         self.read(async |open| lease::renew(&open.session.client, &replica, holding).await)
+    }
+
+    fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
+        self.read(async |open| lease::ship(&open.session.client, shipment).await)
     }
 
     fn reads(&self) -> OpenReads {

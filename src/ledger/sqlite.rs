@@ -15,7 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Quarantined, Reads, Shipment,
     batch::{self, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
@@ -140,6 +140,19 @@ impl Engine for Sqlite {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         // Whoever holds the file is alone.
         Ok(vec![Lease::own(holding.clone())])
+    }
+
+    fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
+        let Writing { connection, .. } = self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+        let shipped = (|| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
+            rows::put_shipment(&transaction, shipment)?;
+            transaction.commit().map_err(unknown)
+        })();
+        if matches!(shipped, Err(EngineError::Unknown(_))) {
+            self.connection = None;
+        }
+        shipped
     }
 
     fn reads(&self) -> OpenReads {
@@ -365,6 +378,26 @@ impl Journal for Reader {
         rows::scopes(&self.0.lock())
     }
 
+    fn links(&self, _: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
+        rows::links(&self.0.lock(), from, count)
+    }
+
+    fn checkpoints(&self, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
+        rows::checkpoints(&self.0.lock(), size, count)
+    }
+
+    fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, EngineError> {
+        rows::newest_checkpoint(&self.0.lock())
+    }
+
+    fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError> {
+        rows::shipped(&self.0.lock())
+    }
+
+    fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
+        rows::quarantined(&self.0.lock())
+    }
+
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
         self.record(id)
     }
@@ -554,7 +587,7 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         drop(held);
 
-        home.shell("UPDATE meta SET version = 6");
+        home.shell("UPDATE meta SET version = version + 1");
         assert!(home.refusal().ends_with("has a newer schema than this gateway knows"));
         assert!(Sqlite::migrate(&home.path(), HERE).is_err());
         home.shell("UPDATE meta SET version = 0");

@@ -48,6 +48,8 @@ pub struct State<'a> {
     pub holds: &'a Holds,
     /// What somebody asked for of the operation's act.
     pub proposal: Option<&'a Proposal>,
+    /// How many links the newest checkpoint has; 0 where there is none.
+    pub checkpoint: u64,
 }
 
 /// What keeps the ledger from pruning, by name: all since then.
@@ -161,6 +163,8 @@ pub struct Step {
     pub hold: Option<(String, Option<UtcTime>)>,
     /// An act that waits for a second person; nothing where it waits no longer.
     pub proposal: Option<(String, Option<Proposal>)>,
+    /// A signed checkpoint: how many links the one before it has, how many it has, and its JWS.
+    pub checkpoint: Option<(u64, u64, String)>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
     /// The answer.
@@ -170,7 +174,7 @@ pub struct Step {
 impl Step {
     fn unchanged(done: Done) -> Self {
         let quotas = Quotas::new();
-        let (proposal, record) = (None, None);
+        let (proposal, checkpoint, record) = (None, None, None);
         Self {
             quote: None,
             taken: None,
@@ -180,6 +184,7 @@ impl Step {
             pruned: None,
             hold: None,
             proposal,
+            checkpoint,
             record,
             done,
         }
@@ -201,6 +206,7 @@ impl Op {
             | Self::Propose(_)
             | Self::Prune(_)
             | Self::Hold(_)
+            | Self::Checkpoint(_)
             | Self::Record(_) => None,
         }
     }
@@ -264,6 +270,7 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Propose(op), _) => Ok(acts::propose(state.proposal, state.stops, op)),
         (Op::Prune(op), _) => Ok(keep::prune(state, op)),
         (Op::Hold(op), _) => keep::hold(state.holds, op),
+        (Op::Checkpoint(op), _) => Ok(keep::checkpoint(state.checkpoint, op)),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
         (Op::Record(record), _) => Ok(Step { record: Some(record.clone()), ..Step::unchanged(Done::Recorded) }),
     }
@@ -336,6 +343,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
         pruned: None,
         hold: None,
         proposal: None,
+        checkpoint: None,
     })
 }
 
@@ -577,6 +585,7 @@ pub(in crate::ledger) mod tests {
                 prunable: &[],
                 holds: &Holds::new(),
                 proposal: None,
+                checkpoint: 0,
             };
             let step = step(&state, op)?;
             let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();

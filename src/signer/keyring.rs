@@ -62,6 +62,8 @@ pub struct Binding {
 /// The devices of this gateway and the keys bound to them.
 pub struct Keyring {
     devices: BTreeMap<String, Arc<dyn Device>>,
+    /// Bound whatever policy names.
+    own: Vec<Binding>,
     keys: ArcSwap<BTreeMap<Kid, Arc<BoundKey>>>,
 }
 
@@ -80,17 +82,23 @@ impl Keyring {
     /// A keyring of these devices, by signer name, with no keys yet.
     #[must_use]
     pub fn new(devices: BTreeMap<String, Arc<dyn Device>>) -> Self {
-        Self { devices, keys: ArcSwap::default() }
+        Self { devices, own: Vec::new(), keys: ArcSwap::default() }
     }
 
-    /// Binds exactly these keys. One that was bound alike before stays the same signer, with its health.
+    /// With keys of the gateway's own, which sign no quotes.
+    #[must_use]
+    pub fn with_own(self, own: Vec<Binding>) -> Self {
+        Self { own, ..self }
+    }
+
+    /// Binds exactly these keys, and the gateway's own. One that was bound alike before stays the same signer, with its health.
     ///
     /// # Errors
     /// Names the key whose signer is unknown or whose kid stands twice; then nothing has changed.
     pub fn bind(&self, keys: impl IntoIterator<Item = Binding>) -> Result<(), KeyringError> {
         let before = self.keys.load();
         let mut bound = BTreeMap::new();
-        for binding in keys {
+        for binding in self.own.iter().cloned().chain(keys) {
             let kid = binding.public.kid().clone();
             let key = match before.get(&kid).filter(|old| old.binding.is(&binding)) {
                 Some(old) => Arc::clone(old),
@@ -171,6 +179,12 @@ impl std::fmt::Debug for BoundKey {
 }
 
 impl BoundKey {
+    /// Its public half.
+    #[must_use]
+    pub fn public_key(&self) -> &Arc<PublicKey> {
+        &self.binding.public
+    }
+
     /// How the key fares: as the replica that fares best.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -68,6 +68,8 @@ pub struct Metrics {
     orders: Family<OrderLabels, Gauge>,
     service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
     records_dropped: Counter,
+    unbound: Gauge<f64, AtomicU64>,
+    holds: Gauge,
     policy: Family<DigestLabels, Gauge>,
     ahead: Family<PartnerLabels, Gauge>,
     active: Family<PartnerLabels, Gauge>,
@@ -102,10 +104,19 @@ impl Default for Metrics {
         let records_dropped = Counter::default();
         let help = "Refusals beyond the journal's share for them";
         all.register("audit_refusals_not_journalled", help, records_dropped.clone());
+        let (unbound, holds) = (Gauge::default(), Gauge::default());
+        let help = "How long the journal has waited for a checkpoint that cannot be made";
+        all.register("journal_unbound_seconds", help, unbound.clone());
+        let help =
+            "1 where all of the journal was, at the last look, what it was made of; 0 where it was tampered with";
+        all.register("journal_holds", help, holds.clone());
+        holds.set(1);
         let of = &mut all;
         Self {
             seconds,
             records_dropped,
+            unbound,
+            holds,
             calls: family(of, "calls", "Finished gRPC calls"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
@@ -235,6 +246,16 @@ impl Metrics {
         self.records_dropped.inner().store(count, Ordering::Relaxed);
     }
 
+    /// How long the journal has waited for a checkpoint.
+    pub fn unbound(&self, waits: Duration) {
+        self.unbound.set(waits.as_secs_f64());
+    }
+
+    /// Whether the journal is what it was made of.
+    pub fn journal_holds(&self, holds: bool) {
+        self.holds.set(i64::from(holds));
+    }
+
     /// How much a key has signed in this hour, and whether that is unusual.
     pub fn volume(&self, standing: &Standing) {
         let labels = KeyLabels { kid: standing.kid.to_string() };
@@ -301,6 +322,8 @@ mod tests {
             orders,
             service,
             records_dropped,
+            unbound: _,
+            holds: _,
             policy,
             ahead,
             active,

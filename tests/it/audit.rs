@@ -10,7 +10,10 @@ use quotesign::{
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use crate::harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml};
+use crate::{
+    checkpoints::page_script,
+    harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml},
+};
 
 /// A site whose gateway signed three quotes, refused one, gave one again, and has stopped.
 async fn with_a_journal() -> Site {
@@ -100,9 +103,8 @@ async fn an_export_is_verified_with_nothing_but_itself_and_a_head_that_was_kept(
     assert!(failed(verify(&["--head", &format!("gw-1={kept}")]), 1).contains("no lane `gw-1`"));
 
     // The script of the page comes to the same, and finds a change.
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit-record.md")).unwrap();
-    let script = page.split_once("```python\n").unwrap().1.split_once("```").unwrap().0;
-    let python = |file: &str| Command::new("python3").args(["-c", script, file]).output().unwrap();
+    let script = page_script("first_link");
+    let python = |file: &str| Command::new("python3").args(["-c", &script, file]).output().unwrap();
     assert_eq!(done(python(name)).trim(), kept);
     let changed = fs::read_to_string(&file).unwrap().replacen("GB-IN", "GB-NG", 1);
     fs::write(&file, changed).unwrap();

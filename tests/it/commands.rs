@@ -153,7 +153,8 @@ fn keys_on_the_device_are_listed_and_checked_against_policy() {
     done(site.run(&[&other[..], &["--bits", "2048", "--out", out.to_str().unwrap()]].concat()));
     let listed = done(site.run(&["keys", "list"]));
     let lines: Vec<Vec<&str>> = listed.lines().map(|line| line.split('\t').collect()).collect();
-    let [own, other] = lines.as_slice() else { panic!("{listed}") };
+    let [checkpoints, own, other] = lines.as_slice() else { panic!("{listed}") };
+    assert_eq!((checkpoints[1], checkpoints[3], checkpoints[4]), ("2048", "checkpoints-dev (checkpoints)", "fit"));
     assert_eq!((other[1], other[3], other[4]), ("2048", "not in policy", "fit"));
     assert_eq!((own[0], own[1], own[3], own[4]), ("hsm-primary", "3072", &*kid, "fit"));
     assert_eq!(own[5], format!("pkcs11:token=quotesign-dev;object={kid};type=private"));

@@ -92,6 +92,7 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         values_fixed_at: at,
     };
     let facts = Facts {
+        checkpoint: text.clone(),
         count: Some(1),
         detail: text.clone(),
         expires_at: at,

@@ -13,6 +13,7 @@
 mod access;
 mod assigned;
 mod audit;
+mod checkpoints;
 mod commands;
 mod contract_document;
 mod corpus;

@@ -222,6 +222,7 @@ impl Book {
             prunable: &prunable,
             holds: &Holds::new(),
             proposal: None,
+            checkpoint: 0,
         };
         let step = step(&state, op)?;
         if let Some((_, quote)) = &step.quote {

@@ -7,43 +7,64 @@ use clap::Args;
 use crate::{
     cli::{ConfigPath, Failure, out::say},
     ledger::Journal,
+    notary::checkpoint::Checkpoint,
     review::exported::{self, Kept, Lane},
 };
 
-use super::reader;
+use super::{prove, reader};
 
 /// Exit codes: 0 it holds, 1 it does not, 2 not understood.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Verify {
     #[command(flatten)]
     path: ConfigPath,
-    /// What `quotesign audit export` wrote; the ledger of --config where it is not given. Nothing but this file is read.
+    /// What `quotesign audit export` wrote; the ledger of --config where it is not given. Nothing but what is named is read.
     file: Option<PathBuf>,
-    /// A head that was kept elsewhere, as this command prints it. Only who has one can tell a journal that was cut, rolled back
-    /// or written anew.
+    /// A head that was kept elsewhere, as this command prints it. Only who has one, or a checkpoint, can tell a journal that was
+    /// cut, rolled back or written anew.
     #[arg(long = "head", value_name = "LANE=INDEX:LINK")]
     kept: Vec<Kept>,
+    /// A signed checkpoint that was kept elsewhere, the newest the better: it has the heads of all lanes.
+    #[arg(long, value_name = "FILE", requires = "files")]
+    checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    keys: prove::Keys,
 }
 
 impl Verify {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let checkpoint = self.checkpoint()?;
+        let heads = checkpoint.iter().flat_map(|checkpoint| &checkpoint.heads);
+        let heads = heads.map(|(lane, head)| Kept { lane: lane.clone(), head: *head });
+        let kept: Vec<Kept> = self.kept.iter().cloned().chain(heads).collect();
         let lanes = match &self.file {
-            None => exported::verify_ledger(&*reader(&self.path)?, &self.kept).map_err(Failure::failed)?,
+            None => exported::verify_ledger(&*reader(&self.path)?, &kept).map_err(Failure::failed)?,
             Some(path) => {
                 let named = |fault: &dyn std::fmt::Display| format!("{}: {fault}", path.display());
                 let file = File::open(path).map_err(|fault| Failure::unfit(named(&fault)))?;
-                exported::verify(BufReader::new(file), &self.kept).map_err(|fault| Failure::failed(named(&fault)))?
+                exported::verify(BufReader::new(file), &kept).map_err(|fault| Failure::failed(named(&fault)))?
             }
         };
         for line in lanes.iter().flat_map(told) {
             say!("{line}");
         }
-        let said = match self.kept.len() {
-            0 => NO_HEAD.to_owned(),
-            heads => format!("kept heads that are in it: {heads}"),
-        };
-        say!("{said}");
+        match (&checkpoint, kept.len()) {
+            (Some(checkpoint), _) => {
+                prove::tell(checkpoint);
+                say!(
+                    "nothing that it binds is missing or was changed; what came after it is vouched for by the chain alone"
+                );
+            }
+            (None, 0) => say!("{NO_HEAD}"),
+            (None, heads) => say!("kept heads that are in it: {heads}"),
+        }
         Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, Failure> {
+        let Some(file) = &self.checkpoint else { return Ok(None) };
+        let opened = Checkpoint::open(&prove::text(file)?, &self.keys.load()?);
+        opened.map(Some).map_err(|fault| Failure::failed(format!("{}: {fault}", file.display())))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
 
 use super::{
     certificates::TRUST_DOMAIN,
-    token::{self, LABEL},
+    token::{self, CHECKPOINT_KID, LABEL},
 };
 
 pub(super) const CONFIG: &str = "quotesign.toml";
@@ -29,8 +29,9 @@ pub(super) const PARTNER: &str = "acme-remit";
 const SOFTHSM: &str = "softhsm2.conf";
 pub(super) const COMPLETE: &str = "complete";
 const REFERENCE_KEY: &str = "reference.key";
+const CHECKPOINT_KEY: &str = "checkpoint.jwk.json";
 /// Written first and last, so that an interrupted run is seen.
-const MADE: [&str; 10] = [
+const MADE: [&str; 11] = [
     "complete",
     "tokens",
     "tls",
@@ -41,6 +42,7 @@ const MADE: [&str; 10] = [
     "so-pin",
     "softhsm2.conf",
     REFERENCE_KEY,
+    CHECKPOINT_KEY,
 ];
 /// gRPC, admin, JWKS, operations; another free port where one is taken.
 const PORTS: [u16; 4] = [8443, 8444, 8445, 9464];
@@ -76,6 +78,11 @@ pub(super) fn write_softhsm(dir: &Path) -> Result<(), Failure> {
     fs::create_dir_all(&tokens).map_err(|fault| Failure::failed(format!("{}: {fault}", tokens.display())))?;
     let text = format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
     write(&dir.join(SOFTHSM), text.as_bytes())
+}
+
+/// Writes the public half of the key of checkpoints.
+pub(super) fn write_checkpoint_key(dir: &Path, key: &PublicKey) -> Result<(), Failure> {
+    write(&dir.join(CHECKPOINT_KEY), format!("{:#}\n", key.to_jwk()).as_bytes())
 }
 
 /// Writes config and client file. Addresses change only where another process has taken one.
@@ -128,9 +135,10 @@ format = "text"
 
 [audit]
 reference_key = "{REFERENCE_KEY}"
-"#,
+{}"#,
         module.display(),
-        dir.join(SOFTHSM).display()
+        dir.join(SOFTHSM).display(),
+        checkpoints(dir)
     );
     let client = format!(
         r#"environment = "development"
@@ -158,6 +166,17 @@ private_key = "tls/operator.key"
     }
     write(&dir.join(CONFIG), config.as_bytes())?;
     write(&dir.join("client.toml"), client.as_bytes())
+}
+
+/// An environment that is made now has a key for checkpoints, and one that an older version has made has none.
+fn checkpoints(dir: &Path) -> String {
+    if dir.join(COMPLETE).exists() && !dir.join(CHECKPOINT_KEY).exists() {
+        return String::new();
+    }
+    let locator = Locator::uri_of(LABEL, CHECKPOINT_KID);
+    format!(
+        "\n[audit.checkpoint]\nsigner = \"hsm-primary\"\nlocator = \"{locator}\"\npublic_key = \"{CHECKPOINT_KEY}\"\n"
+    )
 }
 
 fn addresses() -> Result<[SocketAddr; 4], Failure> {

@@ -36,18 +36,27 @@ pub(super) fn module() -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::unfit("SoftHSM is not installed; on Debian: apt-get install softhsm2"))
 }
 
-/// Initialises the token with PINs of its own and generates the key.
-pub(super) fn make(dir: &Path) -> Result<PublicKey, Failure> {
+/// The label of the key that signs checkpoints.
+pub(super) const CHECKPOINT_KID: &str = "checkpoints-dev";
+/// Checkpoints need no key that lasts here, and one of this length is soon made.
+const CHECKPOINT_BITS: u32 = 2048;
+
+/// Initialises the token with PINs of its own and generates the keys: of quotes, and of checkpoints.
+pub(super) fn make(dir: &Path) -> Result<(PublicKey, PublicKey), Failure> {
     let (pin, so_pin) = (secret(), secret());
     write(&dir.join("pin"), format!("{pin}\n").as_bytes())?;
     write(&dir.join("so-pin"), format!("{so_pin}\n").as_bytes())?;
     let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
     let signer = config.signers.first().ok_or_else(|| Failure::failed("the development config has no signer"))?;
     let token = gateway::token_config(&config, signer);
-    let key = NewKey { kid: kid()?, partner: PARTNER.to_owned(), bits: BITS };
+    let quotes = NewKey { kid: kid()?, partner: PARTNER.to_owned(), bits: BITS };
+    let kid = CHECKPOINT_KID.parse().map_err(Failure::failed)?;
+    let checkpoints = NewKey { kid, partner: PARTNER.to_owned(), bits: CHECKPOINT_BITS };
     block_on(async {
         pkcs11::init_token(&token, &SecretString::from(so_pin)).await.map_err(Failure::failed)?;
-        Ok(Provisioner::new(token).generate(&key).await.map_err(Failure::failed)?.public)
+        let token = Provisioner::new(token);
+        let quotes = token.generate(&quotes).await.map_err(Failure::failed)?.public;
+        Ok((quotes, token.generate(&checkpoints).await.map_err(Failure::failed)?.public))
     })
 }
 

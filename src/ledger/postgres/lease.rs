@@ -1,4 +1,4 @@
-//! The leases of the gateways that share a database, by its own clock.
+//! What gateways write beside the batches: their leases, by the database's own clock, and how far the journal was shipped.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::read;
 use crate::{
     domain::Kid,
-    ledger::{EngineError, Holding, Lease, encoding::stored},
+    ledger::{EngineError, Holding, Lease, Shipment, encoding::stored},
 };
 
 /// A gateway that has been away for so long is no longer told of.
@@ -42,4 +42,17 @@ pub(super) async fn renew(client: &Client, replica: &str, holding: &Holding) -> 
         Ok(Lease { replica: read::value(row, 0)?, age: age(3)?, bundle_age: age(4)?, holding })
     };
     rows.iter().map(lease).collect()
+}
+
+/// Takes down how far a lane was shipped.
+pub(super) async fn ship(client: &Client, shipment: &Shipment) -> Result<(), EngineError> {
+    let Shipment { lane, next_index, quarantined } = shipment;
+    let indexes = quarantined.iter().map(|record| stored(record.index)).collect::<Result<Vec<_>, _>>()?;
+    let why: Vec<&str> = quarantined.iter().map(|record| record.why.as_str()).collect();
+    let sql = "WITH kept AS (
+                 INSERT INTO quarantine SELECT $1, g.idx, g.why FROM unnest($3::bigint[], $4::text[]) AS g(idx, why)
+                 ON CONFLICT DO NOTHING)
+               INSERT INTO shipment AS s VALUES ($1, $2)
+               ON CONFLICT (lane) DO UPDATE SET next_idx = greatest(s.next_idx, $2)";
+    read::rows(client, sql, &[lane, &stored(*next_index)?, &indexes, &why]).await.map(drop)
 }

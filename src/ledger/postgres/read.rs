@@ -16,7 +16,7 @@ use crate::{
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        EngineError, Kept, Proposal,
+        EngineError, Kept, Proposal, Quarantined,
         batch::{Needs, Snapshot},
         chain::{Heads, Position, StoredRecord},
         encoding::{RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state_of, scope_of, sequence_of, stored},
@@ -110,6 +110,8 @@ impl Statements {
             [] => Vec::new(),
             _ => rows(client, "SELECT act, caller, until FROM proposal WHERE act = ANY ($1)", &[&acts]).await?,
         };
+        let checkpoint =
+            if needs.checkpoint { newest_checkpoint(client).await?.map_or(0, |(size, _)| size) } else { 0 };
         let pruned: i64 = value(head, 1)?;
         let snapshot = Snapshot {
             quotes: quotes.iter().map(quote).collect::<Result<_, _>>()?,
@@ -124,6 +126,7 @@ impl Statements {
             pruned: (pruned > 0).then(|| UtcTime::from_millis(pruned)),
             prunable: prunable.iter().map(expired_quote).collect::<Result<_, _>>()?,
             holds: holds(head)?,
+            checkpoint,
             proposals: proposals.iter().map(proposal).collect::<Result<_, _>>()?,
         };
         Ok(Seen {
@@ -208,6 +211,41 @@ pub(super) async fn records_after(client: &Client, id: Uuid, count: u32) -> Resu
     let (id, count) = (id.as_bytes().as_slice(), i64::from(count));
     let found = records(client, "WHERE record_id > $1 ORDER BY record_id LIMIT $2", &[&id, &count]).await?;
     found.iter().map(StoredRecord::record).collect()
+}
+
+/// Checkpoints of more than `size` links, the smallest first.
+pub(super) async fn checkpoints(client: &Client, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
+    let sql = "SELECT size, jws FROM checkpoint WHERE size > $1 ORDER BY size LIMIT $2";
+    rows(client, sql, &[&stored(size)?, &i64::from(count)]).await?.iter().map(checkpoint).collect()
+}
+
+pub(super) async fn newest_checkpoint(client: &Client) -> Result<Option<(u64, String)>, EngineError> {
+    let found = rows(client, "SELECT size, jws FROM checkpoint ORDER BY size DESC LIMIT 1", &[]).await?;
+    found.first().map(checkpoint).transpose()
+}
+
+fn checkpoint(row: &Row) -> Result<(u64, String), EngineError> {
+    Ok((checked(row, 0, index_of)?, value(row, 1)?))
+}
+
+/// Where batches of `lane` end, from the record `from` on.
+pub(super) async fn links(client: &Client, lane: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
+    let sql =
+        "SELECT idx + 1, link FROM audit WHERE lane = $1 AND idx >= $2 AND link IS NOT NULL ORDER BY idx LIMIT $3";
+    let found = rows(client, sql, &[&lane, &stored(from)?, &i64::from(count)]).await?;
+    found.iter().map(|row| Ok(Position { next_index: checked(row, 0, index_of)?, link: digest(row, 1)? })).collect()
+}
+
+/// Up to where every lane was shipped.
+pub(super) async fn shipped(client: &Client) -> Result<BTreeMap<String, u64>, EngineError> {
+    let found = rows(client, "SELECT lane, next_idx FROM shipment", &[]).await?;
+    found.iter().map(|row| Ok((value(row, 0)?, checked(row, 1, index_of)?))).collect()
+}
+
+pub(super) async fn quarantined(client: &Client) -> Result<Vec<Quarantined>, EngineError> {
+    let found = rows(client, "SELECT lane, idx, why FROM quarantine ORDER BY lane, idx", &[]).await?;
+    let read = |row| Ok(Quarantined { lane: value(row, 0)?, index: checked(row, 1, index_of)?, why: value(row, 2)? });
+    found.iter().map(read).collect()
 }
 
 fn stored_record(row: &Row) -> Result<StoredRecord, EngineError> {

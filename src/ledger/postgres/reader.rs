@@ -13,7 +13,7 @@ use crate::{
     audit::Record,
     domain::{Identity, Kid, Scope, SequenceNumber},
     ledger::{
-        EngineError, Kept, Reads,
+        EngineError, Kept, Quarantined, Reads,
         chain::{Position, StoredRecord},
         encoding::stored,
         place::{Journal, Stretch},
@@ -100,6 +100,26 @@ impl Journal for Reader {
 
     fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
         self.runtime.block_on(read::scopes(&self.session.client))
+    }
+
+    fn links(&self, lane: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
+        self.runtime.block_on(read::links(&self.session.client, lane, from, count))
+    }
+
+    fn checkpoints(&self, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
+        self.runtime.block_on(read::checkpoints(&self.session.client, size, count))
+    }
+
+    fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, EngineError> {
+        self.runtime.block_on(read::newest_checkpoint(&self.session.client))
+    }
+
+    fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError> {
+        self.runtime.block_on(read::shipped(&self.session.client))
+    }
+
+    fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
+        self.runtime.block_on(read::quarantined(&self.session.client))
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {

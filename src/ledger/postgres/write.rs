@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many arguments `apply` takes.
-const ARGUMENTS: usize = 54;
+const ARGUMENTS: usize = 57;
 
 /// The statement.
 pub(super) fn sql() -> String {
@@ -62,7 +62,19 @@ pub(super) fn arguments<'a>(
     arguments.extend(kids(changes));
     arguments.extend(keeping(changes));
     arguments.extend(records(changes));
+    arguments.extend(checkpoints(changes)?);
     Ok(arguments)
+}
+
+fn checkpoints<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {
+    let sizes = |of: fn(&(u64, u64, String)) -> u64| {
+        changes.checkpoints.iter().map(of).map(stored).collect::<Result<Vec<_>, _>>()
+    };
+    Ok(vec![
+        Box::new(sizes(|(before, ..)| *before)?),
+        Box::new(sizes(|(_, size, _)| *size)?),
+        Box::new(column(&changes.checkpoints, |(.., jws)| jws.as_str())),
+    ])
 }
 
 fn keeping<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {

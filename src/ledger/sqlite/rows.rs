@@ -12,7 +12,7 @@ use crate::{
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        EngineError, Kept, Proposal, Stop,
+        EngineError, Kept, Proposal, Quarantined, Shipment, Stop,
         batch::{Changes, Needs, Snapshot},
         chain::{Lane, Position, StoredRecord},
         encoding::{
@@ -43,6 +43,9 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
     for act in &needs.acts {
         snapshot.proposals.extend(proposal(db, act)?.map(|proposal| (act.clone(), proposal)));
     }
+    if needs.checkpoint {
+        snapshot.checkpoint = newest_checkpoint(db)?.map_or(0, |(size, _)| size);
+    }
     if let Some((before, count)) = needs.prunable {
         snapshot.prunable = prunable(db, before, count)?;
     }
@@ -51,7 +54,7 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
 
 /// Writes what a batch changed but its records.
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
-    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, .. } = changes;
+    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, .. } = changes;
     for (identity, (_, index)) in quotes {
         after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
     }
@@ -70,6 +73,10 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
     for (act, waits) in proposals {
         put_proposal(db, act, waits.as_ref())?;
     }
+    for (before, size, jws) in checkpoints {
+        let sql = "INSERT INTO checkpoint VALUES (?1, ?2, ?3)";
+        db.prepare_cached(sql)?.execute(params![stored(*size)?, stored(*before)?, jws])?;
+    }
     for identity in pruned {
         forget(db, identity)?;
     }
@@ -77,6 +84,54 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         db.prepare_cached("UPDATE meta SET pruned = max(pruned, ?1)")?.execute([before.millis()])?;
     }
     put_quotas(db, quotas.keys().filter_map(|quota| Some((quota, after.quotas.get(quota)?))))
+}
+
+/// Checkpoints of more than `size` links, the smallest first.
+pub(super) fn checkpoints(db: &Connection, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
+    let mut select = db.prepare_cached("SELECT size, jws FROM checkpoint WHERE size > ?1 ORDER BY size LIMIT ?2")?;
+    Ok(select.query_map(params![stored(size)?, count], checkpoint)?.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn newest_checkpoint(db: &Connection) -> Result<Option<(u64, String)>, EngineError> {
+    let mut select = db.prepare_cached("SELECT size, jws FROM checkpoint ORDER BY size DESC LIMIT 1")?;
+    Ok(select.query_row((), checkpoint).optional()?)
+}
+
+fn checkpoint(row: &Row<'_>) -> rusqlite::Result<(u64, String)> {
+    Ok((checked(row, 0, index_of)?, row.get(1)?))
+}
+
+/// Where batches end, from the one that holds the record `from` on.
+pub(super) fn links(db: &Connection, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
+    let sql = "SELECT idx + 1, link FROM audit WHERE idx >= ?1 AND link IS NOT NULL ORDER BY idx LIMIT ?2";
+    let mut select = db.prepare_cached(sql)?;
+    let read = |row: &Row<'_>| Ok(Position { next_index: checked(row, 0, index_of)?, link: row.get(1)? });
+    Ok(select.query_map(params![stored(from)?, count], read)?.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn shipped(db: &Connection) -> Result<BTreeMap<String, u64>, EngineError> {
+    let mut select = db.prepare_cached("SELECT lane, next_idx FROM shipment")?;
+    let rows = select.query_map((), |row| Ok((row.get(0)?, checked(row, 1, index_of)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn quarantined(db: &Connection) -> Result<Vec<Quarantined>, EngineError> {
+    let mut select = db.prepare_cached("SELECT lane, idx, why FROM quarantine ORDER BY lane, idx")?;
+    let read =
+        |row: &Row<'_>| Ok(Quarantined { lane: row.get(0)?, index: checked(row, 1, index_of)?, why: row.get(2)? });
+    Ok(select.query_map((), read)?.collect::<Result<_, _>>()?)
+}
+
+/// Takes down how far a lane was shipped.
+pub(super) fn put_shipment(db: &Connection, shipment: &Shipment) -> Result<(), EngineError> {
+    let Shipment { lane, next_index, quarantined } = shipment;
+    for Quarantined { index, why, .. } in quarantined {
+        let sql = "INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3)";
+        db.prepare_cached(sql)?.execute(params![lane, stored(*index)?, why])?;
+    }
+    let sql = "INSERT INTO shipment VALUES (?1, ?2) ON CONFLICT (lane) DO UPDATE SET next_idx = max(next_idx, ?2)";
+    db.prepare_cached(sql)?.execute(params![lane, stored(*next_index)?])?;
+    Ok(())
 }
 
 fn holds(db: &Connection) -> Result<Holds, EngineError> {

@@ -5,7 +5,7 @@ use crate::{
     audit::{Event, Facts, Record},
     clock::UtcTime,
     domain::Identity,
-    ledger::{Done, HoldAct, Prune, Refusal},
+    ledger::{CheckpointAct, Done, HoldAct, Prune, Refusal},
 };
 
 /// Nothing is pruned that a hold keeps, and nothing is journalled where nothing is pruned.
@@ -20,6 +20,19 @@ pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
     let detail = Some(format!("{} quotes that expired before {before}", gone.len()));
     let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
     Step { pruned: Some((gone, before)), record: Some(record), ..unchanged }
+}
+
+/// Of two gateways that bind the same stretch of the journal together, one is first: there is one tree, whoever lets it grow.
+pub(super) fn checkpoint(newest: u64, op: &CheckpointAct) -> Step {
+    if newest != op.before || op.size <= op.before {
+        return Step::unchanged(Done::Checkpointed(None));
+    }
+    let detail = Some(format!("{} links", op.size));
+    let facts = Facts { detail, checkpoint: Some(op.jws.clone()), ..Facts::default() };
+    let record = Record::new(Event::Checkpointed, op.now, op.context.clone(), facts);
+    let done = Done::Checkpointed(Some(record.id));
+    let checkpoint = Some((op.before, op.size, op.jws.clone()));
+    Step { checkpoint, record: Some(record), ..Step::unchanged(done) }
 }
 
 pub(super) fn hold(holds: &Holds, op: &HoldAct) -> Result<Step, Refusal> {

@@ -1,0 +1,60 @@
+-- Signed checkpoints of the journal, by how many links their tree has; each follows one that has fewer, and nothing else does.
+CREATE TABLE checkpoint (
+  size   bigint PRIMARY KEY,
+  before bigint NOT NULL UNIQUE,
+  jws    text NOT NULL
+);
+
+-- Up to where the journal was shipped: what is before this index was taken by the collector, or is in quarantine.
+CREATE TABLE shipment (
+  lane     text PRIMARY KEY,
+  next_idx bigint NOT NULL
+);
+
+-- Records that no collector would take, and what it said.
+CREATE TABLE quarantine (
+  lane text NOT NULL,
+  idx  bigint NOT NULL,
+  why  text NOT NULL,
+  PRIMARY KEY (lane, idx)
+);
+
+-- A batch as the function of version 2 writes it, with checkpoints. There is one tree, whoever lets it grow: who finds that
+-- another was first decides again.
+CREATE FUNCTION apply(
+  my_lane text, my_epoch bigint, my_next bigint,
+  next_after bigint, link_after bytea, newest_after bigint,
+  heed integer, stops_seen bigint, stop_what text[], stop_stands boolean[],
+  scope_key text[], scope_seen bigint[], scope_last bigint[],
+  quota_key text[], quota_seen bigint[], quota_tat bigint[],
+  old_identity text[], old_state smallint[], old_generation integer[],
+  quote_identity text[], quote_is_new boolean[], quote_scope text[], quote_sequence bigint[], quote_payload bytea[],
+  quote_kid text[], quote_generation integer[], quote_input bytea[], quote_expires_at bigint[],
+  quote_state smallint[], quote_jws text[], quote_record_id bytea[],
+  kid_key text[], kid_is_new boolean[], kid_jwk text[], kid_partner text[], kid_purpose text[],
+  kid_published_since bigint[], kid_last_expiry bigint[], kid_served_since bigint[], kid_activated_at bigint[],
+  kid_state smallint[],
+  pruned_identity text[], pruned_before bigint, hold_id text[], hold_since bigint[],
+  act_key text[], act_caller text[], act_until bigint[],
+  audit_at bigint[], audit_event text[], audit_identity text[], audit_record_id bytea[], audit_record bytea[],
+  audit_leaf bytea[],
+  checkpoint_before bigint[], checkpoint_size bigint[], checkpoint_jws text[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF cardinality(checkpoint_size) > 0 THEN
+    PERFORM pg_advisory_xact_lock(7810770);
+    IF (SELECT coalesce(max(c.size), 0) FROM checkpoint c) <> checkpoint_before[1] THEN
+      RAISE EXCEPTION 'another checkpoint was first' USING ERRCODE = 'QS001';
+    END IF;
+    INSERT INTO checkpoint
+      SELECT g.size, g.before, g.jws FROM unnest(checkpoint_size, checkpoint_before, checkpoint_jws) AS g(size, before, jws);
+  END IF;
+  PERFORM apply(
+    my_lane, my_epoch, my_next, next_after, link_after, newest_after, heed, stops_seen, stop_what, stop_stands,
+    scope_key, scope_seen, scope_last, quota_key, quota_seen, quota_tat, old_identity, old_state, old_generation,
+    quote_identity, quote_is_new, quote_scope, quote_sequence, quote_payload, quote_kid, quote_generation,
+    quote_input, quote_expires_at, quote_state, quote_jws, quote_record_id, kid_key, kid_is_new, kid_jwk,
+    kid_partner, kid_purpose, kid_published_since, kid_last_expiry, kid_served_since, kid_activated_at, kid_state,
+    pruned_identity, pruned_before, hold_id, hold_since, act_key, act_caller, act_until, audit_at, audit_event,
+    audit_identity, audit_record_id, audit_record, audit_leaf);
+END $$;

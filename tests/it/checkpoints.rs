@@ -1,0 +1,308 @@
+//! Signed checkpoints: what binds the journal together, what whoever keeps one finds, and proofs of single records.
+
+use std::{fs, process::Command};
+
+use quotesign::{
+    ledger::{Journal as _, sqlite::Reader},
+    proto::GetJwksRequest,
+};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::{
+    harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, toml, until},
+    server::Cluster,
+};
+
+const INTERVAL_S: &str = "4";
+
+/// A site whose gateways make checkpoints as often as may be.
+fn site() -> Site {
+    let site = Site::new();
+    site.edit_config(|config| config["audit"]["checkpoint"]["interval_s"] = toml(INTERVAL_S));
+    site
+}
+
+fn newest(site: &Site) -> Option<(u64, String)> {
+    Reader::open(&site.path("ledger.sqlite")).unwrap().newest_checkpoint().unwrap()
+}
+
+/// Waits until a checkpoint has come after `size` links.
+async fn bound_after(site: &Site, size: u64) -> u64 {
+    let mut now = 0;
+    until("a checkpoint", async || {
+        now = newest(site).map_or(0, |(size, _)| size);
+        now > size
+    })
+    .await;
+    now
+}
+
+fn metric(text: &str, name: &str) -> String {
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+async fn sign(gateway: &Gateway, numbers: impl IntoIterator<Item = u64>) -> Vec<Quote> {
+    let quotes = gateway.quotes("pricing").await;
+    let mut signed = Vec::new();
+    for number in numbers {
+        let quote = Quote::number(number);
+        quotes.sign(&quote).await.unwrap();
+        signed.push(quote);
+    }
+    signed
+}
+
+fn id(quote: &Quote) -> &str {
+    quote.0["quote_id"].as_str().unwrap()
+}
+
+async fn metrics(gateway: &Gateway) -> String {
+    gateway.operations("/metrics").await.1
+}
+
+/// The script of the page on audit records that holds `text`.
+pub fn page_script(text: &str) -> String {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit-record.md")).unwrap();
+    let scripts = page.split("```python\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
+    scripts.into_iter().find(|script| script.contains(text)).unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_binds_the_journal_and_a_proof_shows_one_record_of_it() {
+    let site = site();
+    let gateway = site.serve().await;
+    let mut quotes = sign(&gateway, 1..=5).await;
+    let first = bound_after(&site, 0).await;
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    let (kept, key) = (file("kept.jws"), file("checkpoint.jwk.json"));
+    done(site.run(&["audit", "checkpoint", "--out", &kept]));
+    quotes.extend(sign(&gateway, 6..=9).await);
+    bound_after(&site, first).await;
+    assert_eq!(metric(&metrics(&gateway).await, "quotesign_journal_holds"), "1");
+    quotes.extend(sign(&gateway, 10..=12).await);
+    // What comes after the newest one is bound when the gateway ends.
+    assert!(gateway.stop().success());
+    let (size, jws) = newest(&site).unwrap();
+    assert!(size > first);
+    let last = site.journal().pop().unwrap();
+    assert_eq!((&last["event"], &last["facts"]["checkpoint"]), (&"journal.checkpointed".into(), &jws.into()));
+
+    // Whoever keeps one verifies what it binds, of the ledger and of an export; openssl says so too.
+    let said = done(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]));
+    assert!(said.contains("nothing that it binds is missing") && !said.contains("complete"), "{said}");
+    let export = file("journal.jsonl");
+    done(site.run(&["audit", "export", "--out", &export]));
+    let offline = |args: &[&str]| quotesign().current_dir("/").args(["audit"]).args(args).output().unwrap();
+    done(offline(&["verify", &export, "--checkpoint", &kept, "--key", &key]));
+    let quote_key = fs::read_dir(site.path("policy/keys")).unwrap().next().unwrap().unwrap().path();
+    let other = failed(offline(&["verify", &export, "--checkpoint", &kept, "--key", quote_key.to_str().unwrap()]), 1);
+    assert!(other.contains("a key that was not given"), "{other}");
+    openssl_verifies(&site, &kept, &key);
+
+    // A proof needs nothing but itself and the key, and tells of no other record.
+    let quote = &quotes[2];
+    let proof = file("proof.json");
+    done(site.run(&["audit", "prove", "--quote", id(quote), "--out", &proof]));
+    let said = done(offline(&["verify-proof", &proof, "--key", &key]));
+    assert!(said.contains(id(quote)) && said.contains("proven: "), "{said}");
+    let text = fs::read_to_string(&proof).unwrap();
+    assert!(quotes.iter().filter(|other| id(other) != id(quote)).all(|other| !text.contains(id(other))));
+    let python =
+        |proof: &str| Command::new("python3").args(["-c", &page_script("tree_index"), proof]).output().unwrap();
+    assert!(done(python(&proof)).ends_with(&format!(" of {size} links\n")));
+
+    // For a holder of an older checkpoint, where it covers the record.
+    let older = file("older.json");
+    done(site.run(&["audit", "prove", "--quote", id(quote), "--checkpoint", &kept, "--out", &older]));
+    done(offline(&["verify-proof", &older, "--key", &key, "--checkpoint", &kept]));
+    assert!(
+        failed(offline(&["verify-proof", &proof, "--key", &key, "--checkpoint", &kept]), 1)
+            .contains("another checkpoint")
+    );
+    let late = failed(site.run(&["audit", "prove", "--quote", id(&quotes[10]), "--checkpoint", &kept]), 1);
+    assert!(late.contains("no checkpoint has come since"), "{late}");
+    assert!(failed(site.run(&["audit", "prove", "--quote", "q-none"]), 1).contains("no signing of this quote"));
+
+    // A proof in which anything was changed proves nothing, to this program or to the script.
+    let proof: Value = serde_json::from_str(&text).unwrap();
+    for field in proof.as_object().unwrap().keys() {
+        let mut bent = proof.clone();
+        bend(&mut bent[field]);
+        let bent_file = file("bent.json");
+        fs::write(&bent_file, bent.to_string()).unwrap();
+        let bad = failed(offline(&["verify-proof", &bent_file, "--key", &key]), 1);
+        assert!(bad.contains("bent.json: "), "{field}: {bad}");
+        // The script leaves the schema and the checkpoint's signature to others.
+        assert_eq!(python(&bent_file).status.success(), ["schema", "checkpoint"].contains(&field.as_str()), "{field}");
+    }
+}
+
+/// Changes a value a little; a checkpoint in its signature.
+fn bend(value: &mut Value) {
+    match value {
+        Value::Number(number) => *value = (number.as_u64().unwrap() + 1).into(),
+        Value::Array(values) => {
+            bend(values.last_mut().unwrap());
+        }
+        Value::String(text) => {
+            let at = text.len() / 2;
+            let at = if text.contains('.') && text.len() > 500 { text.len() - 20 } else { at };
+            if text.is_empty() {
+                text.push('x');
+                return;
+            }
+            let other = if &text[at..=at] == "0" { "1" } else { "0" };
+            text.replace_range(at..=at, other);
+        }
+        _ => panic!("{value}"),
+    }
+}
+
+/// As `scripts/verify-jws-openssl.sh` does for quotes, for the signature alone.
+fn openssl_verifies(site: &Site, jws: &str, key: &str) {
+    let script = r#"
+set -eu
+key=$(cat "$2"); jws=$(cat "$1")
+raw() { printf '%s' "$1" | tr -- '-_' '+/' | awk '{ while (length($0) % 4) $0 = $0 "="; print }' | openssl base64 -d -A; }
+hex() { raw "$1" | od -An -v -tx1 | tr -d ' \n'; }
+n=$(printf '%s' "$key" | sed -n 's/.*"n": *"\([^"]*\)".*/\1/p')
+printf 'asn1=SEQUENCE:k\n[k]\na=SEQUENCE:alg\nb=BITWRAP,SEQUENCE:rsa\n[alg]\no=OID:rsaEncryption\np=NULL\n[rsa]\nn=INTEGER:0x%s\ne=INTEGER:65537\n' "$(hex "$n")" > k.conf
+openssl asn1parse -genconf k.conf -noout -out k.der
+raw "${jws##*.}" > sig; printf '%s' "${jws%.*}" > input
+openssl dgst -sha256 -verify k.der -keyform DER -signature sig input
+"#;
+    let ran = Command::new("bash").current_dir(site.path("")).args(["-c", script, "-", jws, key]).output().unwrap();
+    assert_eq!(done(ran), "Verified OK\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_itself_finds_a_journal_that_was_tampered_with_and_signs_nothing_of_it() {
+    let site = site();
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=3).await;
+    let size = bound_after(&site, 0).await;
+    sign(&gateway, 4..=6).await;
+    let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+    let changed =
+        "UPDATE audit SET record = CAST(replace(CAST(record AS TEXT), 'quote.reserved', 'quote.reserwed') AS BLOB)
+                   WHERE idx = (SELECT max(idx) FROM audit WHERE event = 'quote.reserved')";
+    assert_eq!(ledger.execute(changed, ()).unwrap(), 1);
+    until("it is found", async || metric(&metrics(&gateway).await, "quotesign_journal_holds") == "0").await;
+    let log = gateway.log.lock().unwrap().concat();
+    assert!(
+        log.contains("THE JOURNAL WAS TAMPERED WITH") && log.contains("is not the one its leaf was made of"),
+        "{log}"
+    );
+    assert!(gateway.stop().success());
+    assert_eq!(newest(&site).unwrap().0, size, "none is signed of it");
+    assert!(failed(site.run(&["audit", "verify"]), 1).contains("is not the one its leaf was made of"));
+
+    // One that was set back as a whole, checkpoints included, goes unseen by its own gateway only until it is held against one
+    // that was kept; with the checkpoints gone alone, the next look finds it.
+    ledger
+        .execute(
+            "UPDATE audit SET record = CAST(replace(CAST(record AS TEXT), 'quote.reserwed', 'quote.reserved') AS BLOB)",
+            (),
+        )
+        .unwrap();
+    done(site.run(&["audit", "verify"]));
+    let gateway = site.serve().await;
+    sign(&gateway, 7..=8).await;
+    bound_after(&site, size).await;
+    ledger.execute("DELETE FROM checkpoint WHERE size > 0", ()).unwrap();
+    until("it is found", async || metric(&metrics(&gateway).await, "quotesign_journal_holds") == "0").await;
+    assert!(gateway.log.lock().unwrap().concat().contains("links and has one of 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_that_share_a_ledger_let_one_tree_grow_over_all_their_lanes() {
+    let cluster = Cluster::shared();
+    let database = cluster.empty();
+    let site = site();
+    let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
+    site.edit_config(|config| {
+        let ledger = config["ledger"].as_table_mut().unwrap();
+        ledger.remove("sqlite");
+        ledger["postgres"] = toml(&format!("{{ address = '{address}' }}"));
+    });
+    done(site.run(&["ledger", "migrate"]));
+    let start = |name: &str| {
+        let mut command = site.command();
+        command.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", name);
+        command.arg("serve").arg("--config").arg(site.config());
+        Gateway::spawn(command, &site)
+    };
+    let gateways = [start("gw-a"), start("gw-b"), start("gw-c")];
+    let sizes = || database.sql("SELECT count(*) FROM checkpoint");
+    let mut number = 0;
+    for gateway in &gateways {
+        gateway.signing().await;
+    }
+    // Enough rounds that two gateways come to look at once now and then.
+    for _ in 0..3 {
+        let before = sizes();
+        for gateway in &gateways {
+            number += 1;
+            sign(gateway, [number]).await;
+        }
+        until("a checkpoint", async || sizes() != before).await;
+    }
+    for gateway in gateways {
+        assert_eq!(metric(&metrics(&gateway).await, "quotesign_journal_holds"), "1");
+        assert!(gateway.stop().success());
+    }
+    let forked = "SELECT count(*) FROM checkpoint c WHERE before <> coalesce((SELECT max(size) FROM checkpoint d WHERE d.size < c.size), 0)";
+    assert_eq!(database.sql(forked), "0");
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    let (kept, key) = (file("kept.jws"), file("checkpoint.jwk.json"));
+    done(site.run(&["audit", "checkpoint", "--out", &kept]));
+    let said = done(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]));
+    assert!(["gw-a", "gw-b", "gw-c"].iter().all(|lane| said.contains(&format!("lane {lane}\n"))), "{said}");
+    for record in site.journal().iter().filter(|record| record["event"] == "quote.committed") {
+        let (id, proof) = (record["id"].as_str().unwrap(), file("proof.json"));
+        done(site.run(&["audit", "prove", "--record", id, "--out", &proof]));
+        let said = done(
+            quotesign().args(["audit", "verify-proof", &proof, "--key", &key, "--checkpoint", &kept]).output().unwrap(),
+        );
+        assert!(said.contains(id));
+        fs::remove_file(proof).unwrap();
+    }
+    // A lane that is gone with all its records is missed.
+    database.sql("DELETE FROM lane WHERE lane = 'gw-b'");
+    assert!(failed(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]), 1).contains("no lane `gw-b`"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_checkpoints_signs_no_quotes() {
+    let site = site();
+    // The checkpoints' key as one of quotes, under a kid of quotes.
+    let quotes: Value = serde_json::from_slice(
+        &fs::read(fs::read_dir(site.path("policy/keys")).unwrap().next().unwrap().unwrap().path()).unwrap(),
+    )
+    .unwrap();
+    let own = fs::read_to_string(site.path("checkpoint.jwk.json")).unwrap();
+    fs::write(site.path("checkpoint.jwk.json"), quotes.to_string()).unwrap();
+    let refused = failed(site.run(&["config", "check"]), 2);
+    assert!(refused.contains("is the one that signs checkpoints"), "{refused}");
+    fs::write(site.path("checkpoint.jwk.json"), own).unwrap();
+    done(site.run(&["config", "check"]));
+    for (field, value, said) in [
+        ("signer", "'none'", "`audit.checkpoint.signer` = `none` is no signer of this config"),
+        ("locator", "'arn:aws:kms'", "`audit.checkpoint.locator`: "),
+        ("interval_s", "3", "`audit.checkpoint.interval_s` = `3` is out of range; give 4 to 3600"),
+        ("origin", "'two words'", "`audit.checkpoint.origin` is none"),
+        ("public_key", "'absent.jwk.json'", "`audit.checkpoint.public_key` = "),
+    ] {
+        let was = fs::read(site.config()).unwrap();
+        site.edit_config(|config| config["audit"]["checkpoint"][field] = toml(value));
+        let refused = failed(site.run(&["config", "check"]), 2);
+        assert!(refused.contains(said), "{refused}");
+        fs::write(site.config(), was).unwrap();
+    }
+    // It stands in no key set.
+    let gateway = site.serve().await;
+    let request = GetJwksRequest { partner: PARTNER.to_owned() };
+    let set = gateway.keys("auditor").await.get_jwks(request).await.unwrap().into_inner().jwks;
+    assert!(!set.contains("checkpoints-dev"), "{set}");
+}
