@@ -17,6 +17,7 @@ mod checkpoints;
 mod commands;
 mod contract_document;
 mod corpus;
+mod dashboards;
 mod docs;
 mod drain;
 #[cfg(feature = "kms")]
