@@ -22,12 +22,14 @@ mod apart;
 mod aws_kms;
 mod checkpoint;
 mod ledger;
+mod otlp;
 mod overrides;
 mod sections;
 
 pub use aws_kms::KmsEntry;
 pub use checkpoint::CheckpointSection;
 pub use ledger::{LedgerSection, PostgresSection};
+pub use otlp::OtlpSection;
 pub use sections::*;
 
 /// The first thing that is wrong with a config: the field, its value where it is no secret, and the remedy.
@@ -79,6 +81,8 @@ pub struct Config {
     /// What its audit records hold.
     #[serde(default)]
     pub audit: AuditSection,
+    /// The collector that the journal is shipped to; it is not shipped where there is none.
+    pub otlp: Option<OtlpSection>,
 }
 
 /// The largest quote: its signing input, a third longer, goes to a module's process in one datagram.
@@ -167,6 +171,7 @@ impl Config {
             .into_iter()
             .chain(&mut self.policy_key)
             .chain(&mut self.audit.reference_key)
+            .chain(self.otlp.as_mut().into_iter().flat_map(OtlpSection::paths))
             .chain(self.audit.checkpoint.as_mut().into_iter().flat_map(CheckpointSection::paths))
             .chain(&mut self.jwks.export)
             .chain(signers)
@@ -235,6 +240,7 @@ impl Config {
                 clock.step_ms_max, clock.settle_s
             ));
         }
+        self.otlp.as_ref().map_or(Ok(()), |otlp| otlp.check(self.environment))?;
         self.audit.checkpoint.as_ref().map_or(Ok(()), CheckpointSection::check)?;
         self.ledger.check(self.environment)?;
         aws_kms::check(&self.aws_kms, self.signers.iter().map(|signer| signer.name.as_str()), self.environment)?;

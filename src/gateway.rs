@@ -8,8 +8,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::Router};
 
 use crate::{
+    backlog::Backlog,
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
-    config::{CheckpointSection, Config, GrpcListener},
+    config::{CheckpointSection, Config, GrpcListener, OtlpSection},
     control::{self, Control},
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
@@ -22,7 +23,6 @@ use crate::{
     },
     published::Published,
     service::{
-        access,
         admin::Admin,
         health::{Components, Watch},
         jwks::{self, Sets},
@@ -42,15 +42,17 @@ use crate::{
     volume::Volumes,
 };
 
+mod beside;
 mod devices;
 mod exports;
 mod fronts;
 mod join;
 mod notary;
 mod publication;
+mod shipping;
 mod upkeep;
 
-use notary::Notary;
+use beside::Beside;
 
 pub use devices::{device, provisioner, token_config};
 
@@ -111,6 +113,7 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
     tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
     tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
     config.reference_key().map_err(StartError::unfit)?;
+    config.otlp.as_ref().map_or(Ok(()), OtlpSection::check_files).map_err(StartError::unfit)?;
     for signer in &config.signers {
         signer.check_pin().map_err(StartError::unfit)?;
     }
@@ -197,6 +200,8 @@ impl Gateway {
             volumes: Volumes::default(),
             outcomes: Outcomes::default(),
             refusals: Shares::default(),
+            backlog: Backlog::default(),
+            behind_max: config.otlp.as_ref().and_then(OtlpSection::refuse_after),
         });
         if is_there {
             join::join(&pipeline, &control).await.map_err(|refused| StartError::Unfit(refused.lines()))?;
@@ -227,13 +232,10 @@ impl Gateway {
             components: self.components.clone(),
             reporter,
             metrics: self.metrics.clone(),
+            ships: self.config.otlp.is_some(),
         };
         let watch = tokio::spawn(watch.run(stop_watch.clone()));
-        let notary = self.notary()?;
-        let mut upkeep = self.upkeep(&stop_watch);
-        if let Some(notary) = &notary {
-            upkeep.spawn(notary.clone().run(stop_watch.clone()));
-        }
+        let beside = Beside::begin(&self, &stop_watch)?;
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
@@ -267,11 +269,7 @@ impl Gateway {
         pipeline.finishing.close();
         pipeline.finishing.wait().await;
         let _ended = watch.await;
-        upkeep.join_all().await;
-        pipeline.journal_counted(&access::own_trail(pipeline.environment, &pipeline.policy.load()));
-        if let Some(notary) = notary {
-            notary.last().await;
-        }
+        beside.end(&pipeline).await;
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");
@@ -279,35 +277,6 @@ impl Gateway {
             None => Ok(()),
             Some(_) => Err(StartError::Machine("a listener ended by itself; the log says why".to_owned())),
         }
-    }
-
-    /// What binds the journal together, where the config names a key for it.
-    fn notary(&self) -> Result<Option<Arc<Notary>>, StartError> {
-        let Some(section) = &self.config.audit.checkpoint else { return Ok(None) };
-        let place = self.config.ledger.place().map_err(StartError::unfit)?;
-        let notary = Notary::new(self.pipeline.clone(), self.metrics.clone(), place, section);
-        notary.map(Arc::new).map(Some).map_err(StartError::unfit)
-    }
-
-    fn upkeep(&self, stop: &CancellationToken) -> JoinSet<()> {
-        let (pipeline, ledger) = (|| self.pipeline.clone(), &self.config.ledger);
-        let mut upkeep = JoinSet::new();
-        upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
-        upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
-        upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
-        upkeep.spawn(upkeep::reload_on_hangup(self.control.clone(), pipeline(), stop.clone()));
-        upkeep.spawn(join::until_joined(pipeline(), self.control.clone(), stop.clone()));
-        upkeep.spawn(upkeep::look_ahead(pipeline(), self.metrics.clone(), stop.clone()));
-        let publication = publication::Publication {
-            pipeline: pipeline(),
-            replica: ledger.replica(),
-            url_ca: self.config.jwks.url_ca.clone(),
-        };
-        upkeep.spawn(publication.run(stop.clone()));
-        let (folder, purge) = (self.config.jwks.export.clone(), self.config.jwks.purge.clone());
-        upkeep.spawn(exports::Exports { pipeline: pipeline(), folder, purge }.run(stop.clone()));
-        upkeep.spawn(upkeep::reload_on_change(self.control.clone(), pipeline(), stop.clone()));
-        upkeep
     }
 
     fn fronts<H>(

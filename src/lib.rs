@@ -43,6 +43,8 @@ pub mod ledger;
 pub mod notary;
 /// The devices.
 pub mod signer;
+/// How far the shipping of the journal is behind.
+pub mod backlog;
 /// How much each key signs, and whether that is usual.
 pub mod volume;
 /// The path of one quote, top to bottom.

@@ -45,7 +45,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -54,6 +54,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::{self, customer::ReferenceKey},
+    backlog::Backlog,
     call::Call,
     clock::{ClockGuard, UtcTime},
     domain::{Environment, PolicyDigest},
@@ -123,6 +124,10 @@ pub struct Pipeline {
     pub outcomes: Outcomes,
     /// How many refusals are journalled singly.
     pub refusals: journal::Shares,
+    /// How far the shipping of the journal is behind.
+    pub backlog: Backlog,
+    /// How far it may be before nothing is signed; nothing depends on it where there is none.
+    pub behind_max: Option<Duration>,
 }
 
 /// A signed quote with what the caller learns beside it.
@@ -228,7 +233,9 @@ impl Pipeline {
         if is_looked_up && let Ok(Some(stored)) = recall().await {
             return Ok(Held::Replay(stored));
         }
-        let keyed = select::select_key(canonical, policy, &self.keyring, &self.standings(), now).map_err(Refusal::from);
+        let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from);
+        let select = |()| Ok(select::select_key(canonical, policy, &self.keyring, &self.standings(), now)?);
+        let keyed = bears.and_then(select);
         let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
         match admitted {
             Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),

@@ -90,6 +90,13 @@ impl Published {
         count
     }
 
+    /// The gateways of this ledger that gave a sign of life of late.
+    #[must_use]
+    pub fn living(&self) -> BTreeSet<String> {
+        let leases = self.replicas.lock();
+        leases.iter().filter(|lease| lease.age <= LEASE).map(|lease| lease.replica.clone()).collect()
+    }
+
     /// What the registered URL of `partner` was last seen to show.
     pub fn seen_at_url(&self, partner: PartnerId, shown: Result<Shown, String>) {
         self.at_urls.lock().insert(partner, shown);

@@ -7,6 +7,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::config::{LogFormat, LogSection};
 
 mod metrics;
+pub mod otlp;
 
 pub use metrics::Metrics;
 

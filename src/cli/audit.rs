@@ -42,6 +42,8 @@ pub(super) enum AuditCommand {
     Summary(Summarise),
     /// Recompute the whole hash chain of the ledger, or of an export, and say up to where it holds.
     Verify(verify::Verify),
+    /// List the records that no collector would take: lane, index, what it said. They are in the journal.
+    Quarantine(Quarantine),
     /// Print the newest signed checkpoint, to be kept where nobody who can change the ledger can change it.
     Checkpoint(prove::Newest),
     /// Write a proof that a record is in the journal, for a holder of a checkpoint, which tells of no other record.
@@ -89,6 +91,12 @@ pub(super) struct Summarise {
     format: Format,
     #[command(flatten)]
     filter: Filter,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Quarantine {
+    #[command(flatten)]
+    path: ConfigPath,
 }
 
 /// Which records; all of what is given must hold.
@@ -149,10 +157,20 @@ impl AuditCommand {
             Self::Export(export) => export.run(),
             Self::Summary(summary) => summary.run(),
             Self::Verify(verify) => verify.run(),
+            Self::Quarantine(quarantine) => quarantine.run(),
             Self::Checkpoint(newest) => newest.run(),
             Self::Prove(prove) => prove.run(),
             Self::VerifyProof(verify) => verify.run(),
         }
+    }
+}
+
+impl Quarantine {
+    fn run(self) -> Result<(), Failure> {
+        for record in reader(&self.path)?.quarantined().map_err(Failure::failed)? {
+            say!("{}\t{}\t{}", record.lane, record.index, record.why);
+        }
+        Ok(())
     }
 }
 

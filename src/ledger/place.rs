@@ -137,7 +137,7 @@ pub struct Stretch {
 }
 
 /// A journal to read.
-pub trait Journal {
+pub trait Journal: Send {
     /// Its lanes, in order of their names.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    backlog::TooFarBehind,
     clock::ClockFault,
     ledger::{self, LedgerError},
     proto::Reason,
@@ -35,6 +36,9 @@ pub enum Refusal {
     /// No key.
     #[error(transparent)]
     NoKey(#[from] NoKey),
+    /// The journal was not shipped for too long.
+    #[error(transparent)]
+    AuditLag(#[from] TooFarBehind),
     /// The ledger refused or failed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -80,6 +84,7 @@ impl Refusal {
             Self::Invalid(Invalid::Expired) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
             Self::Denied(_) => Reason::PolicyDenied,
             Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
+            Self::AuditLag(_) => Reason::AuditLag,
             Self::NoKey(NoKey::Revoked(_)) => Reason::KeyRevoked,
             Self::NoKey(NoKey::NoneActive(_) | NoKey::Waits(..)) | Self::Verify(VerifyError::KeyGone) => {
                 Reason::NoActiveKey
@@ -108,6 +113,7 @@ impl Refusal {
             Reason::SignerUnavailable
                 | Reason::LedgerUnavailable
                 | Reason::ClockUntrusted
+                | Reason::AuditLag
                 | Reason::SignatureMismatch
                 | Reason::Internal
         )
@@ -134,6 +140,7 @@ impl Refusal {
                 | Reason::SignerUnavailable
                 | Reason::LedgerUnavailable
                 | Reason::ClockUntrusted
+                | Reason::AuditLag
                 | Reason::SigningHalted
                 | Reason::Internal
         )

@@ -56,6 +56,8 @@ pub struct Watch {
     pub reporter: HealthReporter,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// Whether the journal is shipped.
+    pub ships: bool,
 }
 
 impl Watch {
@@ -80,6 +82,7 @@ impl Watch {
             self.look_at_volumes();
             self.look_at_keys();
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
+            self.metrics.backlog(&self.pipeline.backlog, SystemClock.now());
             *self.components.0.write() = now.clone();
             told = now;
             tokio::select! {
@@ -166,6 +169,10 @@ impl Watch {
         parts.insert("policy".to_owned(), self.control.last_error());
         // Nor does a bundle that others have and this gateway has not; its key sets are out of date.
         parts.insert("publication".to_owned(), self.pipeline.published.lags());
+        // Nor does a collector that does not take the journal.
+        if self.ships {
+            parts.insert("shipping".to_owned(), self.pipeline.backlog.fault());
+        }
         for (name, health) in self.pipeline.keyring.health() {
             parts.insert(name, fault_of(health));
         }

@@ -32,9 +32,11 @@ pub fn code(reason: Reason) -> Code {
         | Reason::KeyRevoked
         | Reason::SecondCallerNeeded => Code::FailedPrecondition,
         Reason::QuoteConflict => Code::AlreadyExists,
-        Reason::SignerUnavailable | Reason::LedgerUnavailable | Reason::ClockUntrusted | Reason::SigningHalted => {
-            Code::Unavailable
-        }
+        Reason::SignerUnavailable
+        | Reason::LedgerUnavailable
+        | Reason::ClockUntrusted
+        | Reason::SigningHalted
+        | Reason::AuditLag => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::NotFound => Code::NotFound,
         Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Code::Internal,
@@ -172,6 +174,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 27);
+        assert_eq!(seen, 28);
     }
 }

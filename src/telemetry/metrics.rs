@@ -21,6 +21,7 @@ use prometheus_client::{
 use tonic::Code;
 
 use crate::{
+    backlog::Backlog,
     clock::UtcTime,
     ledger::stops::{Stop, Stops},
     outcomes::Fate,
@@ -70,6 +71,11 @@ pub struct Metrics {
     records_dropped: Counter,
     unbound: Gauge<f64, AtomicU64>,
     holds: Gauge,
+    lag: Gauge<f64, AtomicU64>,
+    waiting: Gauge,
+    aside: Gauge,
+    shipped: Counter,
+    failures: Counter,
     policy: Family<DigestLabels, Gauge>,
     ahead: Family<PartnerLabels, Gauge>,
     active: Family<PartnerLabels, Gauge>,
@@ -111,12 +117,27 @@ impl Default for Metrics {
             "1 where all of the journal was, at the last look, what it was made of; 0 where it was tampered with";
         all.register("journal_holds", help, holds.clone());
         holds.set(1);
+        let (lag, waiting, aside) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let help = "How long the oldest record of the journal has waited to be shipped";
+        all.register("audit_lag_seconds", help, lag.clone());
+        all.register("audit_lag_records", "How many records of the journal wait to be shipped", waiting.clone());
+        let help = "Records of the journal that no collector will take";
+        all.register("audit_quarantined_records", help, aside.clone());
+        let (shipped, failures) = (Counter::default(), Counter::default());
+        all.register("audit_records_shipped", "Records of the journal that a collector took", shipped.clone());
+        let help = "How often a collector did not take what it was sent of the journal";
+        all.register("audit_shipping_failures", help, failures.clone());
         let of = &mut all;
         Self {
             seconds,
             records_dropped,
             unbound,
             holds,
+            lag,
+            waiting,
+            aside,
+            shipped,
+            failures,
             calls: family(of, "calls", "Finished gRPC calls"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
@@ -256,6 +277,17 @@ impl Metrics {
         self.holds.set(i64::from(holds));
     }
 
+    /// How far the shipping of the journal is behind.
+    pub fn backlog(&self, backlog: &Backlog, now: UtcTime) {
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let (shipped, aside, failures) = backlog.counts();
+        self.lag.set(backlog.waits(now).as_secs_f64());
+        self.waiting.set(gauge(backlog.records()));
+        self.aside.set(gauge(aside));
+        self.shipped.inner().store(shipped, Ordering::Relaxed);
+        self.failures.inner().store(failures, Ordering::Relaxed);
+    }
+
     /// How much a key has signed in this hour, and whether that is unusual.
     pub fn volume(&self, standing: &Standing) {
         let labels = KeyLabels { kid: standing.kid.to_string() };
@@ -324,6 +356,11 @@ mod tests {
             records_dropped,
             unbound: _,
             holds: _,
+            lag: _,
+            waiting: _,
+            aside: _,
+            shipped: _,
+            failures: _,
             policy,
             ahead,
             active,

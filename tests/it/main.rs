@@ -14,6 +14,7 @@ mod access;
 mod assigned;
 mod audit;
 mod checkpoints;
+mod collector;
 mod commands;
 mod contract_document;
 mod corpus;
@@ -51,6 +52,7 @@ mod runbooks;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]
 mod server;
+mod shipping;
 mod stages;
 mod stops;
 mod tidy;

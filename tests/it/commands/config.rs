@@ -127,7 +127,7 @@ const UNREADABLE: &[Case] = &[
         },
     ),
     (
-        "quotesign.toml: line 27: `limit`: unknown field `limit`, expected one of `environment`, `policy`, `policy_key`, `grpc`, `admin`, `jwks`, `operations`, `ledger`, `signers`, `aws_kms`, `limits`, `clock`, `drain`, `log`, `audit`",
+        "quotesign.toml: line 27: `limit`: unknown field `limit`, expected one of `environment`, `policy`, `policy_key`, `grpc`, `admin`, `jwks`, `operations`, `ledger`, `signers`, `aws_kms`, `limits`, `clock`, `drain`, `log`, `audit`, `otlp`",
         |it| {
             it.swap("[limits]", "[limit]");
         },

@@ -1,0 +1,98 @@
+//! How far the shipping of the journal is behind what is written there.
+
+use std::{
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use crate::clock::UtcTime;
+
+/// How far it is behind. Written by what ships, read by all who tell of it, and by the path of a quote where the config says
+/// that nothing is signed beyond a bound.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// When the oldest record was made that no collector has taken, in milliseconds since 1970; 0 where there is none.
+    oldest_ms: AtomicI64,
+    records: AtomicU64,
+    shipped: AtomicU64,
+    aside: AtomicU64,
+    failures: AtomicU64,
+    fault: Mutex<Option<String>>,
+}
+
+/// Nothing is signed while the oldest record waits for so long to be shipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the audit journal was not shipped for {} s, and this gateway signs nothing beyond {} s of that", .waits.as_secs(), .most.as_secs())]
+pub struct TooFarBehind {
+    /// How long the oldest one has waited.
+    pub waits: Duration,
+    /// How long it may.
+    pub most: Duration,
+}
+
+impl Backlog {
+    /// So many records wait, the oldest of them made at `oldest`.
+    pub fn is(&self, records: u64, oldest: Option<UtcTime>) {
+        self.records.store(records, Ordering::Relaxed);
+        self.oldest_ms.store(oldest.map_or(0, UtcTime::millis), Ordering::Relaxed);
+    }
+
+    /// So many more were taken.
+    pub fn shipped(&self, records: u64) {
+        self.shipped.fetch_add(records, Ordering::Relaxed);
+        *self.fault.lock() = None;
+    }
+
+    /// A collector did not take what it was sent.
+    pub fn failed(&self, why: String) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.fault.lock() = Some(why);
+    }
+
+    /// So many records no collector will take.
+    pub fn aside(&self, records: u64) {
+        self.aside.store(records, Ordering::Relaxed);
+    }
+
+    /// How long the oldest record has waited at `now`.
+    #[must_use]
+    pub fn waits(&self, now: UtcTime) -> Duration {
+        match self.oldest_ms.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            oldest => now.since(UtcTime::from_millis(oldest)),
+        }
+    }
+
+    /// How many records wait.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// How many were taken since the start, how many no collector will take, and how often one did not take what it was sent.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (count(&self.shipped), count(&self.aside), count(&self.failures))
+    }
+
+    /// Why the last request failed; nothing where it did not.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().clone()
+    }
+
+    /// Whether a quote may be signed at `now` where nothing may wait longer than `most`.
+    ///
+    /// # Errors
+    /// Where something does.
+    pub fn bears(&self, now: UtcTime, most: Option<Duration>) -> Result<(), TooFarBehind> {
+        let waits = self.waits(now);
+        match most {
+            Some(most) if waits > most => Err(TooFarBehind { waits, most }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `[otlp]`: the collector that the journal is shipped to.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use http::{HeaderMap, Uri};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    domain::Environment,
+    telemetry::otlp::exporter::{self, Exporter, Protocol},
+    transport::tls,
+};
+
+/// A collector.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtlpSection {
+    /// As `https://collector.example:4317`; over HTTP without `/v1/logs`. Production takes https:// alone.
+    pub endpoint: String,
+    /// `grpc` or `http/protobuf`.
+    #[serde(default = "grpc")]
+    pub protocol: OtlpProtocol,
+    /// The CA of the collector's certificate, PEM.
+    pub ca: Option<PathBuf>,
+    /// The certificate that this gateway shows, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub private_key: Option<PathBuf>,
+    /// The file of headers that are sent along, `name: value` a line. They are secrets.
+    pub headers_file: Option<PathBuf>,
+    /// How long the collector may take to answer, in milliseconds: 100 to 60000.
+    #[serde(default = "timeout_ms")]
+    pub timeout_ms: u64,
+    /// Nothing is signed while the oldest record has waited for so long to be shipped, in seconds; absent where that stops
+    /// nothing.
+    pub refuse_after_s: Option<u64>,
+}
+
+/// How a collector is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum OtlpProtocol {
+    /// OTLP/gRPC.
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// OTLP/HTTP with binary Protobuf.
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+}
+
+fn grpc() -> OtlpProtocol {
+    OtlpProtocol::Grpc
+}
+
+fn timeout_ms() -> u64 {
+    10_000
+}
+
+impl OtlpSection {
+    /// The rules that types cannot hold; files are read later.
+    pub(super) fn check(&self, environment: Environment) -> Result<(), String> {
+        let uri = self.uri()?;
+        let is_tls = uri.scheme_str() == Some("https");
+        if !is_tls && environment == Environment::Production {
+            return Err(
+                "`otlp.endpoint`: production ships the journal over TLS alone; give an https:// address".to_owned()
+            );
+        }
+        if is_tls && self.ca.is_none() {
+            return Err("`otlp.ca`: give the CA of the collector's certificate".to_owned());
+        }
+        if !is_tls && (self.ca.is_some() || self.certificate.is_some()) {
+            return Err("`otlp`: `ca` and `certificate` are for an https:// endpoint; leave them out".to_owned());
+        }
+        if self.certificate.is_some() != self.private_key.is_some() {
+            return Err("`otlp`: give `certificate` and `private_key` together".to_owned());
+        }
+        if !(100..=60_000).contains(&self.timeout_ms) {
+            return Err(format!("`otlp.timeout_ms` = `{}` is out of range; give 100 to 60000", self.timeout_ms));
+        }
+        if self.refuse_after_s.is_some_and(|most| !(10..=86_400).contains(&most)) {
+            return Err("`otlp.refuse_after_s` is out of range; give 10 to 86400, or leave it out".to_owned());
+        }
+        Ok(())
+    }
+
+    fn uri(&self) -> Result<Uri, String> {
+        // It may hold a token by mistake, and is not told back.
+        let fault =
+            || "`otlp.endpoint` is no http:// or https:// address; write it as `https://collector:4317`".to_owned();
+        let uri: Uri = self.endpoint.parse().map_err(|_| fault())?;
+        let fits = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && uri.query().is_none();
+        let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        if fits && !has_user { Ok(uri) } else { Err(fault()) }
+    }
+
+    /// The paths in it.
+    pub(super) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files = [&mut self.ca, &mut self.certificate, &mut self.private_key, &mut self.headers_file];
+        files.into_iter().filter_map(Option::as_mut)
+    }
+
+    /// How long the oldest record may wait before nothing is signed.
+    #[must_use]
+    pub fn refuse_after(&self) -> Option<Duration> {
+        self.refuse_after_s.map(Duration::from_secs)
+    }
+
+    /// The collector.
+    ///
+    /// # Errors
+    /// Where a file cannot be used.
+    pub fn exporter(&self) -> Result<Exporter, String> {
+        let protocol = match self.protocol {
+            OtlpProtocol::Grpc => Protocol::Grpc,
+            OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
+        };
+        let timeout = Duration::from_millis(self.timeout_ms);
+        Exporter::new(protocol, &self.uri()?, self.tls()?, self.headers()?, timeout)
+    }
+
+    /// Whether its files can be used.
+    ///
+    /// # Errors
+    /// Where one cannot.
+    pub fn check_files(&self) -> Result<(), String> {
+        self.tls().and_then(|_| self.headers()).map(drop)
+    }
+
+    fn tls(&self) -> Result<Option<TlsConnector>, String> {
+        let alpn = match self.protocol {
+            OtlpProtocol::Grpc => b"h2".as_slice(),
+            OtlpProtocol::HttpProtobuf => b"http/1.1".as_slice(),
+        };
+        let identity = self.certificate.as_deref().zip(self.private_key.as_deref());
+        let tls = self.ca.as_ref().map(|ca| tls::client(ca, identity, alpn)).transpose();
+        Ok(tls.map_err(|fault| format!("[otlp]: {fault}"))?.map(TlsConnector::from))
+    }
+
+    fn headers(&self) -> Result<HeaderMap, String> {
+        let Some(file) = &self.headers_file else { return Ok(HeaderMap::new()) };
+        let fault = |fault: &dyn std::fmt::Display| format!("`otlp.headers_file` = `{}`: {fault}", file.display());
+        let text = SecretString::from(fs::read_to_string(file).map_err(|error| fault(&error))?);
+        exporter::read_headers(text.expose_secret()).map_err(|why| fault(&why))
+    }
+}

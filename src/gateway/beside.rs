@@ -1,0 +1,86 @@
+//! What runs beside the calls: upkeep, checkpoints, and what is sent to a collector. Begun with the fronts; ended in the order in
+//! which one writes what another sends.
+
+use std::sync::Arc;
+
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{Gateway, StartError, exports, join, notary::Notary, publication, shipping::Shipping, upkeep};
+use crate::service::access;
+
+/// All of it.
+pub(super) struct Beside {
+    upkeep: JoinSet<()>,
+    notary: Option<Arc<Notary>>,
+    shipping: Option<JoinHandle<()>>,
+    /// That nothing will be written any more.
+    all_is_written: CancellationToken,
+}
+
+impl Beside {
+    /// Begins it; `stop` is when the gateway begins to end.
+    ///
+    /// # Errors
+    /// Where a file that the config names cannot be used.
+    pub(super) fn begin(gateway: &Gateway, stop: &CancellationToken) -> Result<Self, StartError> {
+        let (mut upkeep, notary) = (upkeep(gateway, stop), notary(gateway)?);
+        if let Some(notary) = &notary {
+            upkeep.spawn(notary.clone().run(stop.clone()));
+        }
+        let all_is_written = CancellationToken::new();
+        let shipping = shipping(gateway)?;
+        let shipping = shipping.map(|shipping| tokio::spawn(shipping.run(stop.clone(), all_is_written.clone())));
+        Ok(Self { upkeep, notary, shipping, all_is_written })
+    }
+
+    /// Ends it, once no call is under way: what was only counted is journalled, what is journalled is bound together, and what
+    /// is bound together is shipped.
+    pub(super) async fn end(self, pipeline: &crate::pipeline::Pipeline) {
+        self.upkeep.join_all().await;
+        pipeline.journal_counted(&access::own_trail(pipeline.environment, &pipeline.policy.load()));
+        if let Some(notary) = self.notary {
+            notary.last().await;
+        }
+        self.all_is_written.cancel();
+        if let Some(shipping) = self.shipping {
+            let _ended = shipping.await;
+        }
+    }
+}
+
+/// What binds the journal together, where the config names a key for it.
+fn notary(gateway: &Gateway) -> Result<Option<Arc<Notary>>, StartError> {
+    let Some(section) = &gateway.config.audit.checkpoint else { return Ok(None) };
+    let place = gateway.config.ledger.place().map_err(StartError::unfit)?;
+    let notary = Notary::new(gateway.pipeline.clone(), gateway.metrics.clone(), place, section);
+    notary.map(Arc::new).map(Some).map_err(StartError::unfit)
+}
+
+/// What ships the journal, where the config names a collector.
+fn shipping(gateway: &Gateway) -> Result<Option<Shipping>, StartError> {
+    let Some(section) = &gateway.config.otlp else { return Ok(None) };
+    let ledger = &gateway.config.ledger;
+    let place = ledger.place().map_err(StartError::unfit)?;
+    let shipping = Shipping::new(gateway.pipeline.clone(), place, ledger.replica(), section);
+    shipping.map(Some).map_err(StartError::unfit)
+}
+
+fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {
+    let Gateway { config, control, metrics, .. } = gateway;
+    let (pipeline, ledger) = (|| gateway.pipeline.clone(), &config.ledger);
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
+    upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
+    upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
+    upkeep.spawn(upkeep::reload_on_hangup(control.clone(), pipeline(), stop.clone()));
+    upkeep.spawn(join::until_joined(pipeline(), control.clone(), stop.clone()));
+    upkeep.spawn(upkeep::look_ahead(pipeline(), metrics.clone(), stop.clone()));
+    let (replica, url_ca) = (ledger.replica(), config.jwks.url_ca.clone());
+    let publication = publication::Publication { pipeline: pipeline(), replica, url_ca };
+    upkeep.spawn(publication.run(stop.clone()));
+    let (folder, purge) = (config.jwks.export.clone(), config.jwks.purge.clone());
+    upkeep.spawn(exports::Exports { pipeline: pipeline(), folder, purge }.run(stop.clone()));
+    upkeep.spawn(upkeep::reload_on_change(control.clone(), pipeline(), stop.clone()));
+    upkeep
+}

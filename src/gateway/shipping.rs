@@ -1,0 +1,279 @@
+//! Ships the journal to a collector, beside everything: what is written waits for nobody. A gateway ships its own lane, and those of
+//! gateways that are gone, where it is the first of those that live.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::UtcTime,
+    config::OtlpSection,
+    ledger::{EngineError, Journal, Place, Quarantined, Shipment},
+    pipeline::Pipeline,
+    signer::jittered,
+    telemetry::otlp::{
+        exporter::{Answer, Exporter},
+        records::{self, Shippable},
+        shipper::{self, Collector, Shipped},
+    },
+};
+
+/// How often it is looked whether there is anything new.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often it is taken down how far the journal was shipped: what was shipped since is shipped again after a crash.
+const SAVE: Duration = Duration::from_secs(5);
+/// How often it tells how far it is behind.
+const TELL: Duration = Duration::from_secs(1);
+/// How long it waits after a failure at first, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// How long a collector may have itself waited for.
+const AFTER_MAX: Duration = Duration::from_mins(5);
+/// How many records are sent at once at most, and how many bytes of them: a quarter of what collectors take.
+const RECORDS_MAX: u32 = 512;
+const BYTES_MAX: usize = 1 << 20;
+/// How long it goes on when the gateway ends.
+const LAST: Duration = Duration::from_secs(5);
+
+/// What ships.
+pub(super) struct Shipping {
+    pipeline: Arc<Pipeline>,
+    place: Place,
+    replica: String,
+    to: ToCollector,
+}
+
+struct ToCollector {
+    exporter: Exporter,
+    resource: Resource,
+}
+
+impl Collector for ToCollector {
+    async fn take(&self, records: &[Shippable]) -> Answer {
+        self.exporter.logs(records::request(&self.resource, records)).await
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How far each lane was shipped.
+#[derive(Default)]
+struct Lanes {
+    next: BTreeMap<String, u64>,
+    saved: BTreeMap<String, u64>,
+    saved_at: Option<Instant>,
+    journal: Option<Box<dyn Journal>>,
+    /// Those that no collector would take.
+    aside: BTreeSet<(String, u64)>,
+}
+
+/// What is to be shipped of a lane next.
+struct Page {
+    lane: String,
+    /// The record before them, which the collector has taken.
+    before: Option<Shippable>,
+    records: Vec<Shippable>,
+    /// How many records wait in the lane, these among them.
+    waiting: u64,
+}
+
+/// What a round came to.
+enum Round {
+    /// There may be more.
+    More,
+    /// Everything is shipped.
+    Idle,
+    /// The collector takes nothing now; when to try again, where it said so.
+    Stuck(Option<Duration>),
+}
+
+impl Shipping {
+    pub(super) fn new(
+        pipeline: Arc<Pipeline>,
+        place: Place,
+        replica: String,
+        section: &OtlpSection,
+    ) -> Result<Self, String> {
+        let resource = records::resource(pipeline.environment, &replica);
+        Ok(Self { place, replica, to: ToCollector { exporter: section.exporter()?, resource }, pipeline })
+    }
+
+    /// Ships until `stop`, then what is left, for a short while.
+    pub(super) async fn run(self, stop: CancellationToken, last: CancellationToken) {
+        let (mut lanes, mut backoff) = (Lanes::default(), BACKOFF.0);
+        while !stop.is_cancelled() {
+            let pause = match self.round(&mut lanes).await {
+                Ok(Round::More) => {
+                    backoff = BACKOFF.0;
+                    continue;
+                }
+                Ok(Round::Idle) => {
+                    backoff = BACKOFF.0;
+                    LOOK
+                }
+                Ok(Round::Stuck(after)) => {
+                    let pause = after.map_or(backoff, |after| after.min(AFTER_MAX));
+                    backoff = backoff.saturating_mul(2).min(BACKOFF.1);
+                    pause
+                }
+                Err(fault) => {
+                    tracing::debug!(%fault, "the journal cannot be read to be shipped");
+                    lanes.journal = None;
+                    TELL
+                }
+            };
+            let until = Instant::now() + jittered(pause);
+            while !stop.is_cancelled() && Instant::now() < until {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(until.saturating_duration_since(Instant::now()).min(TELL)) => {}
+                }
+                // How far it is behind is told also while it waits.
+                if pause > TELL {
+                    let _told = self.next_page(&mut lanes).await;
+                }
+            }
+        }
+        last.cancelled().await;
+        let rest = async { while let Ok(Round::More) = self.round(&mut lanes).await {} };
+        let _what_is_left_is_shipped_by_the_next = tokio::time::timeout(LAST, rest).await;
+        self.save(&mut lanes, Vec::new(), true).await;
+    }
+
+    /// Ships one page.
+    async fn round(&self, lanes: &mut Lanes) -> Result<Round, EngineError> {
+        let page = self.next_page(lanes).await?;
+        let Some(Page { lane, before, records, .. }) = page else {
+            self.save(lanes, Vec::new(), false).await;
+            return Ok(Round::Idle);
+        };
+        let from = records.first().map_or(0, |first| first.index);
+        let Shipped { next_index, aside, stuck } = shipper::ship(&self.to, before.as_ref(), &records).await;
+        let backlog = &self.pipeline.backlog;
+        backlog.shipped(next_index.saturating_sub(from).saturating_sub(aside.len() as u64));
+        lanes.next.insert(lane.clone(), next_index);
+        let quarantined: Vec<_> =
+            aside.into_iter().map(|(index, why)| Quarantined { lane: lane.clone(), index, why }).collect();
+        for Quarantined { lane, index, why } in &quarantined {
+            tracing::error!(
+                lane,
+                index,
+                why,
+                "the collector will not take a record of the journal; it is in quarantine"
+            );
+        }
+        self.save(lanes, quarantined, false).await;
+        let Some(answer) = stuck else { return Ok(Round::More) };
+        let (after, why) = match answer {
+            Answer::Later { after, why } => (after, why),
+            Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) | Answer::Denied(why) => (None, why),
+        };
+        if backlog.fault().as_ref() != Some(&why) {
+            tracing::warn!(why, "the collector does not take the journal");
+        }
+        backlog.failed(why);
+        Ok(Round::Stuck(after))
+    }
+
+    /// What is to be shipped next, read beside everything.
+    async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
+        let (place, mine, journal) = (self.place.clone(), self.own_lanes(), lanes.journal.take());
+        let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
+        let look = move || {
+            let (journal, is_new) = match journal {
+                Some(journal) => (journal, false),
+                None => (place.journal()?, true),
+            };
+            if is_new && next.is_empty() {
+                next = journal.shipped()?;
+            }
+            if is_new {
+                aside.extend(journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)));
+            }
+            let pages = pages(&*journal, &mine, &next, &aside)?;
+            Ok::<_, EngineError>((journal, next, aside, pages))
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        let (journal, next, aside, pages) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        let backlog = &self.pipeline.backlog;
+        backlog.aside(aside.len() as u64);
+        (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
+        let waiting = pages.iter().map(|page| page.waiting).sum();
+        let firsts = pages.iter().filter_map(|page| page.records.first());
+        let oldest = firsts.min_by_key(|first| first.at_ms).map(|first| UtcTime::from_millis(first.at_ms));
+        backlog.is(waiting, oldest);
+        // The lane whose oldest record has waited longest.
+        Ok(pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms)))
+    }
+
+    /// Whether a lane is this gateway's to ship.
+    fn own_lanes(&self) -> impl Fn(&str) -> bool + Send + use<> {
+        let (own, living) = (self.replica.clone(), self.pipeline.published.living());
+        let is_first = living.first() == Some(&own);
+        move |lane| lane == own || is_first && !living.contains(lane)
+    }
+
+    /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
+    async fn save(&self, lanes: &mut Lanes, quarantined: Vec<Quarantined>, is_last: bool) {
+        let is_due = is_last || !quarantined.is_empty() || lanes.saved_at.is_none_or(|at| at.elapsed() >= SAVE);
+        if !is_due {
+            return;
+        }
+        let moved = lanes.next.iter().filter(|(lane, next)| lanes.saved.get(*lane) != Some(next));
+        for (lane, next) in moved.map(|(lane, next)| (lane.clone(), *next)).collect::<Vec<_>>() {
+            let quarantined: Vec<_> = quarantined.iter().filter(|record| record.lane == lane).cloned().collect();
+            let of_lane: Vec<_> = quarantined.iter().map(|record| (record.lane.clone(), record.index)).collect();
+            let shipment = Shipment { lane: lane.clone(), next_index: next, quarantined };
+            if let Err(fault) = self.pipeline.ledger.ship(shipment).await {
+                tracing::debug!(%fault, lane, "how far the journal was shipped could not be taken down");
+                if !of_lane.is_empty() {
+                    // What is in quarantine must be known for good: it is tried again from there.
+                    lanes.next.remove(&lane);
+                    lanes.next.extend(lanes.saved.get(&lane).map(|saved| (lane.clone(), *saved)));
+                }
+                continue;
+            }
+            lanes.aside.extend(of_lane);
+            lanes.saved.insert(lane, next);
+        }
+        lanes.saved_at = Some(Instant::now());
+    }
+}
+
+/// The next page of every lane that is `mine` and has one.
+fn pages(
+    journal: &dyn Journal,
+    mine: &impl Fn(&str) -> bool,
+    next: &BTreeMap<String, u64>,
+    aside: &BTreeSet<(String, u64)>,
+) -> Result<Vec<Page>, EngineError> {
+    let mut pages = Vec::new();
+    for stretch in journal.lanes()?.into_iter().filter(|stretch| mine(&stretch.lane)) {
+        let lane = stretch.lane;
+        let from = next.get(&lane).copied().unwrap_or_default().max(stretch.first.next_index);
+        if from >= stretch.head.next_index {
+            continue;
+        }
+        let (mut records, mut bytes) = (Vec::new(), 0_usize);
+        for stored in journal.records(&lane, from, RECORDS_MAX)? {
+            let record = Shippable::new(&lane, &stored)?;
+            bytes = bytes.saturating_add(record.bytes);
+            if bytes > BYTES_MAX && !records.is_empty() {
+                break;
+            }
+            records.push(record);
+        }
+        let known = from.checked_sub(1).filter(|before| !aside.contains(&(lane.clone(), *before)));
+        let before = known.map(|before| journal.records(&lane, before, 1)).transpose()?.unwrap_or_default();
+        let before = before.iter().filter(|stored| stored.index < from);
+        let before = before.map(|stored| Shippable::new(&lane, stored)).next().transpose()?;
+        pages.push(Page { lane, before, records, waiting: stretch.head.next_index.saturating_sub(from) });
+    }
+    Ok(pages)
+}

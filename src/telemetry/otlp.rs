@@ -1,0 +1,9 @@
+//! What leaves the gateway by the OpenTelemetry protocol (OTLP): the journal, as log records.
+//!
+//! - `exporter`: one request to a collector, over gRPC or HTTP, and what its answer means
+//! - `records`: an audit record as a log record, the same bytes whenever it is made
+//! - `shipper`: the journal in order, at least once, whatever the collector answers
+
+pub mod exporter;
+pub mod records;
+pub mod shipper;

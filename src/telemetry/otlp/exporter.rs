@@ -1,0 +1,329 @@
+//! One request to a collector and what its answer means, by the OTLP specification 1.x: what may be sent again, what was too
+//! large, what it will never take. No answer in time means that it may have been taken.
+
+use std::{fmt, io, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use prost::Message as _;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Mutex,
+};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Code, Status,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+use tonic_types::StatusExt as _;
+use tower::service_fn;
+
+/// What a collector's answer means for what was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Taken but for so many records, of which it does not tell which they are.
+    Taken {
+        /// How many it would not take.
+        rejected: u64,
+        /// What it said of them.
+        why: String,
+    },
+    /// It is more than it takes at once.
+    TooLarge(String),
+    /// It will not take this, however often it is sent.
+    Bad(String),
+    /// It takes nothing of us as things are: credentials, or no such service.
+    Denied(String),
+    /// It may take it later, and may have taken it.
+    Later {
+        /// When to send it again, where it said so.
+        after: Option<Duration>,
+        /// What is known.
+        why: String,
+    },
+}
+
+/// How a collector is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC.
+    Grpc,
+    /// OTLP/HTTP with binary Protobuf.
+    HttpProtobuf,
+}
+
+/// A collector.
+pub struct Exporter {
+    transport: Transport,
+    headers: HeaderMap,
+    timeout: Duration,
+}
+
+enum Transport {
+    Grpc(Channel),
+    Http { base: Uri, dialer: Dialer, kept: Mutex<Option<http1::SendRequest<Full<Bytes>>>> },
+}
+
+/// No answer of a collector is larger.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+
+impl Exporter {
+    /// A collector at `endpoint`, which is reached when something is sent. `tls` is for one at an https:// address.
+    ///
+    /// # Errors
+    /// Where the address cannot be one.
+    pub fn new(
+        protocol: Protocol,
+        endpoint: &Uri,
+        tls: Option<TlsConnector>,
+        headers: HeaderMap,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        let dialer = Dialer { tls };
+        let transport = match protocol {
+            Protocol::Grpc => {
+                let target = Endpoint::from(endpoint.clone()).connect_timeout(CONNECT_TIMEOUT);
+                let target =
+                    target.http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_timeout(CONNECT_TIMEOUT);
+                let connect = service_fn(move |uri: Uri| {
+                    let dialer = dialer.clone();
+                    async move { dialer.dial(&uri).await.map(TokioIo::new) }
+                });
+                Transport::Grpc(target.connect_with_connector_lazy(connect))
+            }
+            Protocol::HttpProtobuf => Transport::Http { base: endpoint.clone(), dialer, kept: Mutex::default() },
+        };
+        Ok(Self { transport, headers, timeout })
+    }
+
+    /// Sends log records, once.
+    pub async fn logs(&self, request: ExportLogsServiceRequest) -> Answer {
+        let sent = async {
+            match &self.transport {
+                Transport::Grpc(channel) => self.over_grpc(channel.clone(), request).await,
+                Transport::Http { base, dialer, kept } => self.over_http(base, dialer, kept, &request).await,
+            }
+        };
+        let late = |_| Answer::Later { after: None, why: format!("no answer in {:?}", self.timeout) };
+        tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late)
+    }
+
+    async fn over_grpc(&self, channel: Channel, request: ExportLogsServiceRequest) -> Answer {
+        let mut client = Grpc::new(channel);
+        if let Err(fault) = client.ready().await {
+            return later(&fault);
+        }
+        let mut request = tonic::Request::new(request);
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
+        let codec = ProstCodec::<ExportLogsServiceRequest, ExportLogsServiceResponse>::default();
+        match client.unary(request, PathAndQuery::from_static(LOGS), codec).await {
+            Ok(response) => taken(response.into_inner()),
+            Err(status) => of_status(&status),
+        }
+    }
+
+    async fn over_http(
+        &self,
+        base: &Uri,
+        dialer: &Dialer,
+        kept: &Mutex<Option<http1::SendRequest<Full<Bytes>>>>,
+        request: &ExportLogsServiceRequest,
+    ) -> Answer {
+        let mut kept = kept.lock().await;
+        let answered = async {
+            let mut sender = match kept.take().filter(|kept| !kept.is_closed()) {
+                Some(sender) => sender,
+                None => dialer.http1(base).await?,
+            };
+            sender.ready().await?;
+            let response = sender.send_request(self.http_request(base, request)?).await?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
+            *kept = Some(sender);
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((head, body))
+        };
+        match answered.await {
+            Ok((head, body)) => of_http(head.status, &head.headers, &body),
+            Err(fault) => later(&*fault),
+        }
+    }
+
+    fn http_request(&self, base: &Uri, request: &ExportLogsServiceRequest) -> http::Result<Request<Full<Bytes>>> {
+        let path = format!("{}/v1/logs", base.path().trim_end_matches('/'));
+        let authority = base.authority().map(ToString::to_string).unwrap_or_default();
+        let mut built = Request::post(path)
+            .header(header::HOST, authority)
+            .header(header::CONTENT_TYPE, "application/x-protobuf")
+            .body(Full::new(request.encode_to_vec().into()))?;
+        built.headers_mut().extend(self.headers.clone());
+        Ok(built)
+    }
+}
+
+/// The headers of a file: `name: value` lines, empty ones aside. They are secrets, and are never told.
+///
+/// # Errors
+/// Which line is none.
+pub fn read_headers(text: &str) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let fault = || format!("line {} is no header; write `name: value`", at.saturating_add(1));
+        let (name, value) = line.split_once(':').ok_or_else(fault)?;
+        let name = HeaderName::try_from(name.trim()).map_err(|_| fault())?;
+        let mut value = HeaderValue::try_from(value.trim()).map_err(|_| fault())?;
+        value.set_sensitive(true);
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn later(fault: &(dyn std::error::Error + 'static)) -> Answer {
+    let mut fault: &dyn std::error::Error = fault;
+    while let Some(cause) = fault.source() {
+        fault = cause;
+    }
+    Answer::Later { after: None, why: fault.to_string() }
+}
+
+fn taken(response: ExportLogsServiceResponse) -> Answer {
+    let partial = response.partial_success.unwrap_or_default();
+    // A collector that counts below zero has taken everything.
+    let rejected = u64::try_from(partial.rejected_log_records).unwrap_or_default();
+    Answer::Taken { rejected, why: told(&partial.error_message) }
+}
+
+fn of_status(status: &Status) -> Answer {
+    let why = told(&format!("{:?}: {}", status.code(), status.message()));
+    let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    match status.code() {
+        Code::ResourceExhausted if after.is_none() => Answer::TooLarge(why),
+        Code::OutOfRange => Answer::TooLarge(why),
+        Code::InvalidArgument | Code::Internal | Code::Unknown | Code::DataLoss | Code::FailedPrecondition => {
+            Answer::Bad(why)
+        }
+        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::NotFound => Answer::Denied(why),
+        _ => Answer::Later { after, why },
+    }
+}
+
+fn of_http(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Answer {
+    if status.is_success() {
+        return match ExportLogsServiceResponse::decode(body.clone()) {
+            Ok(response) => taken(response),
+            Err(_) => Answer::Later { after: None, why: "the answer cannot be read".to_owned() },
+        };
+    }
+    let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let why = status.to_string();
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => Answer::TooLarge(why),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::INTERNAL_SERVER_ERROR => {
+            Answer::Bad(why)
+        }
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Answer::Later { after: after.map(Duration::from_secs), why },
+        _ => Answer::Denied(why),
+    }
+}
+
+/// What a collector said, of bounded length and in one line.
+fn told(text: &str) -> String {
+    text.chars().filter(|char| !char.is_control()).take(200).collect()
+}
+
+/// How a connection is made.
+#[derive(Clone)]
+struct Dialer {
+    tls: Option<TlsConnector>,
+}
+
+impl Dialer {
+    async fn dial(&self, uri: &Uri) -> io::Result<Box<dyn Stream>> {
+        let host = uri.host().ok_or_else(|| io::Error::other("the address has no host"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
+        let socket = TcpStream::connect((host.as_str(), port)).await?;
+        socket.set_nodelay(true)?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
+        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        Ok(Box::new(tls.connect(name, socket).await?))
+    }
+
+    async fn http1(
+        &self,
+        base: &Uri,
+    ) -> Result<http1::SendRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.dial(base)).await??;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+/// A connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Exporter")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_sent_again_is_told_from_what_may_not() {
+        let of = |code| of_status(&Status::new(code, "x"));
+        assert!(matches!(of(Code::ResourceExhausted), Answer::TooLarge(_)));
+        assert!(matches!(of(Code::OutOfRange), Answer::TooLarge(_)));
+        assert!(matches!(of(Code::InvalidArgument), Answer::Bad(_)));
+        assert!(matches!(of(Code::Unauthenticated), Answer::Denied(_)));
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Aborted] {
+            assert!(matches!(of(code), Answer::Later { after: None, .. }));
+        }
+        let wait = Duration::from_millis(700);
+        let details = ErrorDetails::with_retry_info(Some(wait));
+        let busy = Status::with_error_details(Code::ResourceExhausted, "x", details);
+        assert!(matches!(of_status(&busy), Answer::Later { after: Some(after), .. } if after == wait));
+        let http = |status: u16, after: &'static str| {
+            let headers = [(header::RETRY_AFTER, HeaderValue::from_static(after))].into_iter().collect();
+            of_http(StatusCode::from_u16(status).unwrap(), &headers, &Bytes::new())
+        };
+        let wait = Duration::from_secs(3);
+        assert!(matches!(http(429, "3"), Answer::Later { after: Some(after), .. } if after == wait));
+        assert!(matches!(http(503, "Fri, 31 Dec 1999"), Answer::Later { after: None, .. }));
+        assert!(matches!(
+            (http(413, ""), http(400, ""), http(401, "")),
+            (Answer::TooLarge(_), Answer::Bad(_), Answer::Denied(_))
+        ));
+        assert_eq!(http(200, ""), Answer::Taken { rejected: 0, why: String::new() });
+    }
+
+    #[test]
+    fn headers_are_read_from_lines_and_a_bad_one_is_not_told() {
+        let headers = read_headers("Authorization: Bearer not-a-real-one\n\nx-scope: a\n").unwrap();
+        assert_eq!((headers.len(), headers["x-scope"].to_str().unwrap()), (2, "a"));
+        assert!(!format!("{headers:?}").contains("not-a-real-one"));
+        assert_eq!(read_headers("a: b\nsecret").unwrap_err(), "line 2 is no header; write `name: value`");
+    }
+}
