@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark that cannot go on fails")]
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Duration};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -39,13 +39,8 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let payload = include_bytes!("../examples/quote.json").to_vec();
-        let call = Call {
-            caller: "spiffe://dev.quotesign.example/pricing".parse().unwrap(),
-            method: "quotesign.v1.QuoteSigningService/SignQuote",
-            correlation_id: "bench".parse().unwrap(),
-            deadline: Instant::now(),
-            subject: Arc::default(),
-        };
+        let caller = "spiffe://dev.quotesign.example/pricing".parse().unwrap();
+        let call = Call::new(caller, "quotesign.v1.QuoteSigningService/SignQuote", Duration::ZERO);
         let now = UtcTime::parse("2026-06-15T10:00:01Z").unwrap();
         Self {
             policy: Arc::new(shipped::bundle().unwrap_or_else(|problems| panic!("{problems:?}"))),

@@ -137,6 +137,12 @@ pub struct Context {
     /// The Cedar rules that decided, by `@id`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub rule_ids: Vec<String>,
+    /// The call's span, W3C Trace Context, hex; absent where the call belongs to no trace.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub span_id: Option<String>,
+    /// Its trace, likewise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trace_id: Option<String>,
     /// When the values shown to the customer were fixed, as the caller says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values_fixed_at: Option<UtcTime>,
@@ -161,6 +167,8 @@ impl Context {
             values_fixed_at: None,
             contract: None,
             rule_ids: Vec::new(),
+            span_id: None,
+            trace_id: None,
         }
     }
 }
@@ -306,6 +314,8 @@ mod tests {
                     partner: Some("acme-remit".parse().unwrap()),
                     quote_id: Some("q1".parse().unwrap()),
                     rule_ids: vec![rule.clone(), rule],
+                    span_id: Some("00".to_owned()),
+                    trace_id: Some("01".to_owned()),
                     values_fixed_at: Some(at),
                     ..context
                 };

@@ -1,8 +1,14 @@
 //! What the transport knows of a call before any stage looks at it.
 
+mod course;
+mod trace;
+
+pub use course::{Course, Stage};
+pub use trace::{Parent, Sampler, Trace};
+
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::domain::{Caller, CorrelationId, PartnerId, QuoteId};
@@ -20,6 +26,27 @@ pub struct Call {
     pub deadline: Instant,
     /// What it turned out to be about, for its line in the access log.
     pub subject: Arc<OnceLock<Subject>>,
+    /// When its stages ran.
+    pub course: Arc<Course>,
+    /// Its place in a trace, where it has one.
+    pub trace: Option<Trace>,
+}
+
+impl Call {
+    /// A call that belongs to no trace.
+    #[must_use]
+    pub fn new(caller: Caller, method: &'static str, within: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            caller,
+            method,
+            correlation_id: CorrelationId::made(),
+            deadline: now + within,
+            subject: Arc::default(),
+            course: Arc::new(Course::new(now)),
+            trace: None,
+        }
+    }
 }
 
 /// What a call is about, as far as that was learnt before it ended.

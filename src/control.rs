@@ -1,7 +1,13 @@
 //! The control plane: reads the policy bundle again and swaps it in. The path of a quote reads snapshots and
 //! never waits for it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -63,8 +69,25 @@ pub struct Control {
     pub ledger: Ledger,
     /// Why the newest reload was refused; nothing where it was not.
     pub refused: Mutex<Option<String>>,
+    /// How many bundles came into force since the start, and how many were refused.
+    pub reloads: Reloads,
     /// One reload at a time.
     pub turn: tokio::sync::Mutex<()>,
+}
+
+/// How reloads ended.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    loaded: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Reloads {
+    /// How many bundles came into force since the start, and how many were refused.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.loaded.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
+    }
 }
 
 impl Control {
@@ -82,6 +105,7 @@ impl Control {
                 let text = problems.join("; ");
                 tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
                 *self.refused.lock() = Some(text.clone());
+                self.reloads.refused.fetch_add(1, Ordering::Relaxed);
                 let facts = Facts { detail: Some(text), ..Facts::default() };
                 self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
                 Err(ReloadError::Refused(problems))
@@ -144,6 +168,7 @@ impl Control {
         bind(&self.keyring, &bundle).map_err(|fault| ReloadError::Refused(vec![fault.to_string()]))?;
         self.policy.store(bundle.clone());
         *self.refused.lock() = None;
+        self.reloads.loaded.fetch_add(1, Ordering::Relaxed);
         tracing::info!(digest = %bundle.digest, serial = bundle.serial, "a policy bundle came into force");
         Ok(Reloaded { bundle, record: id })
     }

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
+use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::Router};
 
@@ -32,7 +32,7 @@ use crate::{
     },
     signer::keyring::Keyring,
     stopped::Stopped,
-    telemetry::Metrics,
+    telemetry::{Metrics, Tracer, otlp::spans::Ended},
     transport::{
         accept::{self, Bounds, Identify},
         edge::EdgeLayer,
@@ -49,6 +49,7 @@ mod fronts;
 mod join;
 mod notary;
 mod publication;
+mod reporting;
 mod shipping;
 mod upkeep;
 
@@ -93,6 +94,9 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     components: Arc<Components>,
     calls: TaskTracker,
+    tracer: Arc<Tracer>,
+    /// Recorded calls, where there are any.
+    recorded: Option<mpsc::Receiver<Ended>>,
     listeners: Listeners,
     started_at: UtcTime,
 }
@@ -181,6 +185,7 @@ impl Gateway {
             published: published.clone(),
             ledger: ledger.clone(),
             refused: parking_lot::Mutex::default(),
+            reloads: control::Reloads::default(),
             turn: tokio::sync::Mutex::default(),
         });
         let pipeline = Arc::new(Pipeline {
@@ -206,7 +211,10 @@ impl Gateway {
         if is_there {
             join::join(&pipeline, &control).await.map_err(|refused| StartError::Unfit(refused.lines()))?;
         }
+        let (tracer, recorded) = Tracer::new(config.otlp.as_ref().map_or(0.0, |otlp| otlp.trace_ratio));
         Ok(Self {
+            tracer: Arc::new(tracer),
+            recorded,
             pipeline,
             control,
             metrics: Arc::default(),
@@ -222,7 +230,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Where a front ends by itself.
-    pub async fn run(self) -> Result<(), StartError> {
+    pub async fn run(mut self) -> Result<(), StartError> {
         let mut ends = Ends::new()?;
         let (stop_watch, stop_fronts) = (CancellationToken::new(), CancellationToken::new());
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -235,7 +243,7 @@ impl Gateway {
             ships: self.config.otlp.is_some(),
         };
         let watch = tokio::spawn(watch.run(stop_watch.clone()));
-        let beside = Beside::begin(&self, &stop_watch)?;
+        let beside = Beside::begin(&mut self, &stop_watch)?;
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
@@ -369,6 +377,7 @@ impl Gateway {
                 deadline_max: limits.deadline_max(),
                 metrics: self.metrics.clone(),
                 calls: self.calls.clone(),
+                tracer: self.tracer.clone(),
             })
     }
 

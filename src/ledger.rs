@@ -33,7 +33,7 @@ pub mod stops;
 
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, Publish, Seed, StopAct};
-pub use front::{Ledger, LedgerConfig};
+pub use front::{Ledger, LedgerConfig, Load};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};

@@ -55,7 +55,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{self, customer::ReferenceKey},
     backlog::Backlog,
-    call::Call,
+    call::{Call, Course, Stage},
     clock::{ClockGuard, UtcTime},
     domain::{Environment, PolicyDigest},
     json::Limits,
@@ -157,11 +157,12 @@ impl Pipeline {
         self.let_in(call)?;
         self.has_joined()?;
         let now = self.clock.now()?;
-        let parsed = parse::parse(counted, request, self.environment, &self.limits)?;
+        let course = &*call.course;
+        let parsed = course.time(Stage::Parse, || parse::parse(counted, request, self.environment, &self.limits))?;
         trail.customer_ref = self.customer_ref(policy, parsed.quote());
-        let valid = validate::validate(parsed, policy, now, trail)?;
-        let authorized = authorize::authorize(valid, policy, call, trail)?;
-        let canonical = canonicalise::canonicalise(authorized, policy)?;
+        let valid = course.time(Stage::Validate, || validate::validate(parsed, policy, now, trail))?;
+        let authorized = course.time(Stage::Authorize, || authorize::authorize(valid, policy, call, trail))?;
+        let canonical = course.time(Stage::Canonicalise, || canonicalise::canonicalise(authorized, policy))?;
         let (released, replayed) = match self.hold(canonical, policy, call, now, trail).await? {
             Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
             Held::Pending(pending) => self.finish(pending, policy, call, trail.clone()).await?,
@@ -226,7 +227,13 @@ impl Pipeline {
         trail: &audit::Context,
     ) -> Result<Held, Refusal> {
         let mark = canonical.mark().clone();
-        let recall = || reserve::recall(&mark, &self.ledger, &self.stopped, now, trail);
+        let course = &*call.course;
+        let recall = async || {
+            let from = Instant::now();
+            let recalled = reserve::recall(&mark, &self.ledger, &self.stopped, now, trail).await;
+            course.ran(Stage::Recall, from);
+            recalled
+        };
         let has_passed = |(scope, sequence)| self.ledger.has_passed(&scope, sequence);
         let is_looked_up = canonical.numbered(policy).is_some_and(has_passed);
         // Where the look-up fails, the ledger's own transaction decides.
@@ -234,11 +241,16 @@ impl Pipeline {
             return Ok(Held::Replay(stored));
         }
         let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from);
-        let select = |()| Ok(select::select_key(canonical, policy, &self.keyring, &self.standings(), now)?);
-        let keyed = bears.and_then(select);
-        let admitted = keyed.and_then(|keyed| Ok(admit::admit(keyed, &self.flows, call)?));
-        match admitted {
-            Ok(admitted) => Ok(reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await?),
+        let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
+        let keyed = bears.and_then(|()| Ok(course.time(Stage::Select, select)?));
+        let admit = |keyed| course.time(Stage::Admit, || admit::admit(keyed, &self.flows, call));
+        match keyed.and_then(|keyed| Ok(admit(keyed)?)) {
+            Ok(admitted) => {
+                let from = Instant::now();
+                let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
+                course.ran(Stage::Reserve, from);
+                Ok(held?)
+            }
             Err(refusal) if is_looked_up => Err(refusal),
             Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
         }
@@ -254,12 +266,12 @@ impl Pipeline {
         call: &Call,
         context: audit::Context,
     ) -> Result<(Released, bool), Refusal> {
-        let (path, policy, deadline) = (self.clone(), policy.clone(), call.deadline);
+        let (path, policy, deadline, course) = (self.clone(), policy.clone(), call.deadline, call.course.clone());
         let gone = CancellationToken::new();
         // Dropped with the call: what has not reached its device by then would be signed for nobody.
         let _here = gone.clone().drop_guard();
         let finishing = self.finishing.spawn(async move {
-            let finished = path.sign_and_commit(pending, &policy, deadline, gone, context.clone()).await;
+            let finished = path.sign_and_commit(pending, &policy, &course, deadline, gone, context.clone()).await;
             finished.inspect_err(|refusal| path.journal_refusal(context, refusal))
         });
         match finishing.await {
@@ -273,15 +285,22 @@ impl Pipeline {
         &self,
         pending: Pending,
         policy: &Bundle,
+        course: &Course,
         deadline: Instant,
         gone: CancellationToken,
         context: audit::Context,
     ) -> Result<(Released, bool), Refusal> {
         stand_still("pipeline::before-sign").await;
-        let signed = sign::sign(pending, deadline, gone).await?;
-        let verified = verify::verify(signed, policy, &self.clock)?;
+        let from = Instant::now();
+        let signed = sign::sign(pending, deadline, gone).await;
+        course.ran(Stage::Sign, from);
+        let verified =
+            course.time(Stage::Verify, || verify::verify(signed?, policy, &self.clock).map_err(Refusal::from))?;
         stand_still("pipeline::before-commit").await;
-        let (released, first) = commit::commit(verified, &self.ledger, &self.clock, context).await?;
+        let from = Instant::now();
+        let committed = commit::commit(verified, &self.ledger, &self.clock, context).await;
+        course.ran(Stage::Commit, from);
+        let (released, first) = committed?;
         if first && let Ok(now) = self.clock.now() {
             self.volumes.signed(&released.kid, now);
         }

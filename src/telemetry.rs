@@ -8,8 +8,10 @@ use crate::config::{LogFormat, LogSection};
 
 mod metrics;
 pub mod otlp;
+mod tracer;
 
 pub use metrics::Metrics;
+pub use tracer::Tracer;
 
 /// Starts logging to standard error.
 ///

@@ -33,6 +33,13 @@ pub struct OtlpSection {
     /// How long the collector may take to answer, in milliseconds: 100 to 60000.
     #[serde(default = "timeout_ms")]
     pub timeout_ms: u64,
+    /// The share of calls that are recorded as traces, 0 to 1, of those whose callers say nothing; a call that its caller records is
+    /// recorded here, too, unless it is 0.
+    #[serde(default = "trace_ratio")]
+    pub trace_ratio: f64,
+    /// How often metrics are sent, in seconds: 1 to 3600, or 0 for never.
+    #[serde(default = "metrics_interval_s")]
+    pub metrics_interval_s: u64,
     /// Nothing is signed while the oldest record has waited for so long to be shipped, in seconds; absent where that stops
     /// nothing.
     pub refuse_after_s: Option<u64>,
@@ -51,6 +58,14 @@ pub enum OtlpProtocol {
 
 fn grpc() -> OtlpProtocol {
     OtlpProtocol::Grpc
+}
+
+fn trace_ratio() -> f64 {
+    0.01
+}
+
+fn metrics_interval_s() -> u64 {
+    60
 }
 
 fn timeout_ms() -> u64 {
@@ -79,6 +94,15 @@ impl OtlpSection {
         if !(100..=60_000).contains(&self.timeout_ms) {
             return Err(format!("`otlp.timeout_ms` = `{}` is out of range; give 100 to 60000", self.timeout_ms));
         }
+        if !(0.0..=1.0).contains(&self.trace_ratio) {
+            return Err(format!("`otlp.trace_ratio` = `{}` is no share; give 0 to 1", self.trace_ratio));
+        }
+        if self.metrics_interval_s > 3600 {
+            return Err(format!(
+                "`otlp.metrics_interval_s` = `{}` is out of range; give 0 to 3600",
+                self.metrics_interval_s
+            ));
+        }
         if self.refuse_after_s.is_some_and(|most| !(10..=86_400).contains(&most)) {
             return Err("`otlp.refuse_after_s` is out of range; give 10 to 86400, or leave it out".to_owned());
         }
@@ -99,6 +123,12 @@ impl OtlpSection {
     pub(super) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let files = [&mut self.ca, &mut self.certificate, &mut self.private_key, &mut self.headers_file];
         files.into_iter().filter_map(Option::as_mut)
+    }
+
+    /// How often metrics are sent; nothing where they are not.
+    #[must_use]
+    pub fn metrics_interval(&self) -> Option<Duration> {
+        (self.metrics_interval_s > 0).then(|| Duration::from_secs(self.metrics_interval_s))
     }
 
     /// How long the oldest record may wait before nothing is signed.

@@ -6,14 +6,17 @@ use std::sync::Arc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{Gateway, StartError, exports, join, notary::Notary, publication, shipping::Shipping, upkeep};
-use crate::service::access;
+use super::{
+    Gateway, StartError, exports, join, notary::Notary, publication, reporting::Reporting, shipping::Shipping, upkeep,
+};
+use crate::{service::access, telemetry::otlp::records};
 
 /// All of it.
 pub(super) struct Beside {
     upkeep: JoinSet<()>,
     notary: Option<Arc<Notary>>,
     shipping: Option<JoinHandle<()>>,
+    reporting: JoinSet<()>,
     /// That nothing will be written any more.
     all_is_written: CancellationToken,
 }
@@ -23,15 +26,16 @@ impl Beside {
     ///
     /// # Errors
     /// Where a file that the config names cannot be used.
-    pub(super) fn begin(gateway: &Gateway, stop: &CancellationToken) -> Result<Self, StartError> {
+    pub(super) fn begin(gateway: &mut Gateway, stop: &CancellationToken) -> Result<Self, StartError> {
         let (mut upkeep, notary) = (upkeep(gateway, stop), notary(gateway)?);
         if let Some(notary) = &notary {
             upkeep.spawn(notary.clone().run(stop.clone()));
         }
         let all_is_written = CancellationToken::new();
+        let reporting = report(gateway, &all_is_written)?;
         let shipping = shipping(gateway)?;
         let shipping = shipping.map(|shipping| tokio::spawn(shipping.run(stop.clone(), all_is_written.clone())));
-        Ok(Self { upkeep, notary, shipping, all_is_written })
+        Ok(Self { upkeep, notary, shipping, reporting, all_is_written })
     }
 
     /// Ends it, once no call is under way: what was only counted is journalled, what is journalled is bound together, and what
@@ -46,6 +50,7 @@ impl Beside {
         if let Some(shipping) = self.shipping {
             let _ended = shipping.await;
         }
+        self.reporting.join_all().await;
     }
 }
 
@@ -64,6 +69,24 @@ fn shipping(gateway: &Gateway) -> Result<Option<Shipping>, StartError> {
     let place = ledger.place().map_err(StartError::unfit)?;
     let shipping = Shipping::new(gateway.pipeline.clone(), place, ledger.replica(), section);
     shipping.map(Some).map_err(StartError::unfit)
+}
+
+/// What sends recorded calls and metrics, where the config names a collector for them.
+fn report(gateway: &mut Gateway, stop: &CancellationToken) -> Result<JoinSet<()>, StartError> {
+    let mut tasks = JoinSet::new();
+    let recorded = gateway.recorded.take();
+    let Gateway { config, metrics, tracer, .. } = gateway;
+    let Some(section) = &config.otlp else { return Ok(tasks) };
+    let (exporter, metrics) = (section.exporter().map_err(StartError::unfit)?, metrics.clone());
+    let resource = records::resource(config.environment, &config.ledger.replica());
+    let reporting = Arc::new(Reporting { exporter, resource, metrics });
+    if let Some(recorded) = recorded {
+        tasks.spawn(reporting.clone().calls(tracer.clone(), recorded, stop.clone()));
+    }
+    if let Some(every) = section.metrics_interval() {
+        tasks.spawn(reporting.metrics(every, stop.clone()));
+    }
+    Ok(tasks)
 }
 
 fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {

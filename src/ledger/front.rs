@@ -30,6 +30,7 @@ mod queue;
 mod writer;
 
 use desk::Desk;
+pub use queue::Load;
 use queue::{Job, Outcome, Queue};
 use writer::Writer;
 
@@ -351,6 +352,12 @@ impl Ledger {
     pub fn health(&self) -> Result<(), String> {
         self.0.queue.health()?;
         self.0.desk.health()
+    }
+
+    /// How the writer fares.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.0.queue.load()
     }
 
     /// How many journalled records were dropped since the start.

@@ -1,11 +1,7 @@
 //! What would happen to a quote under a bundle: the stages of the path that need no device and no ledger, in their
 //! order, and in words what those that do would ask for.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +9,7 @@ use crate::{
     audit,
     call::Call,
     clock::UtcTime,
-    domain::{Caller, CorrelationId, Environment, Kid, PartnerId, Scope},
+    domain::{Caller, Environment, Kid, PartnerId, Scope},
     json::Limits,
     ledger::{
         LedgerError, Refusal as Spent,
@@ -190,13 +186,7 @@ impl Forecast {
 }
 
 fn call_of(question: &Question) -> Call {
-    Call {
-        caller: question.caller.clone(),
-        method: "quotesign.v1.QuoteSigningService/SignQuote",
-        correlation_id: CorrelationId::made(),
-        deadline: Instant::now() + Duration::from_mins(1),
-        subject: Arc::default(),
-    }
+    Call::new(question.caller.clone(), "quotesign.v1.QuoteSigningService/SignQuote", Duration::from_mins(1))
 }
 
 /// Charges what was signed before and then this quote: the names of the quotas, or the one that is spent.

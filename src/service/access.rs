@@ -105,8 +105,8 @@ impl Rpc {
         let peer =
             peer.ok_or_else(|| status::plain(Reason::CallerUnidentified, "the connection has no client certificate"))?;
         let caller = peer.caller.clone().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?;
-        let Edge { correlation_id, deadline, subject } = edge.clone();
-        Ok(Call { caller, method: self.method, correlation_id, deadline, subject })
+        let Edge { correlation_id, deadline, subject, course, trace } = edge.clone();
+        Ok(Call { caller, method: self.method, correlation_id, deadline, subject, course, trace })
     }
 
     /// Counts the attempt, and says whether policy lets `call` do this with `partner`. Unknown and forbidden look
@@ -174,6 +174,8 @@ pub fn trail(call: &Call, environment: Environment, policy: &Bundle) -> audit::C
         correlation_id: call.correlation_id.clone(),
         caller: Some(call.caller.clone()),
         method: Some(call.method.to_owned()),
+        span_id: call.trace.as_ref().map(|trace| hex::encode(trace.span_id)),
+        trace_id: call.trace.as_ref().map(|trace| hex::encode(trace.trace_id)),
         ..own_trail(environment, policy)
     }
 }

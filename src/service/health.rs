@@ -82,6 +82,8 @@ impl Watch {
             self.look_at_volumes();
             self.look_at_keys();
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
+            self.metrics.ledger(&self.pipeline.ledger.load());
+            self.metrics.reloads(self.control.reloads.counts());
             self.metrics.backlog(&self.pipeline.backlog, SystemClock.now());
             *self.components.0.write() = now.clone();
             told = now;

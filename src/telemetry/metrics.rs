@@ -22,8 +22,12 @@ use tonic::Code;
 
 use crate::{
     backlog::Backlog,
-    clock::UtcTime,
-    ledger::stops::{Stop, Stops},
+    call::Course,
+    clock::{Clock as _, SystemClock, UtcTime},
+    ledger::{
+        Load,
+        stops::{Stop, Stops},
+    },
     outcomes::Fate,
     signer::turns::Turns,
     volume::Standing,
@@ -44,6 +48,7 @@ macro_rules! labels {
 labels! {
     CallLabels { method: String, status: String, reason: String }
     MethodLabels { method: String }
+    StageLabels { stage: &'static str }
     ComponentLabels { component: String }
     KeyLabels { kid: String }
     OutcomeLabels { kid: String, outcome: &'static str }
@@ -54,6 +59,7 @@ labels! {
     FrontLabels { front: &'static str }
     DigestLabels { digest: String }
     StopLabels { kind: &'static str }
+    ResultLabels { result: &'static str }
 }
 
 /// A time in seconds since 1970, as Prometheus has it.
@@ -64,6 +70,8 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     calls: Family<CallLabels, Counter>,
     seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    stages: Family<StageLabels, Histogram, fn() -> Histogram>,
+    spans_dropped: Counter,
     verifications: Family<VerificationLabels, Counter>,
     serving: Family<ComponentLabels, Gauge>,
     orders: Family<OrderLabels, Gauge>,
@@ -76,6 +84,13 @@ pub struct Metrics {
     aside: Gauge,
     shipped: Counter,
     failures: Counter,
+    batches: Counter,
+    operations: Counter,
+    batch_seconds: Counter<f64, AtomicU64>,
+    ledger_waiting: Gauge,
+    ledger_lag: Gauge<f64, AtomicU64>,
+    reloads: Family<ResultLabels, Counter>,
+    clock: Instant,
     policy: Family<DigestLabels, Gauge>,
     ahead: Family<PartnerLabels, Gauge>,
     active: Family<PartnerLabels, Gauge>,
@@ -107,6 +122,11 @@ impl Default for Metrics {
         let seconds: Family<_, _, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_5, 2.0, 15)));
         all.register("call_duration_seconds", "How long gRPC calls took", seconds.clone());
+        let stages: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_01, 4.0, 10)));
+        all.register("stage_duration_seconds", "How long the stages of calls took", stages.clone());
+        let spans_dropped = Counter::default();
+        all.register("traces_dropped", "Recorded calls that no collector took", spans_dropped.clone());
         let records_dropped = Counter::default();
         let help = "Refusals beyond the journal's share for them";
         all.register("audit_refusals_not_journalled", help, records_dropped.clone());
@@ -127,9 +147,19 @@ impl Default for Metrics {
         all.register("audit_records_shipped", "Records of the journal that a collector took", shipped.clone());
         let help = "How often a collector did not take what it was sent of the journal";
         all.register("audit_shipping_failures", help, failures.clone());
+        let (batches, operations, batch_seconds) = (Counter::default(), Counter::default(), Counter::default());
+        all.register("ledger_batches", "Transactions of the ledger", batches.clone());
+        all.register("ledger_operations", "What was in them: reservations, commits, records", operations.clone());
+        all.register("ledger_batch_seconds", "How long they took", batch_seconds.clone());
+        let (ledger_waiting, ledger_lag, clock) = (Gauge::default(), Gauge::default(), Gauge::default());
+        all.register("ledger_waiting", "How many operations wait for the ledger", ledger_waiting.clone());
+        all.register("ledger_lag_seconds", "How long the first of them has waited", ledger_lag.clone());
+        all.register("clock_timestamp_seconds", "What this machine's clock says", clock.clone());
         let of = &mut all;
         Self {
             seconds,
+            stages,
+            spans_dropped,
             records_dropped,
             unbound,
             holds,
@@ -138,6 +168,13 @@ impl Default for Metrics {
             aside,
             shipped,
             failures,
+            batches,
+            operations,
+            batch_seconds,
+            ledger_waiting,
+            ledger_lag,
+            clock,
+            reloads: family(of, "policy_reloads", "How many bundles came into force, and how many were refused"),
             calls: family(of, "calls", "Finished gRPC calls"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
@@ -194,6 +231,18 @@ impl Metrics {
         let labels = CallLabels { method: method.to_owned(), status: format!("{status:?}"), reason: reason.to_owned() };
         self.calls.get_or_create(&labels).inc();
         self.seconds.get_or_create(&MethodLabels { method: method.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    /// When the stages of a call ran.
+    pub fn stages(&self, course: &Course) {
+        for (stage, _, took) in course.stages() {
+            self.stages.get_or_create(&StageLabels { stage: stage.name() }).observe(took.as_secs_f64());
+        }
+    }
+
+    /// How many recorded calls were dropped.
+    pub fn traces_dropped(&self, count: u64) {
+        self.spans_dropped.inner().store(count, Ordering::Relaxed);
     }
 
     /// What was found of a quote.
@@ -288,6 +337,22 @@ impl Metrics {
         self.failures.inner().store(failures, Ordering::Relaxed);
     }
 
+    /// How the ledger's writer fares.
+    pub fn ledger(&self, load: &Load) {
+        self.batches.inner().store(load.batches, Ordering::Relaxed);
+        self.operations.inner().store(load.ops, Ordering::Relaxed);
+        self.batch_seconds.inner().store(load.took.as_secs_f64().to_bits(), Ordering::Relaxed);
+        self.ledger_waiting.set(i64::try_from(load.waiting).unwrap_or(i64::MAX));
+        self.ledger_lag.set(load.waits.as_secs_f64());
+    }
+
+    /// How reloads of the bundle ended.
+    pub fn reloads(&self, (loaded, refused): (u64, u64)) {
+        for (result, count) in [("loaded", loaded), ("refused", refused)] {
+            self.reloads.get_or_create(&ResultLabels { result }).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
     /// How much a key has signed in this hour, and whether that is unusual.
     pub fn volume(&self, standing: &Standing) {
         let labels = KeyLabels { kid: standing.kid.to_string() };
@@ -320,6 +385,7 @@ impl Metrics {
     /// All of it, as OpenMetrics text.
     #[must_use]
     pub fn text(&self) -> String {
+        self.clock.set(seconds(SystemClock.now()));
         let mut text = String::new();
         match encode(&mut text, &self.registry.lock()) {
             Ok(()) => text,
@@ -349,6 +415,8 @@ mod tests {
             registry: _,
             calls,
             seconds,
+            stages,
+            spans_dropped: _,
             verifications,
             serving,
             orders,
@@ -361,6 +429,13 @@ mod tests {
             aside: _,
             shipped: _,
             failures: _,
+            batches: _,
+            operations: _,
+            batch_seconds: _,
+            ledger_waiting: _,
+            ledger_lag: _,
+            reloads: _,
+            clock: _,
             policy,
             ahead,
             active,
@@ -376,6 +451,7 @@ mod tests {
         } = &metrics;
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
+        stages.get_or_create(&StageLabels { stage: "sign" }).observe(1.0);
         verifications.get_or_create(&VerificationLabels { partner: text(), valid: "true" }).inc();
         serving.get_or_create(&ComponentLabels { component: text() }).set(1);
         orders.get_or_create(&OrderLabels { signer: text(), at: "device" }).set(1);
@@ -395,6 +471,7 @@ mod tests {
         outcomes.get_or_create(&OutcomeLabels { kid: text(), outcome: "accepted" }).set(1);
         stops.get_or_create(&StopLabels { kind: "revoked" }).set(1);
         certificates.get_or_create(&FrontLabels { front: "jwks" }).set(1.0);
+        metrics.reloads((1, 1));
         metrics
     }
 

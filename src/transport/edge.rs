@@ -14,13 +14,15 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
 use crate::{
-    call::Subject,
+    call::{Course, Parent, Subject, Trace},
+    clock::{Clock as _, SystemClock},
     domain::{CorrelationId, Environment, PartnerId, QuoteId},
     proto::Reason,
     service::status,
-    telemetry::Metrics,
+    telemetry::{Metrics, Tracer, otlp::spans::Ended},
 };
 
 use super::peer::{Peer, Unidentified};
@@ -28,6 +30,9 @@ use super::peer::{Peer, Unidentified};
 /// The header that joins a call's log lines, records and answers.
 pub const CORRELATION: &str = "x-correlation-id";
 const TIMEOUT: &str = "grpc-timeout";
+/// The header of W3C Trace Context, and the one that answers it.
+const PARENT: &str = "traceparent";
+const RESPONSE: &str = "traceresponse";
 
 /// What the edge tells a service method.
 #[derive(Debug, Clone)]
@@ -38,6 +43,10 @@ pub struct Edge {
     pub deadline: Instant,
     /// What the method learns of what the call is about.
     pub subject: Arc<OnceLock<Subject>>,
+    /// When the stages of the call ran.
+    pub course: Arc<Course>,
+    /// The call's place in a trace, where it has one.
+    pub trace: Option<Trace>,
 }
 
 /// Puts the edge around a server's services.
@@ -51,6 +60,8 @@ pub struct EdgeLayer {
     pub metrics: Arc<Metrics>,
     /// Calls whose answer is not made yet; a drain waits for them.
     pub calls: TaskTracker,
+    /// Where recorded calls go.
+    pub tracer: Arc<Tracer>,
 }
 
 impl<S> Layer<S> for EdgeLayer {
@@ -85,17 +96,21 @@ where
         let started = Instant::now();
         let correlation_id = correlation_id(request.headers());
         let wait = timeout(request.headers_mut(), self.layer.deadline_max);
-        let edge = Edge { correlation_id, deadline: started + wait, subject: Arc::default() };
-        let line = AccessLine::of(&request, &edge, self.layer.environment, started);
+        let why = unidentified(&request).map(ToString::to_string);
+        // Nobody's traces are gone on with.
+        let trace = if why.is_none() { self.layer.tracer.begin(parent(request.headers())) } else { None };
+        let course = Arc::new(Course::new(started));
+        let edge = Edge { correlation_id, deadline: started + wait, subject: Arc::default(), course, trace };
+        let line = AccessLine::of(&request, &edge, &self.layer);
         request.extensions_mut().insert(edge);
-        let metrics = self.layer.metrics.clone();
-        if let Some(why) = unidentified(&request) {
-            let response = status::plain(Reason::CallerUnidentified, why.to_string()).into_http();
-            return Box::pin(async move { Ok(line.end(response, &metrics)) });
+        if let Some(why) = why {
+            let response = status::plain(Reason::CallerUnidentified, why).into_http();
+            return Box::pin(async move { Ok(line.end(response)) });
         }
+        let call = tracing::info_span!("call", correlation_id = %line.correlation_id);
         let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
         let under_way = self.layer.calls.token();
-        Box::pin(async move {
+        let answered = async move {
             let response = match answer.await {
                 Ok(Ok(Ok(response))) => response,
                 Ok(Err(_)) => deadline_exceeded(),
@@ -104,8 +119,9 @@ where
                 }
             };
             drop(under_way);
-            Ok(line.end(with_reason(response), &metrics))
-        })
+            Ok(line.end(with_reason(response)))
+        };
+        Box::pin(answered.instrument(call))
     }
 }
 
@@ -133,6 +149,11 @@ fn with_reason(response: Response<Body>) -> Response<Body> {
 fn correlation_id(headers: &HeaderMap) -> CorrelationId {
     let sent = headers.get(CORRELATION).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
     sent.unwrap_or_else(CorrelationId::made)
+}
+
+/// What the caller says of its trace.
+fn parent(headers: &HeaderMap) -> Option<Parent> {
+    Parent::parse(headers.get(PARENT)?.to_str().ok()?)
 }
 
 /// Takes `grpc-timeout` out of the headers, since the server below would answer it as CANCELLED.
@@ -164,39 +185,47 @@ struct AccessLine {
     caller: String,
     correlation_id: CorrelationId,
     subject: Arc<OnceLock<Subject>>,
-    environment: Environment,
-    started: Instant,
+    course: Arc<Course>,
+    trace: Option<Trace>,
+    layer: EdgeLayer,
 }
 
 impl AccessLine {
-    fn of(request: &Request<Body>, edge: &Edge, environment: Environment, started: Instant) -> Self {
+    fn of(request: &Request<Body>, edge: &Edge, layer: &EdgeLayer) -> Self {
         let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
         let caller = match peer.map(|peer| &peer.caller) {
             Some(Ok(caller)) => caller.to_string(),
             _ => "unidentified".to_owned(),
         };
         let method = request.uri().path().trim_start_matches('/').to_owned();
-        let Edge { correlation_id, subject, .. } = edge.clone();
-        Self { method, caller, correlation_id, subject, environment, started }
+        let Edge { correlation_id, subject, course, trace, .. } = edge.clone();
+        Self { method, caller, correlation_id, subject, course, trace, layer: layer.clone() }
     }
 
     /// Echoes the correlation id and writes the line.
-    fn end(&self, mut response: Response<Body>, metrics: &Metrics) -> Response<Body> {
+    fn end(self, mut response: Response<Body>) -> Response<Body> {
+        if let Some(trace) = &self.trace
+            && let Ok(value) = HeaderValue::from_str(&trace.response())
+        {
+            response.headers_mut().insert(RESPONSE, value);
+        }
         if let Ok(value) = HeaderValue::from_str(self.correlation_id.as_str()) {
             response.headers_mut().insert(CORRELATION, value);
         }
-        self.write(&response, metrics);
+        self.write(&response);
         response
     }
 
-    fn write(&self, response: &Response<Body>, metrics: &Metrics) {
+    fn write(self, response: &Response<Body>) {
         let status = Status::from_header_map(response.headers());
         let code = status.as_ref().map_or(Code::Ok, Status::code);
         let info = status.and_then(|status| status.get_details_error_info());
         let reason = info.as_ref().map_or("", |info| info.reason.as_str());
-        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = self.course.started().elapsed();
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let subject = self.subject.get();
-        metrics.call(&self.method, code, reason, self.started.elapsed());
+        self.layer.metrics.call(&self.method, code, reason, took);
+        self.layer.metrics.stages(&self.course);
         tracing::info!(
             method = self.method,
             caller = self.caller,
@@ -205,11 +234,26 @@ impl AccessLine {
             reason,
             partner = subject.and_then(|subject| subject.partner.as_ref()).map(PartnerId::as_str),
             quote_id = subject.and_then(|subject| subject.quote_id.as_ref()).map(QuoteId::as_str),
-            environment = self.environment.as_str(),
+            environment = self.layer.environment.as_str(),
             version = env!("CARGO_PKG_VERSION"),
             micros,
+            trace_id = self.trace.as_ref().map(|trace| hex::encode(trace.trace_id)),
             "call"
         );
+        if let Some(trace) = self.trace.filter(|trace| trace.is_sampled) {
+            self.layer.tracer.ended(Ended {
+                trace,
+                stage_ids: self.layer.tracer.ids(),
+                method: self.method,
+                correlation_id: self.correlation_id,
+                began: SystemClock.now().minus(took),
+                took,
+                course: self.course,
+                code,
+                reason: reason.to_owned(),
+                subject: self.subject.get().cloned(),
+            });
+        }
     }
 }
 

@@ -89,6 +89,8 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         policy_serial: 1,
         quote_id: Some("q1".parse().unwrap()),
         rule_ids: vec![String::new()],
+        span_id: text.clone(),
+        trace_id: text.clone(),
         values_fixed_at: at,
     };
     let facts = Facts {

@@ -57,5 +57,6 @@ mod stages;
 mod stops;
 mod tidy;
 mod tls;
+mod traces;
 mod versions;
 mod year;

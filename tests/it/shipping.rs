@@ -27,23 +27,23 @@ use crate::{
 };
 
 /// The sink of `tests/external/otlp_sink.py`.
-struct Sink {
+pub struct Sink {
     process: Option<Child>,
     args: Vec<String>,
     out: PathBuf,
-    ports: BTreeMap<String, u16>,
+    pub ports: BTreeMap<String, u16>,
 }
 
 impl Sink {
     /// At addresses of its own, before it runs.
-    fn absent(site: &Site, args: &[&str]) -> Self {
+    pub fn absent(site: &Site, args: &[&str]) -> Self {
         let held = ["grpc", "http"].map(|name| (name, TcpListener::bind("127.0.0.1:0").unwrap()));
         let ports = held.iter().map(|(name, held)| ((*name).to_owned(), held.local_addr().unwrap().port())).collect();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         Self { process: None, args, out: site.path("shipped.jsonl"), ports }
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let here = env!("CARGO_MANIFEST_DIR");
         let mut process = Command::new(format!("{here}/.tools/py/bin/python"))
             .arg(format!("{here}/tests/external/otlp_sink.py"))
@@ -60,7 +60,7 @@ impl Sink {
         self.process = Some(process);
     }
 
-    fn running(site: &Site, args: &[&str]) -> Self {
+    pub fn running(site: &Site, args: &[&str]) -> Self {
         let mut sink = Self::absent(site, args);
         sink.start();
         sink
@@ -103,14 +103,19 @@ impl Sink {
         until("a call", async || self.stats().await["calls"].as_u64().unwrap() > before).await;
     }
 
-    /// What came, in the order in which it came first; what came twice was the same.
-    fn records(&self) -> BTreeMap<String, Vec<Value>> {
+    /// All lines of a signal.
+    pub fn lines(&self, signal: &str) -> Vec<Value> {
         let text = fs::read_to_string(&self.out).unwrap_or_default();
-        let mut lanes: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let logs = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        for log in logs.filter(|log| log["signal"] == "log") {
+        let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["signal"] == signal).collect()
+    }
+
+    /// What came, in the order in which it came first; what came twice was the same.
+    fn records(&self) -> BTreeMap<String, Vec<Value>> {
+        let mut lanes: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for log in self.lines("log") {
             let lane = lanes.entry(log["attributes"]["quotesign.audit.lane"].as_str().unwrap().to_owned()).or_default();
             let index = |log: &Value| log["attributes"]["quotesign.audit.index"].as_u64().unwrap();
             match lane.iter().find(|other| index(other) == index(&log)) {
@@ -182,7 +187,7 @@ fn chain_holds(logs: &[Value]) {
 }
 
 /// A site that ships to `sink`.
-fn ship_to(site: &Site, endpoint: &str, rest: &str) {
+pub fn ship_to(site: &Site, endpoint: &str, rest: &str) {
     site.edit_config(|config| {
         config["otlp"] = toml(&format!("{{ endpoint = '{endpoint}', timeout_ms = 500, {rest} }}"));
     });

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use quotesign::{
@@ -44,13 +44,8 @@ impl Stages {
     }
 
     pub fn under(policy: Bundle) -> Self {
-        let call = Call {
-            caller: "spiffe://dev.quotesign.example/pricing".parse().unwrap(),
-            method: "quotesign.v1.QuoteSigningService/SignQuote",
-            correlation_id: "stages".parse().unwrap(),
-            deadline: Instant::now() + Duration::from_mins(1),
-            subject: Arc::default(),
-        };
+        let caller = "spiffe://dev.quotesign.example/pricing".parse().unwrap();
+        let call = Call::new(caller, "quotesign.v1.QuoteSigningService/SignQuote", Duration::from_mins(1));
         Self { policy: Arc::new(policy), now: UtcTime::parse("2026-06-15T10:00:30Z").unwrap(), call }
     }
 

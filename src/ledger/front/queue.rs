@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     fmt,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -36,13 +36,33 @@ pub(super) struct Queue {
     ready: Condvar,
     fault: Mutex<Option<String>>,
     dropped: AtomicU64,
+    batches: AtomicU64,
+    ops: AtomicU64,
+    took_ns: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
     records: VecDeque<Record>,
+    /// Since when there is a job, or there was none left over.
+    since: Option<Instant>,
     closed: bool,
+}
+
+/// How the writer fares.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// How many operations and records wait.
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub waits: Duration,
+    /// How many batches there were since the start.
+    pub batches: u64,
+    /// How many operations and records were in them.
+    pub ops: u64,
+    /// How long they took, together.
+    pub took: Duration,
 }
 
 /// What the writer took at once.
@@ -68,7 +88,27 @@ impl Queue {
             ready: Condvar::new(),
             fault: Mutex::new(None),
             dropped: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            ops: AtomicU64::new(0),
+            took_ns: AtomicU64::new(0),
         }
+    }
+
+    /// A batch of so many operations took so long.
+    pub fn batch_took(&self, ops: usize, took: Duration) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.ops.fetch_add(ops as u64, Ordering::Relaxed);
+        self.took_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub fn load(&self) -> Load {
+        let (waiting, waits) = {
+            let waiting = self.waiting.lock();
+            (waiting.jobs.len() + waiting.records.len(), waiting.since.map_or(Duration::ZERO, |since| since.elapsed()))
+        };
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let took = Duration::from_nanos(count(&self.took_ns));
+        Load { waiting, waits, batches: count(&self.batches), ops: count(&self.ops), took }
     }
 
     pub fn push(&self, job: Job) -> Result<(), LedgerError> {
@@ -80,6 +120,7 @@ impl Queue {
             return Err(LedgerError::Full);
         }
         waiting.jobs.push_back(job);
+        waiting.since.get_or_insert_with(Instant::now);
         self.ready.notify_one();
         Ok(())
     }
@@ -170,6 +211,8 @@ impl Waiting {
         }
         let records = self.records.len().min(ops_max.div_ceil(4));
         batch.ops.extend(self.records.drain(..records).map(Op::Record));
+        // What is left over waits anew: the batch before it is what it waits for.
+        self.since = (!self.jobs.is_empty()).then(Instant::now);
         batch
     }
 }

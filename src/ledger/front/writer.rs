@@ -53,7 +53,11 @@ impl Writer {
                 }
             }
             let mut divisions = DIVISIONS_MAX;
+            let began = Instant::now();
             let mut outcomes = self.apply(&batch.ops, &mut divisions).into_iter();
+            if !batch.ops.is_empty() {
+                self.queue.batch_took(batch.ops.len(), began.elapsed());
+            }
             for (answer, outcome) in batch.answers.into_iter().zip(&mut outcomes) {
                 // A caller that went away asks again and finds what became of it.
                 drop(answer.send(outcome));

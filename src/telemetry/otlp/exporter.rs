@@ -7,8 +7,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header}
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
-use prost::Message as _;
+use opentelemetry_proto::tonic::collector::{
+    logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
+    metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
+    trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -76,7 +79,6 @@ enum Transport {
 /// No answer of a collector is larger.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
 impl Exporter {
     /// A collector at `endpoint`, which is reached when something is sent. `tls` is for one at an https:// address.
@@ -109,37 +111,56 @@ impl Exporter {
 
     /// Sends log records, once.
     pub async fn logs(&self, request: ExportLogsServiceRequest) -> Answer {
+        self.send::<_, ExportLogsServiceResponse>(Signal::Logs, request).await.map_or_else(|answer| answer, taken)
+    }
+
+    /// Sends spans, once. What a collector rejects of them is its own affair.
+    pub async fn spans(&self, request: ExportTraceServiceRequest) -> Result<(), Answer> {
+        self.send::<_, ExportTraceServiceResponse>(Signal::Traces, request).await.map(drop)
+    }
+
+    /// Sends metrics, once.
+    pub async fn metrics(&self, request: ExportMetricsServiceRequest) -> Result<(), Answer> {
+        self.send::<_, ExportMetricsServiceResponse>(Signal::Metrics, request).await.map(drop)
+    }
+
+    async fn send<Q, R>(&self, signal: Signal, request: Q) -> Result<R, Answer>
+    where
+        Q: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + Send + Sync + 'static,
+    {
         let sent = async {
             match &self.transport {
-                Transport::Grpc(channel) => self.over_grpc(channel.clone(), request).await,
-                Transport::Http { base, dialer, kept } => self.over_http(base, dialer, kept, &request).await,
+                Transport::Grpc(channel) => self.over_grpc::<Q, R>(signal, channel.clone(), request).await,
+                Transport::Http { base, dialer, kept } => self.over_http(signal, base, dialer, kept, &request).await,
             }
         };
-        let late = |_| Answer::Later { after: None, why: format!("no answer in {:?}", self.timeout) };
+        let late = |_| Err(Answer::Later { after: None, why: format!("no answer in {:?}", self.timeout) });
         tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late)
     }
 
-    async fn over_grpc(&self, channel: Channel, request: ExportLogsServiceRequest) -> Answer {
+    async fn over_grpc<Q, R>(&self, signal: Signal, channel: Channel, request: Q) -> Result<R, Answer>
+    where
+        Q: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + Send + Sync + 'static,
+    {
         let mut client = Grpc::new(channel);
-        if let Err(fault) = client.ready().await {
-            return later(&fault);
-        }
+        client.ready().await.map_err(|fault| later(&fault))?;
         let mut request = tonic::Request::new(request);
         *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
-        let codec = ProstCodec::<ExportLogsServiceRequest, ExportLogsServiceResponse>::default();
-        match client.unary(request, PathAndQuery::from_static(LOGS), codec).await {
-            Ok(response) => taken(response.into_inner()),
-            Err(status) => of_status(&status),
-        }
+        let path = PathAndQuery::from_static(signal.method());
+        let answered = client.unary(request, path, ProstCodec::<Q, R>::default()).await;
+        answered.map(tonic::Response::into_inner).map_err(|status| of_status(&status))
     }
 
-    async fn over_http(
+    async fn over_http<Q: prost::Message, R: prost::Message + Default>(
         &self,
+        signal: Signal,
         base: &Uri,
         dialer: &Dialer,
         kept: &Mutex<Option<http1::SendRequest<Full<Bytes>>>>,
-        request: &ExportLogsServiceRequest,
-    ) -> Answer {
+        request: &Q,
+    ) -> Result<R, Answer> {
         let mut kept = kept.lock().await;
         let answered = async {
             let mut sender = match kept.take().filter(|kept| !kept.is_closed()) {
@@ -147,20 +168,28 @@ impl Exporter {
                 None => dialer.http1(base).await?,
             };
             sender.ready().await?;
-            let response = sender.send_request(self.http_request(base, request)?).await?;
+            let response = sender.send_request(self.http_request(signal, base, request)?).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
             *kept = Some(sender);
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>((head, body))
         };
         match answered.await {
-            Ok((head, body)) => of_http(head.status, &head.headers, &body),
-            Err(fault) => later(&*fault),
+            Ok((head, body)) if head.status.is_success() => {
+                R::decode(body).map_err(|_| Answer::Later { after: None, why: "the answer cannot be read".to_owned() })
+            }
+            Ok((head, _)) => Err(of_http(head.status, &head.headers)),
+            Err(fault) => Err(later(&*fault)),
         }
     }
 
-    fn http_request(&self, base: &Uri, request: &ExportLogsServiceRequest) -> http::Result<Request<Full<Bytes>>> {
-        let path = format!("{}/v1/logs", base.path().trim_end_matches('/'));
+    fn http_request(
+        &self,
+        signal: Signal,
+        base: &Uri,
+        request: &impl prost::Message,
+    ) -> http::Result<Request<Full<Bytes>>> {
+        let path = format!("{}{}", base.path().trim_end_matches('/'), signal.path());
         let authority = base.authority().map(ToString::to_string).unwrap_or_default();
         let mut built = Request::post(path)
             .header(header::HOST, authority)
@@ -168,6 +197,32 @@ impl Exporter {
             .body(Full::new(request.encode_to_vec().into()))?;
         built.headers_mut().extend(self.headers.clone());
         Ok(built)
+    }
+}
+
+/// What is sent.
+#[derive(Debug, Clone, Copy)]
+enum Signal {
+    Logs,
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    fn method(self) -> &'static str {
+        match self {
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+            Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Logs => "/v1/logs",
+            Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+        }
     }
 }
 
@@ -217,13 +272,7 @@ fn of_status(status: &Status) -> Answer {
     }
 }
 
-fn of_http(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Answer {
-    if status.is_success() {
-        return match ExportLogsServiceResponse::decode(body.clone()) {
-            Ok(response) => taken(response),
-            Err(_) => Answer::Later { after: None, why: "the answer cannot be read".to_owned() },
-        };
-    }
+fn of_http(status: StatusCode, headers: &HeaderMap) -> Answer {
     let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let why = status.to_string();
     match status {
@@ -307,7 +356,7 @@ mod tests {
         assert!(matches!(of_status(&busy), Answer::Later { after: Some(after), .. } if after == wait));
         let http = |status: u16, after: &'static str| {
             let headers = [(header::RETRY_AFTER, HeaderValue::from_static(after))].into_iter().collect();
-            of_http(StatusCode::from_u16(status).unwrap(), &headers, &Bytes::new())
+            of_http(StatusCode::from_u16(status).unwrap(), &headers)
         };
         let wait = Duration::from_secs(3);
         assert!(matches!(http(429, "3"), Answer::Later { after: Some(after), .. } if after == wait));
@@ -316,7 +365,7 @@ mod tests {
             (http(413, ""), http(400, ""), http(401, "")),
             (Answer::TooLarge(_), Answer::Bad(_), Answer::Denied(_))
         ));
-        assert_eq!(http(200, ""), Answer::Taken { rejected: 0, why: String::new() });
+        assert_eq!(taken(ExportLogsServiceResponse::default()), Answer::Taken { rejected: 0, why: String::new() });
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct Shippable {
 }
 
 /// Attributes whose names are in `docs/audit-record.md`.
-fn text(key: &str, value: impl Into<String>) -> KeyValue {
+pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(string(value)), ..KeyValue::default() }
 }
 
@@ -40,7 +40,7 @@ fn string(value: impl Into<String>) -> AnyValue {
     AnyValue { value: Some(Value::StringValue(value.into())) }
 }
 
-fn number(key: &str, value: u64) -> KeyValue {
+pub(super) fn number(key: &str, value: u64) -> KeyValue {
     let value = Some(AnyValue { value: Some(Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX))) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
@@ -61,12 +61,18 @@ impl Shippable {
             severity_text: name.to_owned(),
             body: Some(string(String::from_utf8_lossy(&stored.bytes))),
             attributes: attributes(lane, stored, &record),
+            trace_id: id(record.context.trace_id.as_deref()),
+            span_id: id(record.context.span_id.as_deref()),
             event_name: format!("quotesign.{}", record.event.name()),
             ..LogRecord::default()
         };
         let bytes = log.encoded_len();
         Ok(Self { index: stored.index, at_ms: record.at.millis(), bytes, log })
     }
+}
+
+fn id(hex: Option<&str>) -> Vec<u8> {
+    hex.and_then(|hex| hex::decode(hex).ok()).unwrap_or_default()
 }
 
 fn attributes(lane: &str, stored: &StoredRecord, Record { context, facts, id, .. }: &Record) -> Vec<KeyValue> {
