@@ -53,7 +53,7 @@ pub fn pointer(claim: &str) -> String {
 
 /// Bounds on a schema file.
 const SCHEMA_LIMITS: Limits = Limits { payload_bytes_max: 1 << 20, depth_max: 64, nodes_max: 1 << 16 };
-/// At most this many characters of an unexpected property's name are told back.
+/// At most this many characters of a part of a pointer are told back.
 const NAME_SHOWN_MAX: usize = 40;
 /// At most this many violations are told at once.
 const VIOLATIONS_MAX: usize = 50;
@@ -161,9 +161,8 @@ fn violation(fault: &jsonschema::ValidationError<'_>) -> Violation {
             "is missing".to_owned()
         }
         Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
-            let shown = unexpected.first().map(|name| shortened(name)).unwrap_or_default();
-            let more = unexpected.len().saturating_sub(1);
-            format!("has {} unexpected properties: `{shown}`{}", more + 1, if more > 0 { " and more" } else { "" })
+            // A name that nobody expects may be a value that slipped: whoever sent it can find it by the contract.
+            format!("has {} properties that the contract does not name; leave them out", unexpected.len())
         }
         Kind::Format { format } => format!("is not of the format `{format}`"),
         Kind::Pattern { pattern } => format!("does not match `{pattern}`"),

@@ -46,6 +46,7 @@ mod policy;
 mod powercut;
 mod problems;
 mod properties;
+mod redaction;
 mod replicas;
 mod rollback;
 mod runbooks;

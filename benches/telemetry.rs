@@ -1,0 +1,214 @@
+//! What audit shipping, checkpoints, traces and metrics cost a call: `cargo bench --bench telemetry`. One gateway after another,
+//! in turns, over mutual TLS with a SoftHSM token, each asked for as many quotes; told are the CPU of the gateway's own process for each
+//! signed quote and how many were signed in a second, beside those of a gateway with all of it off. `-- collectors` has
+//! collectors that are slow, wrong, silent or absent instead.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::panic,
+    missing_docs,
+    reason = "a benchmark that cannot go on fails"
+)]
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+#[path = "../tests/it/harness.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use the rest of it")]
+mod harness;
+
+use harness::{Gateway, Quote, Site, toml};
+
+const CALLERS: usize = 64;
+
+/// A collector that decodes what it gets.
+struct Sink {
+    process: Child,
+    ports: BTreeMap<String, u16>,
+}
+
+impl Sink {
+    fn new(site: &Site) -> Self {
+        let here = env!("CARGO_MANIFEST_DIR");
+        let mut process = Command::new(format!("{here}/.tools/py/bin/python"))
+            .arg(format!("{here}/tests/external/otlp_sink.py"))
+            .arg("--out")
+            .arg(site.path("shipped.jsonl"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("`scripts/setup test` makes what the sink needs");
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { process, ports: serde_json::from_str(&line).unwrap() }
+    }
+
+    fn fault(&self, fault: &Value) {
+        let body = fault.to_string();
+        let mut socket = TcpStream::connect(("127.0.0.1", self.ports["control"])).unwrap();
+        let length = body.len();
+        write!(
+            socket,
+            "POST /fault HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        socket.read_to_string(&mut String::new()).unwrap();
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// A gateway of one kind, and what was measured of it.
+struct Kind {
+    name: &'static str,
+    site: Site,
+    gateway: Gateway,
+    _sink: Option<Sink>,
+    next: Arc<AtomicU64>,
+    micros: Vec<f64>,
+    rates: Vec<f64>,
+}
+
+fn site() -> Site {
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
+            policy["quotas"][quota] = toml("{ per_second = 1000000, burst = 1000000 }");
+        }
+    });
+    site.edit_config(|config| config["signers"][0]["queue_max"] = toml("1024"));
+    site
+}
+
+async fn kind(name: &'static str, otlp: Option<&str>, fault: &Value) -> Kind {
+    let site = site();
+    let sink = otlp.map(|_| Sink::new(&site));
+    site.edit_config(|config| match (otlp, &sink) {
+        (Some(rest), Some(sink)) => {
+            let port = if name == "absent" { 1 } else { sink.ports["grpc"] };
+            let otlp = format!("{{ endpoint = 'http://127.0.0.1:{port}', timeout_ms = 1000, {rest} }}");
+            config["otlp"] = toml(&otlp);
+        }
+        _ => drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")),
+    });
+    if let Some(sink) = &sink {
+        sink.fault(fault);
+    }
+    let gateway = site.serve().await;
+    Kind { name, site, gateway, _sink: sink, next: Arc::new(AtomicU64::new(1)), micros: Vec::new(), rates: Vec::new() }
+}
+
+/// The CPU that a process has used, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after = stat.rsplit_once(')').unwrap().1;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+impl Kind {
+    /// Has `count` quotes signed by callers that each wait for their answer.
+    async fn round(&mut self, count: u64) {
+        let until = self.next.load(Ordering::Relaxed) + count;
+        let mut callers = JoinSet::new();
+        let (ticks_before, began) = (ticks(self.gateway.pid()), Instant::now());
+        let client = self.gateway.quotes("pricing").await;
+        for _ in 0..CALLERS {
+            let (client, next) = (client.clone(), self.next.clone());
+            callers.spawn(async move {
+                let mut signed = 0_u64;
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= until {
+                        return signed;
+                    }
+                    // A number that came too late is the caller's own affair here.
+                    signed += u64::from(client.sign(&Quote::number(number)).await.is_ok());
+                }
+            });
+        }
+        let mut signed = 0;
+        while let Some(ended) = callers.join_next().await {
+            signed += ended.unwrap();
+        }
+        let took = began.elapsed();
+        // What is shipped is shipped soon after.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let used = (ticks(self.gateway.pid()) - ticks_before) as f64 * 10_000.0;
+        self.micros.push(used / signed as f64);
+        self.rates.push(signed as f64 / took.as_secs_f64());
+        self.next.store(until, Ordering::Relaxed);
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[tokio::main]
+async fn main() {
+    let which = env::args().nth(1).unwrap_or_default();
+    let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (rounds, count) = (number("ROUNDS", 5), number("QUOTES", 2_000));
+    let all = "metrics_interval_s = 1, trace_ratio =";
+    let well = json!({});
+    let mut kinds = vec![kind("off", None, &well).await];
+    if which == "collectors" {
+        let rest = format!("{all} 0.01");
+        for (name, fault) in [
+            ("well", well.clone()),
+            ("absent", well),
+            ("slow", json!({ "slow_ms": 500, "signals": ["logs", "traces", "metrics"] })),
+            ("silent", json!({ "hang": true, "signals": ["logs", "traces", "metrics"] })),
+            ("unavailable", json!({ "status": "UNAVAILABLE", "signals": ["logs", "traces", "metrics"] })),
+            ("exhausted", json!({ "status": "RESOURCE_EXHAUSTED", "retry_info_ms": 100 })),
+            ("bad", json!({ "status": "INVALID_ARGUMENT" })),
+            ("partial", json!({ "reject": 1 })),
+        ] {
+            kinds.push(kind(name, Some(&rest), &fault).await);
+        }
+    } else {
+        for (name, ratio) in [("traces of none", "0.0"), ("traces of 1 %", "0.01"), ("traces of all", "1.0")] {
+            kinds.push(kind(name, Some(&format!("{all} {ratio}")), &well).await);
+        }
+    }
+    for kind in &mut kinds {
+        kind.round(200).await;
+        (kind.micros, kind.rates) = (Vec::new(), Vec::new());
+    }
+    for _ in 0..rounds {
+        for kind in &mut kinds {
+            kind.round(count).await;
+        }
+    }
+    let (base, rate) = (median(&kinds[0].micros), median(&kinds[0].rates));
+    println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
+    println!("{:<16} {:>14} {:>12} {:>12} {:>10}", "", "CPU us/quote", "more", "quotes/s", "of off");
+    for kind in &kinds {
+        let (micros, own) = (median(&kind.micros), median(&kind.rates));
+        println!("{:<16} {micros:>14.1} {:>12.1} {own:>12.0} {:>10.3}", kind.name, micros - base, own / rate);
+    }
+    drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());
+}
