@@ -72,7 +72,7 @@ impl Reporting {
         if count > 0 {
             let request = spans::request(&self.resource, calls);
             let mut tries = 1;
-            while let Err(answer) = self.exporter.spans(request.clone()).await {
+            while let Err(answer) = self.exporter.spans(&request).await {
                 if tries == TRIES {
                     tracing::debug!(?answer, count, "the collector does not take traces");
                     tracer.drop_some(count);
@@ -94,7 +94,7 @@ impl Reporting {
                 () = tokio::time::sleep(every) => {}
             }
             let request = points::request(&self.resource, &self.metrics.text(), Span { from, to: nanos() });
-            if let Err(answer) = self.exporter.metrics(request).await {
+            if let Err(answer) = self.exporter.metrics(&request).await {
                 tracing::debug!(?answer, "the collector does not take metrics");
             }
         }

@@ -263,7 +263,7 @@ fn pages(
         let (mut records, mut bytes) = (Vec::new(), 0_usize);
         for stored in journal.records(&lane, from, RECORDS_MAX)? {
             let record = Shippable::new(&lane, &stored)?;
-            bytes = bytes.saturating_add(record.bytes);
+            bytes = bytes.saturating_add(record.log.len());
             if bytes > BYTES_MAX && !records.is_empty() {
                 break;
             }

@@ -10,3 +10,4 @@ pub mod points;
 pub mod records;
 pub mod shipper;
 pub mod spans;
+mod wire;

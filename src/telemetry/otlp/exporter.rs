@@ -1,17 +1,18 @@
 //! One request to a collector and what its answer means, by the OTLP specification 1.x: what may be sent again, what was too
 //! large, what it will never take. No answer in time means that it may have been taken.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, marker::PhantomData, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::{
-    logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
+    logs::v1::ExportLogsServiceResponse,
     metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
     trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
 };
+use prost::{Message as _, bytes::BufMut as _};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tonic::{
     Code, Status,
     client::Grpc,
+    codec::{Codec, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
@@ -109,57 +111,56 @@ impl Exporter {
         Ok(Self { transport, headers, timeout })
     }
 
-    /// Sends log records, once.
-    pub async fn logs(&self, request: ExportLogsServiceRequest) -> Answer {
-        self.send::<_, ExportLogsServiceResponse>(Signal::Logs, request).await.map_or_else(|answer| answer, taken)
+    /// Sends an `ExportLogsServiceRequest` as it is written, once.
+    pub async fn logs(&self, request: Vec<u8>) -> Answer {
+        self.send::<ExportLogsServiceResponse>(Signal::Logs, request).await.map_or_else(|answer| answer, taken)
     }
 
     /// Sends spans, once. What a collector rejects of them is its own affair.
-    pub async fn spans(&self, request: ExportTraceServiceRequest) -> Result<(), Answer> {
-        self.send::<_, ExportTraceServiceResponse>(Signal::Traces, request).await.map(drop)
+    pub async fn spans(&self, request: &ExportTraceServiceRequest) -> Result<(), Answer> {
+        self.send::<ExportTraceServiceResponse>(Signal::Traces, request.encode_to_vec()).await.map(drop)
     }
 
     /// Sends metrics, once.
-    pub async fn metrics(&self, request: ExportMetricsServiceRequest) -> Result<(), Answer> {
-        self.send::<_, ExportMetricsServiceResponse>(Signal::Metrics, request).await.map(drop)
+    pub async fn metrics(&self, request: &ExportMetricsServiceRequest) -> Result<(), Answer> {
+        self.send::<ExportMetricsServiceResponse>(Signal::Metrics, request.encode_to_vec()).await.map(drop)
     }
 
-    async fn send<Q, R>(&self, signal: Signal, request: Q) -> Result<R, Answer>
+    async fn send<R>(&self, signal: Signal, request: Vec<u8>) -> Result<R, Answer>
     where
-        Q: prost::Message + Default + Send + Sync + 'static,
-        R: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + 'static,
     {
+        let request = Bytes::from(request);
         let sent = async {
             match &self.transport {
-                Transport::Grpc(channel) => self.over_grpc::<Q, R>(signal, channel.clone(), request).await,
-                Transport::Http { base, dialer, kept } => self.over_http(signal, base, dialer, kept, &request).await,
+                Transport::Grpc(channel) => self.over_grpc::<R>(signal, channel.clone(), request).await,
+                Transport::Http { base, dialer, kept } => self.over_http(signal, base, dialer, kept, request).await,
             }
         };
         let late = |_| Err(Answer::Later { after: None, why: format!("no answer in {:?}", self.timeout) });
         tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late)
     }
 
-    async fn over_grpc<Q, R>(&self, signal: Signal, channel: Channel, request: Q) -> Result<R, Answer>
+    async fn over_grpc<R>(&self, signal: Signal, channel: Channel, request: Bytes) -> Result<R, Answer>
     where
-        Q: prost::Message + Default + Send + Sync + 'static,
-        R: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + 'static,
     {
         let mut client = Grpc::new(channel);
         client.ready().await.map_err(|fault| later(&fault))?;
         let mut request = tonic::Request::new(request);
         *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
         let path = PathAndQuery::from_static(signal.method());
-        let answered = client.unary(request, path, ProstCodec::<Q, R>::default()).await;
+        let answered = client.unary(request, path, AsWritten::<R>(PhantomData)).await;
         answered.map(tonic::Response::into_inner).map_err(|status| of_status(&status))
     }
 
-    async fn over_http<Q: prost::Message, R: prost::Message + Default>(
+    async fn over_http<R: prost::Message + Default>(
         &self,
         signal: Signal,
         base: &Uri,
         dialer: &Dialer,
         kept: &Mutex<Option<http1::SendRequest<Full<Bytes>>>>,
-        request: &Q,
+        request: Bytes,
     ) -> Result<R, Answer> {
         let mut kept = kept.lock().await;
         let answered = async {
@@ -183,20 +184,46 @@ impl Exporter {
         }
     }
 
-    fn http_request(
-        &self,
-        signal: Signal,
-        base: &Uri,
-        request: &impl prost::Message,
-    ) -> http::Result<Request<Full<Bytes>>> {
+    fn http_request(&self, signal: Signal, base: &Uri, request: Bytes) -> http::Result<Request<Full<Bytes>>> {
         let path = format!("{}{}", base.path().trim_end_matches('/'), signal.path());
         let authority = base.authority().map(ToString::to_string).unwrap_or_default();
         let mut built = Request::post(path)
             .header(header::HOST, authority)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .body(Full::new(request.encode_to_vec().into()))?;
+            .body(Full::new(request))?;
         built.headers_mut().extend(self.headers.clone());
         Ok(built)
+    }
+}
+
+/// A request that is written already, and an answer to be read.
+struct AsWritten<R>(PhantomData<fn() -> R>);
+
+/// Writes a request that is written already.
+struct Written;
+
+impl<R: prost::Message + Default + 'static> Codec for AsWritten<R> {
+    type Encode = Bytes;
+    type Decode = R;
+    type Encoder = Written;
+    type Decoder = <ProstCodec<R, R> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Written {
+        Written
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<R, R>::default().decoder()
+    }
+}
+
+impl Encoder for Written {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, request: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(request);
+        Ok(())
     }
 }
 

@@ -1,16 +1,19 @@
 //! An audit record as an OTLP log record: the same bytes whenever it is made, so that one that comes twice is seen to be one. The
 //! body is the record as it was hashed; the attributes say what is searched for, and where the record stands in its chain.
 
+use std::borrow::Cow;
+
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
-    logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber},
     resource::v1::Resource,
 };
 use prost::Message as _;
+use serde::Deserialize;
 
+use super::wire::{Wire, sized_len};
 use crate::{
-    audit::{Event, Record, SCHEMA},
+    audit::{Event, SCHEMA},
+    clock::UtcTime,
     domain::Environment,
     ledger::{EngineError, chain::StoredRecord},
 };
@@ -25,24 +28,88 @@ pub struct Shippable {
     pub index: u64,
     /// When it was made, in milliseconds since 1970.
     pub at_ms: i64,
-    /// How many bytes it takes in a request.
-    pub bytes: usize,
-    /// What is sent.
-    pub log: LogRecord,
+    /// The log record as it is sent.
+    pub log: Vec<u8>,
 }
 
-/// Attributes whose names are in `docs/audit-record.md`.
+/// What is told of a record outside its body.
+#[derive(Deserialize)]
+struct Seen<'a> {
+    #[serde(borrow)]
+    at: Cow<'a, str>,
+    #[serde(borrow)]
+    event: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    context: Context<'a>,
+    #[serde(borrow, default)]
+    facts: Facts<'a>,
+}
+
+type Text<'a> = Option<Cow<'a, str>>;
+
+#[derive(Deserialize)]
+struct Context<'a> {
+    #[serde(borrow)]
+    caller: Text<'a>,
+    #[serde(borrow)]
+    correlation_id: Cow<'a, str>,
+    #[serde(borrow)]
+    corridor: Text<'a>,
+    #[serde(borrow)]
+    environment: Cow<'a, str>,
+    #[serde(borrow)]
+    gateway_version: Cow<'a, str>,
+    #[serde(borrow)]
+    method: Text<'a>,
+    #[serde(borrow)]
+    partner: Text<'a>,
+    #[serde(borrow)]
+    quote_id: Text<'a>,
+    #[serde(borrow)]
+    span_id: Text<'a>,
+    #[serde(borrow)]
+    trace_id: Text<'a>,
+}
+
+#[derive(Deserialize, Default)]
+struct Facts<'a> {
+    #[serde(borrow)]
+    kid: Text<'a>,
+    #[serde(borrow)]
+    reason: Text<'a>,
+    sequence: Option<u64>,
+}
+
+/// An attribute of a resource or a span.
 pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    KeyValue { key: key.to_owned(), value: Some(string(value)), ..KeyValue::default() }
+    let value = Some(AnyValue { value: Some(Value::StringValue(value.into())) });
+    KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
-fn string(value: impl Into<String>) -> AnyValue {
-    AnyValue { value: Some(Value::StringValue(value.into())) }
-}
-
+/// Likewise, of a number.
 pub(super) fn number(key: &str, value: u64) -> KeyValue {
     let value = Some(AnyValue { value: Some(Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX))) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
+}
+
+/// Fields of `LogRecord`.
+mod field {
+    pub(super) const TIME: u32 = 1;
+    pub(super) const SEVERITY: u32 = 2;
+    pub(super) const SEVERITY_TEXT: u32 = 3;
+    pub(super) const BODY: u32 = 5;
+    pub(super) const ATTRIBUTES: u32 = 6;
+    pub(super) const TRACE_ID: u32 = 9;
+    pub(super) const SPAN_ID: u32 = 10;
+    pub(super) const OBSERVED: u32 = 11;
+    pub(super) const EVENT_NAME: u32 = 12;
+    /// Of `KeyValue`, and of `AnyValue` in it.
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const STRING: u32 = 1;
+    pub(super) const INT: u32 = 3;
 }
 
 impl Shippable {
@@ -51,68 +118,95 @@ impl Shippable {
     /// # Errors
     /// Where its bytes are no record of this version.
     pub fn new(lane: &str, stored: &StoredRecord) -> Result<Self, EngineError> {
-        let record = stored.record()?;
-        let nanos = u64::try_from(record.at.millis()).unwrap_or_default().saturating_mul(1_000_000);
-        let (severity, name) = severity(record.event);
-        let log = LogRecord {
-            time_unix_nano: nanos,
-            observed_time_unix_nano: nanos,
-            severity_number: severity.into(),
-            severity_text: name.to_owned(),
-            body: Some(string(String::from_utf8_lossy(&stored.bytes))),
-            attributes: attributes(lane, stored, &record),
-            trace_id: id(record.context.trace_id.as_deref()),
-            span_id: id(record.context.span_id.as_deref()),
-            event_name: format!("quotesign.{}", record.event.name()),
-            ..LogRecord::default()
-        };
-        let bytes = log.encoded_len();
-        Ok(Self { index: stored.index, at_ms: record.at.millis(), bytes, log })
+        let unfit = || EngineError::Unfit(format!("the record at {} cannot be read", stored.index));
+        let seen: Seen<'_> = serde_json::from_slice(&stored.bytes).map_err(|_| unfit())?;
+        let at_ms = UtcTime::parse(&seen.at).map_err(|_| unfit())?.millis();
+        let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
+        let (severity, severity_text) = severity(&seen.event);
+        // What is not in the body takes about a kilobyte.
+        let mut log = Wire::with_room(stored.bytes.len() + 1400);
+        log.fixed(field::TIME, nanos);
+        log.number(field::SEVERITY, severity);
+        log.bytes(field::SEVERITY_TEXT, severity_text.as_bytes());
+        log.sized(field::BODY, sized_len(field::STRING, stored.bytes.len()));
+        log.bytes(field::STRING, &stored.bytes);
+        attributes(&mut log, lane, stored, &seen);
+        log.bytes(field::TRACE_ID, &id(&seen.context.trace_id));
+        log.bytes(field::SPAN_ID, &id(&seen.context.span_id));
+        log.fixed(field::OBSERVED, nanos);
+        log.bytes(field::EVENT_NAME, ["quotesign.", &seen.event].concat().as_bytes());
+        Ok(Self { index: stored.index, at_ms, log: log.into_bytes() })
     }
 }
 
-fn id(hex: Option<&str>) -> Vec<u8> {
-    hex.and_then(|hex| hex::decode(hex).ok()).unwrap_or_default()
+fn id(hex: &Text<'_>) -> Vec<u8> {
+    hex.as_ref().and_then(|hex| hex::decode(hex.as_bytes()).ok()).unwrap_or_default()
 }
 
-fn attributes(lane: &str, stored: &StoredRecord, Record { context, facts, id, .. }: &Record) -> Vec<KeyValue> {
-    let mut attributes = vec![
-        text("quotesign.audit.lane", lane),
-        number("quotesign.audit.index", stored.index),
-        text("quotesign.audit.id", id.to_string()),
-        text("quotesign.audit.schema", SCHEMA),
-        text("quotesign.audit.leaf", hex::encode(stored.leaf)),
-    ];
-    let mut some = |key, value: Option<String>| attributes.extend(value.map(|value| text(key, value)));
-    some("quotesign.audit.link", stored.link.map(hex::encode));
-    some("quotesign.correlation_id", Some(context.correlation_id.to_string()));
-    some("quotesign.environment", Some(context.environment.to_string()));
-    some("quotesign.gateway.version", Some(context.gateway_version.clone()));
-    some("quotesign.caller", context.caller.as_ref().map(ToString::to_string));
-    some("rpc.method", context.method.clone());
-    some("quotesign.partner", context.partner.as_ref().map(ToString::to_string));
-    some("quotesign.quote_id", context.quote_id.as_ref().map(ToString::to_string));
-    some("quotesign.corridor", context.corridor.as_ref().map(ToString::to_string));
-    some("quotesign.kid", facts.kid.as_ref().map(ToString::to_string));
-    some("quotesign.reason", facts.reason.clone());
-    attributes.extend(facts.sequence.map(|sequence| number("quotesign.sequence", sequence.get())));
-    attributes
+/// The attributes, whose names are in `docs/audit-record.md`.
+fn attributes(log: &mut Wire, lane: &str, stored: &StoredRecord, Seen { context, facts, id, .. }: &Seen<'_>) {
+    put_text(log, "quotesign.audit.lane", lane);
+    put_number(log, "quotesign.audit.index", stored.index);
+    put_text(log, "quotesign.audit.id", id);
+    put_text(log, "quotesign.audit.schema", SCHEMA);
+    put_text(log, "quotesign.audit.leaf", &hex::encode(stored.leaf));
+    if let Some(link) = stored.link {
+        put_text(log, "quotesign.audit.link", &hex::encode(link));
+    }
+    put_text(log, "quotesign.correlation_id", &context.correlation_id);
+    put_text(log, "quotesign.environment", &context.environment);
+    put_text(log, "quotesign.gateway.version", &context.gateway_version);
+    for (key, value) in [
+        ("quotesign.caller", &context.caller),
+        ("rpc.method", &context.method),
+        ("quotesign.partner", &context.partner),
+        ("quotesign.quote_id", &context.quote_id),
+        ("quotesign.corridor", &context.corridor),
+        ("quotesign.kid", &facts.kid),
+        ("quotesign.reason", &facts.reason),
+    ] {
+        if let Some(value) = value {
+            put_text(log, key, value);
+        }
+    }
+    if let Some(sequence) = facts.sequence {
+        put_number(log, "quotesign.sequence", sequence);
+    }
+}
+
+fn put_text(log: &mut Wire, key: &str, value: &str) {
+    // An empty text is one all the same, unlike none.
+    let inner = sized_len(field::STRING, value.len());
+    log.sized(field::ATTRIBUTES, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
+    log.bytes(field::KEY, key.as_bytes());
+    log.sized(field::VALUE, inner);
+    log.sized(field::STRING, value.len());
+    log.extend(value.as_bytes());
+}
+
+fn put_number(log: &mut Wire, key: &str, value: u64) {
+    let mut inner = Wire::default();
+    inner.number(field::INT, value);
+    let inner = inner.into_bytes();
+    log.sized(field::ATTRIBUTES, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner.len()));
+    log.bytes(field::KEY, key.as_bytes());
+    log.bytes(field::VALUE, &inner);
 }
 
 /// What somebody should look at is a warning; nothing here is an error of the program.
-fn severity(event: Event) -> (SeverityNumber, &'static str) {
-    match event {
-        Event::Refused
-        | Event::Voided
-        | Event::VolumeUnusual
-        | Event::Revoked
-        | Event::Halted
-        | Event::Suspended
-        | Event::RollbackAccepted
-        | Event::AnchorAdopted
-        | Event::PolicyRefused => (SeverityNumber::Warn, "WARN"),
-        _ => (SeverityNumber::Info, "INFO"),
-    }
+fn severity(event: &str) -> (u64, &'static str) {
+    const WARN: [Event; 9] = [
+        Event::Refused,
+        Event::Voided,
+        Event::VolumeUnusual,
+        Event::Revoked,
+        Event::Halted,
+        Event::Suspended,
+        Event::RollbackAccepted,
+        Event::AnchorAdopted,
+        Event::PolicyRefused,
+    ];
+    if WARN.iter().any(|warn| warn.name() == event) { (13, "WARN") } else { (9, "INFO") }
 }
 
 /// Who sends.
@@ -130,13 +224,90 @@ pub fn resource(environment: Environment, replica: &str) -> Resource {
     }
 }
 
-/// A request with these records.
+/// A request with these records: an `ExportLogsServiceRequest`, of one resource and one scope, as it is sent.
 #[must_use]
-pub fn request(resource: &Resource, records: &[Shippable]) -> ExportLogsServiceRequest {
+pub fn request(resource: &Resource, records: &[Shippable]) -> Vec<u8> {
     let scope =
         InstrumentationScope { name: SCOPE.to_owned(), version: SCHEMA.to_owned(), ..InstrumentationScope::default() };
-    let log_records = records.iter().map(|record| record.log.clone()).collect();
-    let scope_logs = vec![ScopeLogs { scope: Some(scope), log_records, schema_url: String::new() }];
-    let resource = Some(resource.clone());
-    ExportLogsServiceRequest { resource_logs: vec![ResourceLogs { resource, scope_logs, schema_url: String::new() }] }
+    let (resource, scope) = (resource.encode_to_vec(), scope.encode_to_vec());
+    let logs: usize = records.iter().map(|record| sized_len(2, record.log.len())).sum();
+    let scope_logs = sized_len(1, scope.len()) + logs;
+    let resource_logs = sized_len(1, resource.len()) + sized_len(2, scope_logs);
+    let mut request = Wire::with_room(resource_logs + 16);
+    request.sized(1, resource_logs);
+    request.bytes(1, &resource);
+    request.sized(2, scope_logs);
+    request.bytes(1, &scope);
+    for record in records {
+        request.bytes(2, &record.log);
+    }
+    request.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::{
+        collector::logs::v1::ExportLogsServiceRequest,
+        logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
+    };
+
+    use super::*;
+    use crate::{
+        audit::{self, Facts, Record},
+        domain::CorrelationId,
+    };
+
+    fn stored(event: Event, link: bool, change: impl FnOnce(&mut audit::Context, &mut Facts)) -> StoredRecord {
+        let mut context = audit::Context::new(CorrelationId::made(), Environment::Sandbox, "00".to_owned(), 1);
+        let mut facts = Facts::default();
+        change(&mut context, &mut facts);
+        let bytes = Record::new(event, UtcTime::from_millis(1_765_432_100_123), context, facts).to_bytes().unwrap();
+        StoredRecord { index: 300, leaf: audit::leaf(&bytes), bytes, link: link.then_some([7; 32]) }
+    }
+
+    /// The generated types read what is written, and write it the same way.
+    #[test]
+    fn what_is_written_is_what_the_generated_types_write() {
+        let full = stored(Event::Refused, true, |context, facts| {
+            context.caller = Some("spiffe://example.org/pricing".parse().unwrap());
+            context.method = Some("a \"quoted\" \\ method\u{1f600}".to_owned());
+            context.partner = Some("acme-remit".parse().unwrap());
+            context.quote_id = Some("q1".parse().unwrap());
+            context.corridor = Some("GB-IN".parse().unwrap());
+            context.trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+            context.span_id = Some("00f067aa0ba902b7".to_owned());
+            facts.reason = Some("POLICY_DENIED".to_owned());
+            facts.sequence = Some(9.try_into().unwrap());
+            facts.kid = Some("quote-a".parse().unwrap());
+        });
+        let bare = stored(Event::Started, false, |_, _| {});
+        let records = [("", &bare), ("gw-1", &full)].map(|(lane, stored)| Shippable::new(lane, stored).unwrap());
+        for (record, of) in records.iter().zip([&bare, &full]) {
+            let log = LogRecord::decode(&*record.log).unwrap();
+            assert_eq!(log.encode_to_vec(), record.log);
+            let body = log.body.and_then(|body| body.value);
+            assert_eq!(body, Some(Value::StringValue(String::from_utf8(of.bytes.clone()).unwrap())));
+            assert_eq!(log.time_unix_nano, 1_765_432_100_123_000_000);
+        }
+        let log = LogRecord::decode(&*records[1].log).unwrap();
+        assert_eq!((log.severity_number, log.event_name.as_str()), (13, "quotesign.quote.refused"));
+        assert_eq!((log.trace_id.len(), log.span_id.len(), log.attributes.len()), (16, 8, 17));
+        assert!(log.attributes.contains(&text("rpc.method", "a \"quoted\" \\ method\u{1f600}")));
+        assert!(
+            log.attributes.contains(&number("quotesign.sequence", 9))
+                && log.attributes.contains(&number("quotesign.audit.index", 300))
+        );
+        let bare = LogRecord::decode(&*records[0].log).unwrap();
+        assert!(bare.attributes.contains(&text("quotesign.audit.lane", "")) && bare.severity_number == 9);
+
+        let resource = resource(Environment::Sandbox, "gw-1");
+        let sent = request(&resource, &records);
+        let read = ExportLogsServiceRequest::decode(&*sent).unwrap();
+        assert_eq!(read.encode_to_vec(), sent);
+        let [ResourceLogs { resource: Some(of), scope_logs, .. }] = read.resource_logs.as_slice() else {
+            panic!("{read:?}")
+        };
+        let [ScopeLogs { log_records, scope: Some(scope), .. }] = scope_logs.as_slice() else { panic!("{read:?}") };
+        assert_eq!((of, log_records.len(), scope.name.as_str()), (&resource, 2, SCOPE));
+    }
 }

@@ -158,16 +158,12 @@ mod tests {
         sync::Mutex,
     };
 
-    use opentelemetry_proto::tonic::logs::v1::LogRecord;
     use proptest::prelude::*;
 
     use super::*;
 
     fn records(range: std::ops::Range<u64>) -> Vec<Shippable> {
-        let record = |index| {
-            let log = LogRecord { time_unix_nano: index, ..LogRecord::default() };
-            Shippable { index, at_ms: 0, bytes: 10, log }
-        };
+        let record = |index| Shippable { index, at_ms: 0, log: index.to_be_bytes().to_vec() };
         range.map(record).collect()
     }
 
