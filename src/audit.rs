@@ -11,6 +11,9 @@ use crate::{
 };
 
 pub mod customer;
+mod status;
+
+pub use status::Status;
 
 /// The version of the record's schema, in every record.
 pub const SCHEMA: &str = "quotesign.audit.v1";
@@ -163,6 +166,12 @@ impl Context {
             rule_ids: Vec::new(),
         }
     }
+
+    /// What a record of the call says it was answered with; nothing of what the gateway does by itself.
+    #[must_use]
+    pub fn answered(&self, status: Status) -> Option<Status> {
+        self.method.is_some().then_some(status)
+    }
 }
 
 /// One record. Its bytes are its RFC 8785 form: fields stand in the order of their names, here and in what they hold.
@@ -225,6 +234,9 @@ pub struct Facts {
     /// The number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceNumber>,
+    /// What the call was answered with; absent where the record ends none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<Status>,
     /// What was stopped or resumed, as `revoked/<kid>` or `halted/<reach>`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stop: Option<String>,
@@ -290,6 +302,7 @@ mod tests {
             generation in any::<Option<u32>>(),
             count in prop::option::of(0_u64..1 << 53),
             at in 0_i64..4_000_000_000_000,
+            status in prop::sample::select(Status::ALL),
             is_full in any::<bool>(),
         ) {
             let [digest, method, contract, rule, reason, detail] = <[String; 6]>::try_from(texts).unwrap();
@@ -321,6 +334,7 @@ mod tests {
                     reason: Some(reason),
                     scope: Some("[]".to_owned()),
                     sequence: Some(SequenceNumber::try_from((1_u64 << 53) - 1).unwrap()),
+                    status: Some(status),
                     stop: Some("halted/all".to_owned()),
                     ..facts
                 };

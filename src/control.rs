@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::{
-    audit::{self, Event, Facts, Record},
+    audit::{self, Event, Facts, Record, Status},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, PolicyDigest},
     jwk::PublicKey,
@@ -82,7 +82,8 @@ impl Control {
                 let text = problems.join("; ");
                 tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
                 *self.refused.lock() = Some(text.clone());
-                let facts = Facts { detail: Some(text), ..Facts::default() };
+                let status = context.answered(Status::FailedPrecondition);
+                let facts = Facts { detail: Some(text), status, ..Facts::default() };
                 self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
                 Err(ReloadError::Refused(problems))
             }
@@ -131,12 +132,8 @@ impl Control {
         context.policy_digest = bundle.digest.to_string();
         context.policy_serial = bundle.serial;
         let detail = format!("before: {} serial {}", current.digest, current.serial);
-        let record = Record::new(
-            Event::PolicyLoaded,
-            SystemClock.now(),
-            context,
-            Facts { detail: Some(detail), ..Facts::default() },
-        );
+        let facts = Facts { detail: Some(detail), status: context.answered(Status::Ok), ..Facts::default() };
+        let record = Record::new(Event::PolicyLoaded, SystemClock.now(), context, facts);
         let id = record.id;
         publish(&self.ledger, &bundle, &record.context).await?;
         self.ledger.record(record).await?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use quotesign::{
-    audit::{Context, Event, Facts, Record},
+    audit::{Context, Event, Facts, Record, Status},
     clock::UtcTime,
     domain::{CorrelationId, Environment, SequenceNumber, sha256},
     proto::Reason,
@@ -105,6 +105,7 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         reason: text.clone(),
         scope: text.clone(),
         sequence: Some(SequenceNumber::ZERO),
+        status: Some(Status::Ok),
         stop: text,
     };
     let record = serde_json::to_value(Record::new(Event::Committed, UtcTime::from_millis(0), context, facts)).unwrap();
