@@ -51,6 +51,7 @@ labels! {
     OrderLabels { signer: String, at: &'static str }
     SignerLabels { signer: String }
     FrontLabels { front: &'static str }
+    RequestLabels { status: u32 }
     DigestLabels { digest: String }
     StopLabels { kind: &'static str }
 }
@@ -63,6 +64,7 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     calls: Family<CallLabels, Counter>,
     seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    requests: Family<RequestLabels, Counter>,
     verifications: Family<VerificationLabels, Counter>,
     serving: Family<ComponentLabels, Gauge>,
     orders: Family<OrderLabels, Gauge>,
@@ -118,6 +120,7 @@ impl Default for Metrics {
             unbound,
             holds,
             calls: family(of, "calls", "Finished gRPC calls"),
+            requests: family(of, "jwks_requests", "Requests to the public key sets that were answered"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
             orders: family(
@@ -173,6 +176,11 @@ impl Metrics {
         let labels = CallLabels { method: method.to_owned(), status: format!("{status:?}"), reason: reason.to_owned() };
         self.calls.get_or_create(&labels).inc();
         self.seconds.get_or_create(&MethodLabels { method: method.to_owned() }).observe(took.as_secs_f64());
+    }
+
+    /// A request to the key sets was answered.
+    pub fn jwks_request(&self, status: u16) {
+        self.requests.get_or_create(&RequestLabels { status: status.into() }).inc();
     }
 
     /// What was found of a quote.
@@ -317,6 +325,7 @@ mod tests {
             registry: _,
             calls,
             seconds,
+            requests,
             verifications,
             serving,
             orders,
@@ -339,6 +348,7 @@ mod tests {
         } = &metrics;
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
+        requests.get_or_create(&RequestLabels { status: 200 }).inc();
         verifications.get_or_create(&VerificationLabels { partner: text(), valid: "true" }).inc();
         serving.get_or_create(&ComponentLabels { component: text() }).set(1);
         orders.get_or_create(&OrderLabels { signer: text(), at: "device" }).set(1);
