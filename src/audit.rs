@@ -95,6 +95,8 @@ events! {
     AnchorAdopted = "ledger.anchor_adopted",
     /// The journal of every gateway was bound together by a signed checkpoint.
     Checkpointed = "journal.checkpointed",
+    /// Somebody read the journal.
+    Read = "journal.read",
     /// A policy bundle came into force.
     PolicyLoaded = "policy.loaded",
     /// A policy bundle was refused.
@@ -207,6 +209,9 @@ pub struct Facts {
     /// The quote's expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UtcTime>,
+    /// What a read asked for, as `partner=acme-remit`; the name alone where the value is nobody's to know.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub filters: Vec<String>,
     /// How often the reservation was bound to a key; the first time is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
@@ -225,6 +230,9 @@ pub struct Facts {
     /// The number before it in its scope, so that a removed record shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_sequence: Option<SequenceNumber>,
+    /// Who read with a command: the user of the machine where it ran.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reader: Option<String>,
     /// The stable reason of a refusal or a void.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -297,7 +305,7 @@ mod tests {
         /// Whatever texts a record holds, its bytes are those of an implementation of RFC 8785.
         #[test]
         fn a_records_bytes_are_its_canonical_form(
-            texts in prop::collection::vec(any::<String>(), 6),
+            texts in prop::collection::vec(any::<String>(), 8),
             serial in 0_u64..1 << 53,
             generation in any::<Option<u32>>(),
             count in prop::option::of(0_u64..1 << 53),
@@ -305,7 +313,7 @@ mod tests {
             status in prop::sample::select(Status::ALL),
             is_full in any::<bool>(),
         ) {
-            let [digest, method, contract, rule, reason, detail] = <[String; 6]>::try_from(texts).unwrap();
+            let [digest, method, contract, rule, reason, detail, filter, reader] = <[String; 8]>::try_from(texts).unwrap();
             let mut context = Context::new(CorrelationId::made(), Environment::Sandbox, digest, serial);
             let mut facts = Facts { count, generation, ..Facts::default() };
             if is_full {
@@ -325,6 +333,8 @@ mod tests {
                 facts = Facts {
                     checkpoint: Some("a.b.c".to_owned()),
                     detail: Some(detail),
+                    filters: vec![filter.clone(), filter],
+                    reader: Some(reader),
                     expires_at: Some(at),
                     input_sha256: Some("00".to_owned()),
                     jws_sha256: Some("01".to_owned()),

@@ -45,6 +45,7 @@ mod policy;
 mod powercut;
 mod problems;
 mod properties;
+mod reads;
 mod replicas;
 mod rollback;
 mod runbooks;
