@@ -11,6 +11,9 @@ use crate::{
 };
 
 pub mod customer;
+mod status;
+
+pub use status::Status;
 
 /// The version of the record's schema, in every record.
 pub const SCHEMA: &str = "quotesign.audit.v1";
@@ -92,6 +95,8 @@ events! {
     AnchorAdopted = "ledger.anchor_adopted",
     /// The journal of every gateway was bound together by a signed checkpoint.
     Checkpointed = "journal.checkpointed",
+    /// Somebody read the journal.
+    Read = "journal.read",
     /// A policy bundle came into force.
     PolicyLoaded = "policy.loaded",
     /// A policy bundle was refused.
@@ -171,6 +176,12 @@ impl Context {
             trace_id: None,
         }
     }
+
+    /// What a record of the call says it was answered with; nothing of what the gateway does by itself.
+    #[must_use]
+    pub fn answered(&self, status: Status) -> Option<Status> {
+        self.method.is_some().then_some(status)
+    }
 }
 
 /// One record. Its bytes are its RFC 8785 form: fields stand in the order of their names, here and in what they hold.
@@ -206,6 +217,9 @@ pub struct Facts {
     /// The quote's expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UtcTime>,
+    /// What a read asked for, as `partner=acme-remit`; the name alone where the value is nobody's to know.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub filters: Vec<String>,
     /// How often the reservation was bound to a key; the first time is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
@@ -224,6 +238,9 @@ pub struct Facts {
     /// The number before it in its scope, so that a removed record shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_sequence: Option<SequenceNumber>,
+    /// Who read with a command: the user of the machine where it ran.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reader: Option<String>,
     /// The stable reason of a refusal or a void.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -233,6 +250,9 @@ pub struct Facts {
     /// The number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<SequenceNumber>,
+    /// What the call was answered with; absent where the record ends none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<Status>,
     /// What was stopped or resumed, as `revoked/<kid>` or `halted/<reach>`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stop: Option<String>,
@@ -293,14 +313,15 @@ mod tests {
         /// Whatever texts a record holds, its bytes are those of an implementation of RFC 8785.
         #[test]
         fn a_records_bytes_are_its_canonical_form(
-            texts in prop::collection::vec(any::<String>(), 6),
+            texts in prop::collection::vec(any::<String>(), 8),
             serial in 0_u64..1 << 53,
             generation in any::<Option<u32>>(),
             count in prop::option::of(0_u64..1 << 53),
             at in 0_i64..4_000_000_000_000,
+            status in prop::sample::select(Status::ALL),
             is_full in any::<bool>(),
         ) {
-            let [digest, method, contract, rule, reason, detail] = <[String; 6]>::try_from(texts).unwrap();
+            let [digest, method, contract, rule, reason, detail, filter, reader] = <[String; 8]>::try_from(texts).unwrap();
             let mut context = Context::new(CorrelationId::made(), Environment::Sandbox, digest, serial);
             let mut facts = Facts { count, generation, ..Facts::default() };
             if is_full {
@@ -322,6 +343,8 @@ mod tests {
                 facts = Facts {
                     checkpoint: Some("a.b.c".to_owned()),
                     detail: Some(detail),
+                    filters: vec![filter.clone(), filter],
+                    reader: Some(reader),
                     expires_at: Some(at),
                     input_sha256: Some("00".to_owned()),
                     jws_sha256: Some("01".to_owned()),
@@ -331,6 +354,7 @@ mod tests {
                     reason: Some(reason),
                     scope: Some("[]".to_owned()),
                     sequence: Some(SequenceNumber::try_from((1_u64 << 53) - 1).unwrap()),
+                    status: Some(status),
                     stop: Some("halted/all".to_owned()),
                     ..facts
                 };

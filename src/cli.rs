@@ -23,6 +23,7 @@ mod health;
 mod jwks;
 mod keys;
 mod ledger;
+mod noted;
 mod out;
 mod pkcs11_host;
 mod policy;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::{
-    audit::{self, Event, Facts, Record},
+    audit::{self, Event, Facts, Record, Status},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, PolicyDigest},
     jwk::PublicKey,
@@ -106,7 +106,8 @@ impl Control {
                 tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
                 *self.refused.lock() = Some(text.clone());
                 self.reloads.refused.fetch_add(1, Ordering::Relaxed);
-                let facts = Facts { detail: Some(text), ..Facts::default() };
+                let status = context.answered(Status::FailedPrecondition);
+                let facts = Facts { detail: Some(text), status, ..Facts::default() };
                 self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
                 Err(ReloadError::Refused(problems))
             }
@@ -155,12 +156,8 @@ impl Control {
         context.policy_digest = bundle.digest.to_string();
         context.policy_serial = bundle.serial;
         let detail = format!("before: {} serial {}", current.digest, current.serial);
-        let record = Record::new(
-            Event::PolicyLoaded,
-            SystemClock.now(),
-            context,
-            Facts { detail: Some(detail), ..Facts::default() },
-        );
+        let facts = Facts { detail: Some(detail), status: context.answered(Status::Ok), ..Facts::default() };
+        let record = Record::new(Event::PolicyLoaded, SystemClock.now(), context, facts);
         let id = record.id;
         publish(&self.ledger, &bundle, &record.context).await?;
         self.ledger.record(record).await?;

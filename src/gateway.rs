@@ -25,7 +25,7 @@ use crate::{
     service::{
         admin::Admin,
         health::{Components, Watch},
-        jwks::{self, Sets},
+        jwks::{self, Lines, Sets},
         keys::Keys,
         operations::{self, Operations},
         quotes::Quotes,
@@ -349,7 +349,8 @@ impl Gateway {
             self.metrics.certificate(front, tls::ends(file).map_err(StartError::unfit)?);
         }
         let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
-        fronts.spawn(fronts::serve_https(connections, jwks::routes(sets), stop.clone()));
+        let lines = Lines::new(self.config.environment, self.metrics.clone());
+        fronts.spawn(fronts::serve_https(connections, jwks::routes(sets, lines), stop.clone()));
         let operations = operations::routes(Operations {
             components: self.components,
             stopped: self.pipeline.stopped.clone(),

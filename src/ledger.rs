@@ -25,6 +25,7 @@ mod kept;
 mod lease;
 mod place;
 pub mod postgres;
+mod reading;
 mod reads;
 mod shipment;
 pub mod sqlite;
@@ -37,6 +38,7 @@ pub use front::{Ledger, LedgerConfig, Load};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
+pub use reading::{Reading, Waiting};
 pub use reads::{OpenReads, Reads};
 pub use shipment::{Quarantined, Shipment};
 pub use stops::{Reach, Stop};
@@ -409,6 +411,18 @@ pub trait Engine: Reads + Send + 'static {
     /// # Errors
     /// Where that cannot be made durable; it may have been all the same.
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError>;
+
+    /// Notes of reads that wait to be journalled, as commands left them. What is taken is given again until it is dropped.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError>;
+
+    /// Forgets notes that were taken, all of one [`Engine::take_readings`], by their places.
+    ///
+    /// # Errors
+    /// Where that cannot be done; they may be given again.
+    fn drop_readings(&mut self, places: &[i64]) -> Result<(), EngineError>;
 
     /// How another connection to the same store is opened, that only reads.
     fn reads(&self) -> OpenReads;

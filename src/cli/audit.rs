@@ -23,7 +23,12 @@ use crate::{
     },
 };
 
-use super::{ConfigPath, Failure, Format, out, out::say};
+use super::{
+    ConfigPath, Failure, Format,
+    noted::{Noted, filter},
+    out,
+    out::say,
+};
 
 mod prove;
 mod verify;
@@ -132,6 +137,23 @@ struct Filter {
 }
 
 impl Filter {
+    /// What a note of the read says of it: a customer's reference is nobody's to know.
+    fn told(&self) -> Vec<String> {
+        let Self { quote, partner, caller, kid, event, correlation_id, customer, since, until } = self;
+        let told = [
+            filter("quote", quote.as_ref()),
+            filter("partner", partner.as_ref()),
+            filter("caller", caller.as_ref()),
+            filter("kid", kid.as_ref()),
+            filter("event", event.as_ref()),
+            filter("correlation-id", correlation_id.as_ref()),
+            customer.as_ref().map(|_| "customer".to_owned()),
+            filter("since", since.as_ref()),
+            filter("until", until.as_ref()),
+        ];
+        told.into_iter().flatten().collect()
+    }
+
     fn wanted(self, path: &ConfigPath) -> Result<Wanted, Failure> {
         let Self { quote: quote_id, partner, caller, kid, event, correlation_id, customer, since, until } = self;
         let customer_ref = match (customer, &partner) {
@@ -167,7 +189,8 @@ impl AuditCommand {
 
 impl Quarantine {
     fn run(self) -> Result<(), Failure> {
-        for record in reader(&self.path)?.quarantined().map_err(Failure::failed)? {
+        let noted = Noted::open(&self.path.load()?, "audit quarantine", Vec::new())?;
+        for record in noted.journal()?.quarantined().map_err(Failure::failed)? {
             say!("{}\t{}\t{}", record.lane, record.index, record.why);
         }
         Ok(())
@@ -176,7 +199,8 @@ impl Quarantine {
 
 impl Show {
     fn run(self) -> Result<(), Failure> {
-        let stored = reader(&self.path)?.record(&self.id).map_err(Failure::failed)?;
+        let ledger = Noted::open(&self.path.load()?, "audit show", vec![format!("record={}", self.id)])?;
+        let stored = ledger.journal()?.record(&self.id).map_err(Failure::failed)?;
         let stored = stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", self.id)))?;
         let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
         say!("{record:#}");
@@ -186,16 +210,18 @@ impl Show {
 
 impl Tail {
     fn run(self) -> Result<(), Failure> {
+        let told = self.filter.told();
         let wanted = self.filter.wanted(&self.path)?;
+        let ledger = Noted::open(&self.path.load()?, "audit tail", told)?;
         if wanted == Wanted::default() {
-            for stored in reader(&self.path)?.tail(self.count).map_err(Failure::failed)? {
+            for stored in ledger.journal()?.tail(self.count).map_err(Failure::failed)? {
                 say!("{}", String::from_utf8_lossy(&stored.bytes));
             }
             return Ok(());
         }
         let count = usize::try_from(self.count).map_err(Failure::unfit)?;
         let mut newest = VecDeque::new();
-        each(&self.path, &wanted, |record| {
+        each(&ledger, &wanted, |record| {
             newest.push_back(record);
             newest.drain(..newest.len().saturating_sub(count));
             Ok(())
@@ -209,13 +235,14 @@ impl Tail {
 
 impl Export {
     fn run(self) -> Result<(), Failure> {
+        let told = self.filter.told();
         let wanted = self.filter.wanted(&self.path)?;
-        let path = self.path;
+        let ledger = Noted::open(&self.path.load()?, "audit export", told)?;
         let put = |out: &mut dyn Write| {
             if wanted == Wanted::default() {
-                return chained(&*reader(&path)?, out);
+                return chained(&*ledger.journal()?, out);
             }
-            each(&path, &wanted, |record| writeln!(out, "{}", line(&record)?).map_err(Failure::failed))
+            each(&ledger, &wanted, |record| writeln!(out, "{}", line(&record)?).map_err(Failure::failed))
         };
         let Some(file) = self.out else {
             let mut out = BufWriter::new(out::Out);
@@ -229,8 +256,10 @@ impl Export {
 impl Summarise {
     fn run(self) -> Result<(), Failure> {
         let mut summary = Summary::default();
+        let told = self.filter.told();
         let wanted = self.filter.wanted(&self.path)?;
-        each(&self.path, &wanted, |record| {
+        let ledger = Noted::open(&self.path.load()?, "audit summary", told)?;
+        each(&ledger, &wanted, |record| {
             summary.take(&record);
             Ok(())
         })?;
@@ -267,13 +296,8 @@ fn into_file(path: &Path, put: impl FnOnce(&mut dyn Write) -> Result<(), Failure
 }
 
 /// Gives every wanted record, by its id, which rises with time.
-fn each(
-    path: &ConfigPath,
-    wanted: &Wanted,
-    mut give: impl FnMut(Record) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let place = path.load()?.ledger.place().map_err(Failure::unfit)?;
-    let mut reads = place.reads().map_err(Failure::failed)?;
+fn each(ledger: &Noted, wanted: &Wanted, mut give: impl FnMut(Record) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut reads = ledger.reads()?;
     let mut after = wanted.after();
     loop {
         let page = reads.records_after(after, PAGE).map_err(Failure::failed)?;
@@ -287,8 +311,4 @@ fn each(
 
 fn line(record: &Record) -> Result<String, Failure> {
     serde_json::to_string(record).map_err(Failure::failed)
-}
-
-fn reader(path: &ConfigPath) -> Result<Box<dyn Journal>, Failure> {
-    path.load()?.ledger.place().map_err(Failure::unfit)?.journal().map_err(Failure::failed)
 }

@@ -18,6 +18,7 @@ use crate::{
 use super::{
     ClientPath, ConfigPath, Failure, PublicUrl, block_on,
     dev::write_private,
+    noted::Noted,
     out,
     policy::{bundle_in, partner_in},
 };
@@ -64,6 +65,7 @@ enum Format {
 /// What is looked at.
 struct Here<'h> {
     config: &'h Config,
+    ledger: &'h Noted,
     bundle: &'h Bundle,
     partner: &'h Partner,
     now: UtcTime,
@@ -77,7 +79,8 @@ impl GoLive {
         if self.quote.is_some() && config.environment == Environment::Production {
             return Err(Failure::unfit("--quote: production is only read; have probes signed in sandbox"));
         }
-        let here = Here { config: &config, bundle: &bundle, partner, now: SystemClock.now() };
+        let ledger = &Noted::open(&config, "golive", vec![format!("partner={}", partner.id)])?;
+        let here = Here { config: &config, ledger, bundle: &bundle, partner, now: SystemClock.now() };
         let (dossier, calendar) = self.look(&here)?;
         let text = match self.format {
             Format::Markdown => dossier.markdown(),
@@ -99,7 +102,7 @@ impl GoLive {
     }
 
     fn look(&self, here: &Here<'_>) -> Result<(Dossier, String), Failure> {
-        let Here { config, bundle, partner, now } = *here;
+        let Here { config, bundle, partner, now, .. } = *here;
         let mut facts = Facts::new();
         let book = ledger::read(here)?;
         let active = book.active(here);

@@ -9,16 +9,18 @@ use serde_json::{Map, Value, json};
 use crate::{
     client,
     clock::{Clock as _, SystemClock},
-    domain::{Identity, Kid, PartnerId, QuoteId},
+    domain::{Identity, Kid, Malformed, PartnerId, QuoteId},
     key_set::{self, Severity},
-    ledger::{Place, chain::StoredRecord, step::Quote},
+    ledger::{chain::StoredRecord, step::Quote},
     policy::{Bundle, contract::Contract},
     published::Standings,
     review::golive::forbidden,
 };
 
 use super::{
-    ConfigPath, Failure, Format, PublicUrl, block_on, out,
+    ConfigPath, Failure, Format, PublicUrl, block_on,
+    noted::{Noted, filter},
+    out,
     policy::{bundle_in, partner_in},
 };
 
@@ -51,8 +53,10 @@ impl Support {
         let config = self.path.load()?;
         let bundle = bundle_in(&config.policy)?;
         let partner = partner_in(&bundle, &self.partner)?;
-        let place = config.ledger.place().map_err(Failure::unfit)?;
-        let active = active(&bundle, &place, &partner.id)?;
+        let quote: Option<QuoteId> = self.quote.as_deref().map(str::parse).transpose().map_err(unfit_quote)?;
+        let told = [filter("partner", Some(&partner.id)), filter("quote", quote.as_ref())];
+        let ledger = Noted::open(&config, "support", told.into_iter().flatten().collect())?;
+        let active = active(&bundle, &ledger, &partner.id)?;
         let (url, ca) = self.public.of(&config, partner);
         let mut all = Map::new();
         let mut put = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
@@ -69,13 +73,12 @@ impl Support {
         if let Some(id) = &self.api_correlation_id {
             put("api_correlation_id", json!(id));
         }
-        if let Some(quote) = &self.quote {
+        if let Some(quote) = quote {
             put("quote_id", json!(quote));
-            let quote: QuoteId = quote.parse().map_err(|fault| Failure::unfit(format!("--quote: {fault}")))?;
             let identity = Identity::new(config.environment, &partner.id, &quote);
-            match place.reads().and_then(|mut reads| reads.quote(&identity)).map_err(Failure::failed)? {
+            match ledger.reads()?.quote(&identity).map_err(Failure::failed)? {
                 None => put("quote", json!("this ledger holds no quote of that id")),
-                Some(found) => put("quote", of_quote(&bundle, &place, &found)?),
+                Some(found) => put("quote", of_quote(&bundle, &ledger, &found)?),
             }
         }
         self.print(&all)
@@ -122,22 +125,26 @@ fn seen_at(url: Option<&str>, ca: &Path, active: Option<&Kid>) -> Result<(Value,
     })
 }
 
-fn active(bundle: &Bundle, place: &Place, partner: &PartnerId) -> Result<Option<Kid>, Failure> {
-    let read = place.reads().and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
-    let (stops, kids) = read.map_err(Failure::failed)?;
+fn unfit_quote(fault: Malformed) -> Failure {
+    Failure::unfit(format!("--quote: {fault}"))
+}
+
+fn active(bundle: &Bundle, ledger: &Noted, partner: &PartnerId) -> Result<Option<Kid>, Failure> {
+    let mut reads = ledger.reads()?;
+    let (stops, kids) = (reads.stops().map_err(Failure::failed)?, reads.kids().map_err(Failure::failed)?);
     let standings = Standings::of_ledger(stops, kids);
     let current = bundle.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid));
     Ok(current.map(|key| key.kid.clone()))
 }
 
 /// What may be told of a quote: who, when and which; its header; its payload without values but the named few.
-fn of_quote(bundle: &Bundle, place: &Place, quote: &Quote) -> Result<Value, Failure> {
+fn of_quote(bundle: &Bundle, ledger: &Noted, quote: &Quote) -> Result<Value, Failure> {
     let Some(released) = quote.released() else {
         return Ok(
             json!({ "signed": false, "sequence": quote.sequence, "kid": quote.kid, "expires_at": quote.expires_at }),
         );
     };
-    let journal = place.journal().map_err(Failure::failed)?;
+    let journal = ledger.journal()?;
     let stored = journal.record(&released.record).map_err(Failure::failed)?;
     let record = stored.as_ref().map(StoredRecord::record).transpose().map_err(Failure::failed)?;
     let part = |nth| released.jws.as_str().split('.').nth(nth).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());

@@ -23,9 +23,11 @@ const LOOK_AHEAD: Duration = Duration::from_mins(1);
 const PRUNE_MAX: u32 = 256;
 const PRUNES_MAX: u32 = 1_000;
 
-/// Voids what expired unsigned, so that every burnt number is explained, journals what was only counted, and forgets what expired more than `keep` ago.
+/// Voids what expired unsigned, so that every burnt number is explained, journals what was only counted and who has read the
+/// journal beside it (also at the start), and forgets what expired more than `keep` ago.
 pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Duration, stop: CancellationToken) {
     loop {
+        journal_readings(&pipeline).await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
@@ -42,6 +44,17 @@ pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Durati
         if let Err(fault) = prune_some(&pipeline, &prune, &stop).await {
             tracing::warn!(%fault, "expired quotes could not be pruned");
         }
+    }
+}
+
+/// Journals the notes of reads that commands have left, once this gateway is known to be one of the ledger's.
+async fn journal_readings(pipeline: &Pipeline) {
+    if pipeline.has_joined().is_err() {
+        return;
+    }
+    let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
+    if let Err(fault) = pipeline.ledger.journal_readings(&context).await {
+        tracing::warn!(%fault, "who has read the journal could not be journalled yet");
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, batch::Replies, chain::Heads,
-    step::Quote, stops::Stops,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, Waiting, batch::Replies,
+    chain::Heads, step::Quote, stops::Stops,
 };
 use crate::{
     audit::Record,
@@ -69,6 +69,14 @@ impl Engine for Absent {
 
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
         self.engine()?.ship(shipment)
+    }
+
+    fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError> {
+        self.engine()?.take_readings()
+    }
+
+    fn drop_readings(&mut self, places: &[i64]) -> Result<(), EngineError> {
+        self.engine()?.drop_readings(places)
     }
 
     fn reads(&self) -> OpenReads {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment, Waiting,
     batch::Replies,
     chain::{Heads, Position},
     step::Quote,
@@ -295,6 +295,14 @@ impl Engine for Anchored {
 
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
         self.inner.ship(shipment)
+    }
+
+    fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError> {
+        self.inner.take_readings()
+    }
+
+    fn drop_readings(&mut self, places: &[i64]) -> Result<(), EngineError> {
+        self.inner.drop_readings(places)
     }
 
     fn reads(&self) -> OpenReads {

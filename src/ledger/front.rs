@@ -27,6 +27,7 @@ use crate::{
 
 mod desk;
 mod queue;
+mod readings;
 mod writer;
 
 use desk::Desk;
@@ -437,7 +438,7 @@ mod tests {
 
     use super::{
         super::{
-            OpenReads, Refusal,
+            OpenReads, Refusal, Waiting,
             chain::{self, Position, Summary},
             sqlite::{Reader, Sqlite},
             step::tests::{at, commit, context, identity, reserve, scope, seed},
@@ -506,6 +507,14 @@ mod tests {
 
         fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
             self.inner.ship(shipment)
+        }
+
+        fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError> {
+            self.inner.take_readings()
+        }
+
+        fn drop_readings(&mut self, places: &[i64]) -> Result<(), EngineError> {
+            self.inner.drop_readings(places)
         }
 
         fn reads(&self) -> OpenReads {

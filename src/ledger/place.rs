@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Quarantined, Reads,
+    Engine, EngineError, Quarantined, Reading, Reads,
     anchor::{self, Anchored},
     chain::{Position, StoredRecord},
     postgres::{self, Postgres, Settings},
@@ -86,6 +86,19 @@ impl Place {
                 anchor::is_elsewhere(anchor, file).map_err(EngineError::Unfit)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Leaves a note that somebody reads the ledger, which a gateway journals; it is durable when this returns. Waits, like
+    /// [`Place::open`].
+    ///
+    /// # Errors
+    /// Where it cannot be left: then nothing may be read.
+    pub fn note(&self, reading: &Reading) -> Result<(), EngineError> {
+        let line = reading.line()?;
+        match &self.store {
+            Store::Sqlite(file) => sqlite::note(file, &line),
+            Store::Postgres(settings) => postgres::Reader::open(&settings.server)?.note(&line),
         }
     }
 

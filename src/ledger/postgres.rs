@@ -16,7 +16,7 @@ use tokio_postgres::{Statement, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment, Waiting,
     batch::{self, Changes, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     encoding::stored,
@@ -34,6 +34,7 @@ use session::{Session, definite, fenced, has_moved};
 mod lease;
 mod read;
 mod reader;
+mod readings;
 mod schema;
 mod session;
 mod write;
@@ -308,6 +309,14 @@ impl Engine for Postgres {
 
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
         self.read(async |open| lease::ship(&open.session.client, shipment).await)
+    }
+
+    fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError> {
+        self.read(async |open| readings::take(&open.session.client).await)
+    }
+
+    fn drop_readings(&mut self, places: &[i64]) -> Result<(), EngineError> {
+        self.read(async |open| readings::clear(&open.session.client, places).await)
     }
 
     fn reads(&self) -> OpenReads {

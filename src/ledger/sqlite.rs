@@ -15,7 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Quarantined, Reads, Shipment,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Quarantined, Reads, Shipment, Waiting,
     batch::{self, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
@@ -34,8 +34,10 @@ mod checkpoint;
 mod copy;
 mod rows;
 mod schema;
+mod spool;
 
 pub use copy::{backup, check_whole, lock};
+pub(super) use spool::note;
 
 /// The one writer of a ledger's file.
 #[derive(Debug)]
@@ -153,6 +155,14 @@ impl Engine for Sqlite {
             self.connection = None;
         }
         shipped
+    }
+
+    fn take_readings(&mut self) -> Result<Vec<Waiting>, EngineError> {
+        spool::take(&self.path)
+    }
+
+    fn drop_readings(&mut self, _: &[i64]) -> Result<(), EngineError> {
+        spool::clear(&self.path)
     }
 
     fn reads(&self) -> OpenReads {

@@ -13,7 +13,7 @@ use super::{
     stops::Stops,
 };
 use crate::{
-    audit::{Context, Event, Facts, Record},
+    audit::{Context, Event, Facts, Record, Status},
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
@@ -141,6 +141,12 @@ impl Quote {
             expires_at: Some(self.expires_at),
             ..Facts::default()
         }
+    }
+
+    /// What a record says of it where `jws` is given to whoever called.
+    #[must_use]
+    pub fn given(&self, jws: &CompactJws, context: &Context) -> Facts {
+        Facts { jws_sha256: Some(jws.digest().to_string()), status: context.answered(Status::Ok), ..self.facts() }
     }
 }
 
@@ -369,8 +375,7 @@ fn reserve_again(state: &State<'_>, quote: &Quote, op: &Reserve) -> Result<Step,
 }
 
 fn replay(quote: &Quote, released: Released, op: &Reserve) -> Step {
-    let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..quote.facts() };
-    let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
+    let record = Record::new(Event::Replayed, op.now, op.context.clone(), quote.given(&released.jws, &op.context));
     Step { record: Some(record), ..Step::unchanged(Done::Reserved(Reserved::Replay(released))) }
 }
 
@@ -389,7 +394,7 @@ fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal
         return Err(Refusal::Expired);
     }
     if let Some(first) = quote.released() {
-        let facts = Facts { jws_sha256: Some(first.jws.digest().to_string()), ..quote.facts() };
+        let facts = quote.given(&first.jws, &op.context);
         let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
         return Ok(Step { record: Some(record), ..Step::unchanged(Done::Committed { released: first, first: false }) });
     }
@@ -399,7 +404,7 @@ fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal
     if quote.stage != Stage::Reserved || !same {
         return Err(Refusal::NotReserved);
     }
-    let facts = Facts { jws_sha256: Some(op.jws.digest().to_string()), ..quote.facts() };
+    let facts = quote.given(&op.jws, &op.context);
     let record = Record::new(Event::Committed, op.now, op.context.clone(), facts);
     let released = quote.release(&op.jws, record.id);
     let stage = Stage::Signed { jws: op.jws.clone(), record: record.id };

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use parking_lot::Mutex;
 
 use crate::{
-    audit::{Context, Event, Facts, Record},
+    audit::{Context, Event, Facts, Record, Status},
     clock::{Clock as _, SystemClock, UtcTime},
     domain::Caller,
     proto::Reason,
@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     Pipeline,
-    refusal::{Refusal, name},
+    refusal::{Refusal, answer, name},
     verify::VerifyError,
 };
 
@@ -24,7 +24,10 @@ const SINGLY_MAX: u32 = 60;
 
 /// How many refusals each caller has had journalled of late.
 #[derive(Debug, Default)]
-pub struct Shares(Mutex<HashMap<(Option<Caller>, Reason), Share>>);
+pub struct Shares(Mutex<HashMap<Told, Share>>);
+
+/// Whom, why, and what was answered.
+type Told = (Option<Caller>, Reason, Status);
 
 #[derive(Debug, Clone, Copy)]
 struct Share {
@@ -35,9 +38,9 @@ struct Share {
 
 impl Shares {
     /// Whether one more refusal is written singly; else it is counted.
-    fn enter(&self, caller: Option<Caller>, reason: Reason, now: UtcTime) -> bool {
+    fn enter(&self, told: Told, now: UtcTime) -> bool {
         let mut shares = self.0.lock();
-        let share = shares.entry((caller, reason)).or_insert(Share { since: now, written: 0, counted: 0 });
+        let share = shares.entry(told).or_insert(Share { since: now, written: 0, counted: 0 });
         if now.since(share.since) >= WINDOW || now < share.since {
             (share.since, share.written) = (now, 0);
         }
@@ -51,21 +54,22 @@ impl Shares {
     }
 
     /// Takes what was counted since this was last asked.
-    fn take_counted(&self) -> Vec<(Option<Caller>, Reason, u64)> {
+    fn take_counted(&self) -> Vec<(Told, u64)> {
         let mut shares = self.0.lock();
         let counted = shares.iter_mut().filter(|(_, share)| share.counted > 0);
-        counted.map(|((caller, reason), share)| (caller.clone(), *reason, std::mem::take(&mut share.counted))).collect()
+        counted.map(|(told, share)| (told.clone(), std::mem::take(&mut share.counted))).collect()
     }
 }
 
 impl Pipeline {
-    /// Journals how many refusals were only counted since this was last done: a record for each caller and reason.
+    /// Journals how many refusals were only counted since this was last done: a record for each caller, reason and
+    /// answer.
     pub fn journal_counted(&self, context: &Context) {
         let now = SystemClock.now();
-        for (caller, reason, count) in self.refusals.take_counted() {
+        for ((caller, reason, status), count) in self.refusals.take_counted() {
             let detail = Some("as many were refused for this reason beyond those written singly".to_owned());
             let reason = Some(name(reason).to_owned());
-            let facts = Facts { count: Some(count), reason, detail, ..Facts::default() };
+            let facts = Facts { count: Some(count), reason, status: Some(status), detail, ..Facts::default() };
             self.ledger.journal(Record::new(Event::Refused, now, Context { caller, ..context.clone() }, facts));
         }
     }
@@ -83,15 +87,17 @@ impl Pipeline {
             }
             _ => {}
         }
-        self.journal_denial(context, refusal.reason(), refusal.to_string());
+        let reason = refusal.reason();
+        self.journal_denial(context, reason, answer(reason), refusal.to_string());
     }
 
-    /// Journals that an act was refused for `reason`.
-    pub fn journal_denial(&self, context: Context, reason: Reason, detail: String) {
+    /// Journals that an act was refused for `reason`, and that its caller was answered `status`.
+    pub fn journal_denial(&self, context: Context, reason: Reason, status: Status, detail: String) {
         let now = SystemClock.now();
         let declared = context.caller.clone().filter(|caller| self.policy.load().knows(caller));
-        if self.refusals.enter(declared, reason, now) {
-            let facts = Facts { reason: Some(name(reason).to_owned()), detail: Some(detail), ..Facts::default() };
+        if self.refusals.enter((declared, reason, status), now) {
+            let (reason, status) = (Some(name(reason).to_owned()), Some(status));
+            let facts = Facts { reason, status, detail: Some(detail), ..Facts::default() };
             self.ledger.journal(Record::new(Event::Refused, now, context, facts));
         }
     }
@@ -105,16 +111,18 @@ mod tests {
     fn a_flood_is_counted_and_told_once_though_nothing_follows() {
         let shares = Shares::default();
         let at = |second: i64| UtcTime::from_millis(second * 1000);
-        let singly = (0..1000).filter(|_| shares.enter(None, Reason::PolicyDenied, at(0))).count();
+        let denied = (None, Reason::PolicyDenied, Status::PermissionDenied);
+        let malformed = (None, Reason::MalformedJson, Status::InvalidArgument);
+        let singly = (0..1000).filter(|_| shares.enter(denied.clone(), at(0))).count();
         assert_eq!(singly, 60);
-        assert!(shares.enter(None, Reason::MalformedJson, at(0)), "another reason has a share of its own");
-        assert!(!shares.enter(None, Reason::PolicyDenied, at(59)));
-        assert_eq!(shares.take_counted(), [(None, Reason::PolicyDenied, 941)]);
+        assert!(shares.enter(malformed, at(0)), "another reason has a share of its own");
+        assert!(!shares.enter(denied.clone(), at(59)));
+        assert_eq!(shares.take_counted(), [(denied.clone(), 941)]);
         assert!(shares.take_counted().is_empty());
-        assert!(!shares.enter(None, Reason::PolicyDenied, at(59)), "what was told gives no new share");
+        assert!(!shares.enter(denied.clone(), at(59)), "what was told gives no new share");
         // A new window, with what was counted in the one before.
-        let singly = (0..61).filter(|_| shares.enter(None, Reason::PolicyDenied, at(60))).count();
+        let singly = (0..61).filter(|_| shares.enter(denied.clone(), at(60))).count();
         assert_eq!(singly, 60);
-        assert_eq!(shares.take_counted(), [(None, Reason::PolicyDenied, 2)]);
+        assert_eq!(shares.take_counted(), [(denied, 2)]);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    audit::Status,
     backlog::TooFarBehind,
     clock::ClockFault,
     ledger::{self, LedgerError},
@@ -177,4 +178,33 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
 pub fn name(reason: Reason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("REASON_").unwrap_or(name)
+}
+
+/// What a call is answered with for each reason.
+#[must_use]
+pub fn answer(reason: Reason) -> Status {
+    match reason {
+        Reason::CallerUnidentified => Status::Unauthenticated,
+        Reason::RateLimited | Reason::Overloaded => Status::ResourceExhausted,
+        Reason::InvalidRequest | Reason::MalformedJson | Reason::SchemaViolation => Status::InvalidArgument,
+        Reason::PolicyDenied | Reason::CallerSuspended => Status::PermissionDenied,
+        Reason::QuoteExpired
+        | Reason::NoActiveKey
+        | Reason::SequenceNotMonotonic
+        | Reason::SequenceScopeUnknown
+        | Reason::EnvironmentMismatch
+        | Reason::BundleRefused
+        | Reason::FloorNotRaised
+        | Reason::KeyRevoked
+        | Reason::SecondCallerNeeded => Status::FailedPrecondition,
+        Reason::QuoteConflict => Status::AlreadyExists,
+        Reason::SignerUnavailable
+        | Reason::LedgerUnavailable
+        | Reason::ClockUntrusted
+        | Reason::SigningHalted
+        | Reason::AuditLag => Status::Unavailable,
+        Reason::DeadlineExceeded => Status::DeadlineExceeded,
+        Reason::NotFound => Status::NotFound,
+        Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Status::Internal,
+    }
 }

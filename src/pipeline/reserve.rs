@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    audit::{self, Event, Facts, Record},
+    audit::{self, Event, Record},
     call::Call,
     clock::UtcTime,
     domain::{Environment, Kid},
@@ -102,7 +102,7 @@ pub async fn recall(
     let signed =
         signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid));
     Ok(signed.map(|(quote, released)| {
-        let facts = Facts { jws_sha256: Some(released.jws.digest().to_string()), ..quote.facts() };
+        let facts = quote.given(&released.jws, trail);
         ledger.journal(Record::new(Event::Replayed, now, trail.clone(), facts));
         Stored { released }
     }))

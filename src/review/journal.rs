@@ -142,7 +142,13 @@ impl Summary {
                 let said = facts.detail.as_deref().and_then(|detail| detail.split(';').next());
                 count(&mut self.outcomes, said.map(str::to_owned));
             }
-            Event::Reserved | Event::Rekeyed | Event::Voided | Event::Replayed | Event::Started | Event::Pruned => {}
+            Event::Reserved
+            | Event::Rekeyed
+            | Event::Voided
+            | Event::Replayed
+            | Event::Started
+            | Event::Pruned
+            | Event::Read => {}
             _ => self.act(record),
         }
         let of = |name: &str| self.events.get(name).copied().unwrap_or_default();

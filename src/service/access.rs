@@ -133,7 +133,7 @@ impl Rpc {
                 Ok((partner, verdict))
             }
             _ => {
-                denied(pipeline, policy, call, &verdict);
+                denied(pipeline, policy, call, &verdict, status::answer(Reason::NotFound));
                 Err(unknown())
             }
         }
@@ -150,7 +150,7 @@ impl Rpc {
         if verdict.allowed {
             return Ok(verdict);
         }
-        denied(pipeline, policy, call, &verdict);
+        denied(pipeline, policy, call, &verdict, status::answer(Reason::PolicyDenied));
         Err(status::plain(Reason::PolicyDenied, "policy does not let this caller do this"))
     }
 }
@@ -161,10 +161,10 @@ fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status
     pipeline.let_in(call).map_err(|suspended| status::of(&suspended))
 }
 
-/// Journals that policy denied an act; the record joins the next batch.
-fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict) {
+/// Journals that policy denied an act, and what its caller is told; the record joins the next batch.
+fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict, told: audit::Status) {
     let context = audit::Context { rule_ids: verdict.rule_ids.clone(), ..trail(call, pipeline.environment, policy) };
-    pipeline.journal_denial(context, Reason::PolicyDenied, "policy does not allow it".to_owned());
+    pipeline.journal_denial(context, Reason::PolicyDenied, told, "policy does not allow it".to_owned());
 }
 
 /// What all audit records of a call share.

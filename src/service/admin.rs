@@ -143,8 +143,8 @@ impl AdminService for Admin {
         request: Request<proto::ListSignedQuotesRequest>,
     ) -> Result<Response<proto::ListSignedQuotesResponse>, Status> {
         let call = access::LIST_SIGNED_QUOTES.call(&request)?;
-        access::LIST_SIGNED_QUOTES.with_gateway(&self.pipeline, &self.pipeline.policy.load(), &call)?;
-        self.signed_page(request.into_inner()).await.map(Response::new)
+        let context = self.allowed(access::LIST_SIGNED_QUOTES, &call)?;
+        self.signed_page(context, request.into_inner()).await.map(Response::new)
     }
 
     async fn halt(&self, request: Request<proto::HaltRequest>) -> Result<Response<proto::HaltResponse>, Status> {

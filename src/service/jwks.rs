@@ -8,6 +8,7 @@ use axum::{
     Router,
     extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -20,6 +21,10 @@ use crate::{
     published::{Published, Standings},
     stopped::Stopped,
 };
+
+mod lines;
+
+pub use lines::Lines;
 
 /// What the sets are made of.
 #[derive(Clone)]
@@ -74,12 +79,13 @@ pub fn set_with(policy: &Bundle, partner: &PartnerId, standings: &Standings, now
 /// How long a fetcher may keep the set; a key is published at least this long before it signs.
 const CACHE_CONTROL: &str = "public, max-age=300";
 
-/// The routes: nothing but the key sets.
-pub fn routes(sets: Sets) -> Router {
+/// The routes: nothing but the key sets. Each request leaves its line.
+pub fn routes(sets: Sets, lines: Lines) -> Router {
     Router::new()
         .route("/partners/{partner}/.well-known/jwks.json", get(of_partner))
         .route("/.well-known/jwks.json", get(of_host))
         .with_state(sets)
+        .layer(middleware::from_fn_with_state(lines, lines::answer))
 }
 
 async fn of_partner(State(sets): State<Sets>, Path(partner): Path<String>, headers: HeaderMap) -> Response {
@@ -98,6 +104,12 @@ async fn of_host(State(sets): State<Sets>, uri: http::Uri, headers: HeaderMap) -
 
 fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &HeaderMap) -> Response {
     let Some(partner) = partner else { return StatusCode::NOT_FOUND.into_response() };
+    let mut response = of(sets, policy, partner, headers);
+    response.extensions_mut().insert(lines::Of(partner.id.clone()));
+    response
+}
+
+fn of(sets: &Sets, policy: &Bundle, partner: &Partner, headers: &HeaderMap) -> Response {
     let set = match set_of(policy, &partner.id, &sets.stopped, &sets.published, SystemClock.now()) {
         Ok(set) => set,
         Err(NoSet::NotTold) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),

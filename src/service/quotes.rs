@@ -149,7 +149,12 @@ impl Quotes {
                 rule_ids: verdict.rule_ids,
                 ..access::trail(call, self.pipeline.environment, &policy)
             },
-            Facts { kid: Some(quote.kid.clone()), sequence: Some(quote.sequence), ..reported.facts() },
+            Facts {
+                kid: Some(quote.kid.clone()),
+                sequence: Some(quote.sequence),
+                status: Some(audit::Status::Ok),
+                ..reported.facts()
+            },
         );
         let id = record.id;
         self.pipeline.ledger.record(record).await.map_err(status::of_ledger_error)?;

@@ -1,4 +1,4 @@
-//! Turns refusals into gRPC statuses with `google.rpc` details. One table gives each reason its code.
+//! Turns refusals into gRPC statuses with `google.rpc` details.
 
 use std::collections::HashMap;
 
@@ -17,33 +17,10 @@ pub const DOMAIN: &str = "quotesign.v1";
 /// The gRPC code of each reason.
 #[must_use]
 pub fn code(reason: Reason) -> Code {
-    match reason {
-        Reason::CallerUnidentified => Code::Unauthenticated,
-        Reason::RateLimited | Reason::Overloaded => Code::ResourceExhausted,
-        Reason::InvalidRequest | Reason::MalformedJson | Reason::SchemaViolation => Code::InvalidArgument,
-        Reason::PolicyDenied | Reason::CallerSuspended => Code::PermissionDenied,
-        Reason::QuoteExpired
-        | Reason::NoActiveKey
-        | Reason::SequenceNotMonotonic
-        | Reason::SequenceScopeUnknown
-        | Reason::EnvironmentMismatch
-        | Reason::BundleRefused
-        | Reason::FloorNotRaised
-        | Reason::KeyRevoked
-        | Reason::SecondCallerNeeded => Code::FailedPrecondition,
-        Reason::QuoteConflict => Code::AlreadyExists,
-        Reason::SignerUnavailable
-        | Reason::LedgerUnavailable
-        | Reason::ClockUntrusted
-        | Reason::SigningHalted
-        | Reason::AuditLag => Code::Unavailable,
-        Reason::DeadlineExceeded => Code::DeadlineExceeded,
-        Reason::NotFound => Code::NotFound,
-        Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Code::Internal,
-    }
+    Code::from_i32(answer(reason).number())
 }
 
-pub use crate::pipeline::refusal::name;
+pub use crate::pipeline::refusal::{answer, name};
 
 /// A status of a reason and a message.
 #[must_use]
@@ -171,6 +148,7 @@ mod tests {
         for number in 0.. {
             let Ok(reason) = Reason::try_from(number) else { break };
             assert_ne!(code(reason), Code::Ok);
+            assert_ne!(code(reason), Code::Unknown);
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }

@@ -57,6 +57,7 @@ labels! {
     OrderLabels { signer: String, at: &'static str }
     SignerLabels { signer: String }
     FrontLabels { front: &'static str }
+    RequestLabels { status: u32 }
     DigestLabels { digest: String }
     StopLabels { kind: &'static str }
     ResultLabels { result: &'static str }
@@ -72,6 +73,7 @@ pub struct Metrics {
     seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
     stages: Family<StageLabels, Histogram, fn() -> Histogram>,
     spans_dropped: Counter,
+    requests: Family<RequestLabels, Counter>,
     verifications: Family<VerificationLabels, Counter>,
     serving: Family<ComponentLabels, Gauge>,
     orders: Family<OrderLabels, Gauge>,
@@ -116,6 +118,13 @@ where
     family
 }
 
+/// A metric without labels.
+fn single<M: Clone + Default + Metric>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let single = M::default();
+    registry.register(name, help, single.clone());
+    single
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut all = Registry::with_prefix("quotesign");
@@ -125,57 +134,28 @@ impl Default for Metrics {
         let stages: Family<_, _, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_01, 4.0, 10)));
         all.register("stage_duration_seconds", "How long the stages of calls took", stages.clone());
-        let spans_dropped = Counter::default();
-        all.register("traces_dropped", "Recorded calls that no collector took", spans_dropped.clone());
-        let records_dropped = Counter::default();
-        let help = "Refusals beyond the journal's share for them";
-        all.register("audit_refusals_not_journalled", help, records_dropped.clone());
-        let (unbound, holds) = (Gauge::default(), Gauge::default());
-        let help = "How long the journal has waited for a checkpoint that cannot be made";
-        all.register("journal_unbound_seconds", help, unbound.clone());
-        let help =
-            "1 where all of the journal was, at the last look, what it was made of; 0 where it was tampered with";
-        all.register("journal_holds", help, holds.clone());
-        holds.set(1);
-        let (lag, waiting, aside) = (Gauge::default(), Gauge::default(), Gauge::default());
-        let help = "How long the oldest record of the journal has waited to be shipped";
-        all.register("audit_lag_seconds", help, lag.clone());
-        all.register("audit_lag_records", "How many records of the journal wait to be shipped", waiting.clone());
-        let help = "Records of the journal that no collector will take";
-        all.register("audit_quarantined_records", help, aside.clone());
-        let (shipped, failures) = (Counter::default(), Counter::default());
-        all.register("audit_records_shipped", "Records of the journal that a collector took", shipped.clone());
-        let help = "How often a collector did not take what it was sent of the journal";
-        all.register("audit_shipping_failures", help, failures.clone());
-        let (batches, operations, batch_seconds) = (Counter::default(), Counter::default(), Counter::default());
-        all.register("ledger_batches", "Transactions of the ledger", batches.clone());
-        all.register("ledger_operations", "What was in them: reservations, commits, records", operations.clone());
-        all.register("ledger_batch_seconds", "How long they took", batch_seconds.clone());
-        let (ledger_waiting, ledger_lag, clock) = (Gauge::default(), Gauge::default(), Gauge::default());
-        all.register("ledger_waiting", "How many operations wait for the ledger", ledger_waiting.clone());
-        all.register("ledger_lag_seconds", "How long the first of them has waited", ledger_lag.clone());
-        all.register("clock_timestamp_seconds", "What this machine's clock says", clock.clone());
         let of = &mut all;
         Self {
             seconds,
             stages,
-            spans_dropped,
-            records_dropped,
-            unbound,
-            holds,
-            lag,
-            waiting,
-            aside,
-            shipped,
-            failures,
-            batches,
-            operations,
-            batch_seconds,
-            ledger_waiting,
-            ledger_lag,
-            clock,
+            spans_dropped: single(of, "traces_dropped", "Recorded calls that no collector took"),
+            records_dropped: single(of, "audit_refusals_not_journalled", "Refusals beyond the journal's share for them"),
+            unbound: single(of, "journal_unbound_seconds", "How long the journal has waited for a checkpoint that cannot be made"),
+            holds: single(of, "journal_holds", "1 where all of the journal was, at the last look, what was written there"),
+            lag: single(of, "audit_lag_seconds", "How long the oldest record of the journal has waited to be shipped"),
+            waiting: single(of, "audit_lag_records", "How many records of the journal wait to be shipped"),
+            aside: single(of, "audit_quarantined_records", "Records of the journal that no collector will take"),
+            shipped: single(of, "audit_records_shipped", "Records of the journal that a collector took"),
+            failures: single(of, "audit_shipping_failures", "How often a collector did not take what it was sent of the journal"),
+            batches: single(of, "ledger_batches", "Transactions of the ledger"),
+            operations: single(of, "ledger_operations", "What was in them: reservations, commits, records"),
+            batch_seconds: single(of, "ledger_batch_seconds", "How long they took"),
+            ledger_waiting: single(of, "ledger_waiting", "How many operations wait for the ledger"),
+            ledger_lag: single(of, "ledger_lag_seconds", "How long the first of them has waited"),
+            clock: single(of, "clock_timestamp_seconds", "What this machine's clock says"),
             reloads: family(of, "policy_reloads", "How many bundles came into force, and how many were refused"),
             calls: family(of, "calls", "Finished gRPC calls"),
+            requests: family(of, "jwks_requests", "Requests to the public key sets that were answered"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
             orders: family(
@@ -218,10 +198,17 @@ impl Default for Metrics {
             ),
             registry: Mutex::new(all),
         }
+        .at_the_start()
     }
 }
 
 impl Metrics {
+    /// Nothing was found wrong yet.
+    fn at_the_start(self) -> Self {
+        self.holds.set(1);
+        self
+    }
+
     /// A call has ended.
     pub fn call(&self, method: &str, status: Code, reason: &str, took: Duration) {
         // A method that is not there is some caller's own text and must not become a label. An unidentified caller
@@ -243,6 +230,11 @@ impl Metrics {
     /// How many recorded calls were dropped.
     pub fn traces_dropped(&self, count: u64) {
         self.spans_dropped.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// A request to the key sets was answered.
+    pub fn jwks_request(&self, status: u16) {
+        self.requests.get_or_create(&RequestLabels { status: status.into() }).inc();
     }
 
     /// What was found of a quote.
@@ -417,6 +409,7 @@ mod tests {
             seconds,
             stages,
             spans_dropped: _,
+            requests,
             verifications,
             serving,
             orders,
@@ -452,6 +445,7 @@ mod tests {
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
         stages.get_or_create(&StageLabels { stage: "sign" }).observe(1.0);
+        requests.get_or_create(&RequestLabels { status: 200 }).inc();
         verifications.get_or_create(&VerificationLabels { partner: text(), valid: "true" }).inc();
         serving.get_or_create(&ComponentLabels { component: text() }).set(1);
         orders.get_or_create(&OrderLabels { signer: text(), at: "device" }).set(1);

@@ -146,7 +146,9 @@ fn with_reason(response: Response<Body>) -> Response<Body> {
     status::plain(Reason::InvalidRequest, why).into_http()
 }
 
-fn correlation_id(headers: &HeaderMap) -> CorrelationId {
+/// The correlation id that was sent, where it is well formed; else one that is made here.
+#[must_use]
+pub fn correlation_id(headers: &HeaderMap) -> CorrelationId {
     let sent = headers.get(CORRELATION).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
     sent.unwrap_or_else(CorrelationId::made)
 }

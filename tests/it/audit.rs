@@ -5,6 +5,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 use quotesign::{
     domain::sha256,
     ledger::{Journal as _, sqlite::Reader},
+    proto::{
+        ActivateKeyRequest, GetSequenceRequest, HaltReach, HaltRequest, QuoteOutcome, ReloadPolicyRequest,
+        ReportQuoteOutcomeRequest, ResumeRequest, halt_reach::To,
+    },
     review::exported::{Kept, verify_ledger},
 };
 use rusqlite::{Connection, params};
@@ -269,4 +273,74 @@ async fn a_caller_that_sends_only_refusals_fills_no_journal_and_each_is_counted_
     let told: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(told["refused"]["POLICY_DENIED"], denied);
     assert_eq!(told["events"]["quote.committed"], 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_ends_a_call_says_what_the_call_was_answered_with() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let (quotes, admin) = (gateway.quotes("pricing").await, gateway.admin("operator").await);
+    let quote = Quote::number(1);
+    quotes.sign(&quote).await.unwrap();
+    quotes.sign(&quote).await.unwrap();
+    quotes.sign_bytes(b"no quote".to_vec()).await.unwrap_err();
+    gateway.quotes("auditor").await.sign(&Quote::number(2)).await.unwrap_err();
+    let unknown = GetSequenceRequest { partner: "other-remit".to_owned(), corridor: String::new() };
+    quotes.0.clone().get_sequence(unknown).await.unwrap_err();
+    let outcome = ReportQuoteOutcomeRequest {
+        partner: PARTNER.to_owned(),
+        quote_id: quote.id().to_owned(),
+        outcome: QuoteOutcome::Accepted.into(),
+        correlation_id: "api-1".to_owned(),
+        ..ReportQuoteOutcomeRequest::default()
+    };
+    quotes.0.clone().report_quote_outcome(outcome).await.unwrap();
+    let reason = || "a test".to_owned();
+    let reach = || Some(HaltReach { to: Some(To::Partner(PARTNER.to_owned())) });
+    admin.clone().halt(HaltRequest { reach: reach(), reason: reason() }).await.unwrap();
+    admin.clone().resume(ResumeRequest { reach: reach(), reason: reason() }).await.unwrap();
+    let kid = fs::read_dir(site.path("policy/keys")).unwrap().next().unwrap().unwrap().file_name();
+    let kid = kid.to_str().unwrap().trim_end_matches(".jwk.json").to_owned();
+    admin.clone().activate_key(ActivateKeyRequest { kid, reason: reason() }).await.unwrap_err();
+    site.edit_policy(|_| {});
+    admin.clone().reload_policy(ReloadPolicyRequest {}).await.unwrap();
+    site.edit_policy(|policy| policy["environment"] = toml("'sandbox'"));
+    admin.clone().reload_policy(ReloadPolicyRequest {}).await.unwrap_err();
+    site.journalled("quote.refused", 3).await;
+
+    let journal = site.journal();
+    let told = |event: &str| -> Vec<&str> {
+        let records = journal.iter().filter(|record| record["event"] == event);
+        let mut told: Vec<_> = records.map(|record| record["facts"]["status"].as_str().unwrap_or("")).collect();
+        told.sort_unstable();
+        told
+    };
+    for (event, statuses) in [
+        ("quote.reserved", &[""][..]),
+        ("quote.committed", &["OK"]),
+        ("quote.replayed", &["OK"]),
+        ("quote.refused", &["INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED"]),
+        ("quote.outcome_reported", &["OK"]),
+        ("signing.halted", &["OK"]),
+        ("signing.resumed", &["OK"]),
+        ("act.proposed", &["FAILED_PRECONDITION"]),
+        ("policy.loaded", &["OK"]),
+        ("policy.refused", &["FAILED_PRECONDITION"]),
+        ("gateway.started", &[""]),
+        ("key.published", &[""]),
+    ] {
+        assert_eq!(told(event), statuses, "{event}");
+    }
+    // The same as the line of the call, which is written when it is answered.
+    let log = gateway.log.lock().unwrap().clone();
+    let calls = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let calls: Vec<Value> = calls.filter(|line| line["message"] == "call").collect();
+    let mut held = 0;
+    for record in journal.iter().filter(|record| record["facts"]["status"].is_string()) {
+        let of_call = |line: &&Value| line["correlation_id"] == record["context"]["correlation_id"];
+        let answered = calls.iter().find(of_call).unwrap()["status"].as_str().unwrap().to_lowercase();
+        assert_eq!(record["facts"]["status"].as_str().unwrap().replace('_', "").to_lowercase(), answered, "{record}");
+        held += 1;
+    }
+    assert_eq!(held, 11);
 }

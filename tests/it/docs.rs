@@ -6,7 +6,7 @@ use std::{
 };
 
 use quotesign::{
-    audit::{Context, Event, Facts, Record},
+    audit::{Context, Event, Facts, Record, Status},
     clock::UtcTime,
     domain::{CorrelationId, Environment, SequenceNumber, sha256},
     proto::Reason,
@@ -98,15 +98,18 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         count: Some(1),
         detail: text.clone(),
         expires_at: at,
+        filters: vec![String::new()],
         generation: Some(1),
         input_sha256: text.clone(),
         jws_sha256: text.clone(),
         kid: Some("quote-a".parse().unwrap()),
         payload_sha256: text.clone(),
         previous_sequence: Some(SequenceNumber::ZERO),
+        reader: text.clone(),
         reason: text.clone(),
         scope: text.clone(),
         sequence: Some(SequenceNumber::ZERO),
+        status: Some(Status::Ok),
         stop: text,
     };
     let record = serde_json::to_value(Record::new(Event::Committed, UtcTime::from_millis(0), context, facts)).unwrap();

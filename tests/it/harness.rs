@@ -218,8 +218,16 @@ impl Site {
         self.command().args(args).arg("--config").arg(self.config()).output().unwrap()
     }
 
-    /// The journal's records, oldest first, as `quotesign audit tail` prints them.
+    /// The journal's records, oldest first, as `quotesign audit tail` prints them; without those of reads, since each look of a
+    /// test leaves one, sooner or later.
     pub fn journal(&self) -> Vec<Value> {
+        let mut records = self.whole_journal();
+        records.retain(|record| record["event"] != "journal.read");
+        records
+    }
+
+    /// The journal's records, oldest first.
+    pub fn whole_journal(&self) -> Vec<Value> {
         let tail = done(self.run(&["audit", "tail", "-n", "100000"]));
         tail.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

@@ -47,6 +47,7 @@ mod powercut;
 mod problems;
 mod properties;
 mod redaction;
+mod reads;
 mod replicas;
 mod rollback;
 mod runbooks;

@@ -132,3 +132,73 @@ async fn each_call_has_its_line_with_what_it_was_about_and_what_came_of_it() {
     }
     assert!(!gateway.log.lock().unwrap().concat().contains("marker"));
 }
+
+/// The status, the correlation id and the rest of what curl was answered.
+fn curl(site: &Site, url: &str, options: &[&str]) -> (u16, String) {
+    let form = "%{http_code} %header{x-correlation-id}";
+    let mut command = Command::new("curl");
+    command.args(["-sS", "-o", "/dev/null", "-w", form, "--cacert"]).arg(site.path("tls/ca.pem"));
+    let said = done(command.args(options).arg(url).output().unwrap());
+    let (status, id) = said.split_once(' ').unwrap();
+    (status.parse().unwrap(), id.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_for_a_key_set_has_its_line_and_nothing_that_a_stranger_chose_is_in_it() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let set = format!("https://{}/partners/{PARTNER}/.well-known/jwks.json", gateway.address("jwks"));
+    let at = |path: &str| format!("https://{}{path}", gateway.address("jwks"));
+    let route = "GET /partners/{partner}/.well-known/jwks.json";
+    let other = route.replacen("GET", "other", 1);
+    let asked = [
+        (curl(&site, &set, &["-H", "x-correlation-id: check-1"]), 200, route, true),
+        (curl(&site, &set, &["-H", "x-correlation-id: marker \"id\""]), 200, route, true),
+        (curl(&site, &set, &["--head"]), 200, "HEAD /partners/{partner}/.well-known/jwks.json", true),
+        (curl(&site, &at("/.well-known/jwks.json"), &[]), 200, "GET /.well-known/jwks.json", true),
+        (curl(&site, &at("/partners/marker-remit/.well-known/jwks.json"), &[]), 404, route, false),
+        (curl(&site, &at("/marker?marker=marker"), &["-A", "marker"]), 404, "GET unknown", false),
+        (curl(&site, &set, &["-X", "MARKER"]), 405, &other, false),
+    ];
+    let lines = |message: &str| -> Vec<serde_json::Value> {
+        let log = gateway.log.lock().unwrap();
+        let lines = log.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.filter(|line| line["message"] == message).collect()
+    };
+    until("the lines are written", async || lines("request").len() == asked.len()).await;
+    for (line, ((answered, id), status, method, has_partner)) in lines("request").iter().zip(&asked) {
+        assert_eq!((answered, &line["status"], &line["method"]), (status, &(*status).into(), &(*method).into()));
+        assert_eq!((&line["correlation_id"], id.is_empty()), (&id.as_str().into(), false), "it is echoed");
+        assert_eq!(line.get("partner").is_some_and(|partner| partner == PARTNER), *has_partner, "{line}");
+        assert_eq!(
+            (&line["environment"], &line["version"]),
+            (&"development".into(), &env!("CARGO_PKG_VERSION").into())
+        );
+        assert!(line["micros"].is_u64() && line["timestamp"].is_string(), "{line}");
+    }
+    assert_eq!(asked[0].0.1, "check-1");
+
+    // A flood: each is counted, few are written, and how many were not is told.
+    done(
+        Command::new("curl")
+            .args(["-sS", "-Z", "-o", "/dev/null", "--cacert"])
+            .arg(site.path("tls/ca.pem"))
+            .arg(at("/marker-[1-1000]"))
+            .output()
+            .unwrap(),
+    );
+    let counted = |metrics: &str, line: &str| metrics.lines().any(|one| one == line);
+    let metrics = gateway.operations("/metrics").await.1;
+    assert!(counted(&metrics, "quotesign_jwks_requests_total{status=\"404\"} 1002"), "{metrics}");
+    assert!(counted(&metrics, "quotesign_jwks_requests_total{status=\"405\"} 1"));
+    let left_out = || {
+        lines("requests without a line of their own").iter().filter_map(|line| line["requests"].as_u64()).sum::<u64>()
+    };
+    until("the rest is told", async || {
+        u64::try_from(lines("request").len() - asked.len()).unwrap() + left_out() == 1000
+    })
+    .await;
+    let written = lines("request").len() - asked.len();
+    assert!((1..=500).contains(&written), "{written} of 1000 were written");
+    assert!(!gateway.log.lock().unwrap().concat().contains("marker"));
+}

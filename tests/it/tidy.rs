@@ -122,3 +122,16 @@ fn signers_do_not_know_policy_and_the_ledger_knows_neither_signers_nor_the_path(
         that_name(&["crate::signer", "signer::", "crate::pipeline", "pipeline::"], |name| name.starts_with("ledger"));
     assert!(named.is_empty(), "{named:?}");
 }
+
+#[test]
+fn a_command_reads_the_journal_where_that_was_noted() {
+    // What has other ways is no read of the journal: key sets alone, a copy of the whole, an act with a record of its own.
+    let others = [
+        "cli/jwks/export.rs: place.reads()",
+        "cli/ledger/backup.rs: Reader::open(",
+        "cli/ledger/rollback.rs: place.journal()",
+    ];
+    let mut named = that_name(&["place.journal()", "place.reads()", "Reader::open("], |name| name.starts_with("cli"));
+    named.sort();
+    assert_eq!(named, others);
+}

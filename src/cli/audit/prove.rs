@@ -12,7 +12,11 @@ use uuid::Uuid;
 
 use crate::{
     audit::{Event, Record},
-    cli::{ConfigPath, Failure, out::say},
+    cli::{
+        ConfigPath, Failure,
+        noted::{Noted, filter},
+        out::say,
+    },
     domain::{PartnerId, QuoteId},
     jwk::PublicKey,
     ledger::Journal,
@@ -23,7 +27,7 @@ use crate::{
     review::journal::Wanted,
 };
 
-use super::{each, into_file, reader};
+use super::{each, into_file};
 
 /// The public keys that checkpoints are held against.
 #[derive(Debug, Args)]
@@ -85,7 +89,8 @@ pub(in crate::cli) struct Newest {
 
 impl Newest {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let newest = reader(&self.path)?.newest_checkpoint().map_err(Failure::failed)?;
+        let ledger = Noted::open(&self.path.load()?, "audit checkpoint", Vec::new())?;
+        let newest = ledger.journal()?.newest_checkpoint().map_err(Failure::failed)?;
         let (_, jws) = newest.ok_or_else(|| {
             Failure::failed("there is no checkpoint yet; the gateway makes them where `audit.checkpoint` names a key")
         })?;
@@ -116,10 +121,11 @@ pub(in crate::cli) struct Prove {
 
 impl Prove {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let journal = reader(&self.path)?;
+        let ledger = Noted::open(&self.path.load()?, "audit prove", self.told())?;
+        let journal = ledger.journal()?;
         let id = match (self.record, &self.quote) {
             (Some(id), _) => id,
-            (None, quote) => self.signing_of(quote.clone())?,
+            (None, quote) => self.signing_of(&ledger, quote.clone())?,
         };
         let (lane, index) = place(&*journal, &id)?;
         let held = self.checkpoint.as_deref().map(held).transpose()?;
@@ -137,12 +143,19 @@ impl Prove {
         put(self.out.as_deref(), &text)
     }
 
+    fn told(&self) -> Vec<String> {
+        let Self { quote, partner, record, .. } = self;
+        let told =
+            [filter("quote", quote.as_ref()), filter("partner", partner.as_ref()), filter("record", record.as_ref())];
+        told.into_iter().flatten().collect()
+    }
+
     /// The record of the quote's commit.
-    fn signing_of(&self, quote_id: Option<QuoteId>) -> Result<Uuid, Failure> {
+    fn signing_of(&self, ledger: &Noted, quote_id: Option<QuoteId>) -> Result<Uuid, Failure> {
         let event = Some(Event::Committed.name().to_owned());
         let wanted = Wanted { quote_id, partner: self.partner.clone(), event, ..Wanted::default() };
         let mut found: Vec<Record> = Vec::new();
-        each(&self.path, &wanted, |record| {
+        each(ledger, &wanted, |record| {
             found.push(record);
             Ok(())
         })?;

@@ -5,13 +5,13 @@ use std::{fs::File, io::BufReader, path::PathBuf};
 use clap::Args;
 
 use crate::{
-    cli::{ConfigPath, Failure, out::say},
+    cli::{ConfigPath, Failure, noted::Noted, out::say},
     ledger::Journal,
     notary::checkpoint::Checkpoint,
     review::exported::{self, Kept, Lane},
 };
 
-use super::{prove, reader};
+use super::prove;
 
 /// Exit codes: 0 it holds, 1 it does not, 2 not understood.
 #[derive(Debug, Args)]
@@ -38,7 +38,10 @@ impl Verify {
         let heads = heads.map(|(lane, head)| Kept { lane: lane.clone(), head: *head });
         let kept: Vec<Kept> = self.kept.iter().cloned().chain(heads).collect();
         let lanes = match &self.file {
-            None => exported::verify_ledger(&*reader(&self.path)?, &kept).map_err(Failure::failed)?,
+            None => {
+                let ledger = Noted::open(&self.path.load()?, "audit verify", Vec::new())?;
+                exported::verify_ledger(&*ledger.journal()?, &kept).map_err(Failure::failed)?
+            }
             Some(path) => {
                 let named = |fault: &dyn std::fmt::Display| format!("{}: {fault}", path.display());
                 let file = File::open(path).map_err(|fault| Failure::unfit(named(&fault)))?;

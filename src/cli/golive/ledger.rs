@@ -23,8 +23,7 @@ pub(super) struct Book {
 }
 
 pub(super) fn read(here: &Here<'_>) -> Result<Book, Failure> {
-    let place = here.config.ledger.place().map_err(Failure::unfit)?;
-    let mut reads = place.reads().map_err(Failure::failed)?;
+    let mut reads = here.ledger.reads()?;
     let (stops, kids) = (reads.stops().map_err(Failure::failed)?, reads.kids().map_err(Failure::failed)?);
     Ok(Book { standings: Standings::of_ledger(stops, kids) })
 }
@@ -52,8 +51,7 @@ impl Book {
             }
             Some(key) => self.of_key(here, key, facts),
         }
-        let place = here.config.ledger.place().map_err(Failure::unfit)?;
-        let journal = place.journal().map_err(Failure::failed)?;
+        let journal = here.ledger.journal()?;
         match verified(&*journal) {
             Ok(lines) => put(facts, "audit.chain", true, lines.join("; ")),
             Err(failure) => put(facts, "audit.chain", false, failure.text),

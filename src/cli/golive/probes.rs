@@ -177,14 +177,15 @@ impl Probe<'_> {
     }
 
     fn recorded(&self, signed: &SignQuoteResponse, facts: &mut Facts) -> Result<(), Failure> {
-        let place = self.here.config.ledger.place().map_err(Failure::unfit)?;
+        let ledger = self.here.ledger;
         let id = &signed.audit_record_id;
         // The ledger's connection of its own runs where tasks do not.
         let found = std::thread::scope(|scope| {
-            let read = scope.spawn(|| place.journal()?.record(&id.parse().unwrap_or_default()));
+            let read =
+                scope.spawn(|| ledger.journal()?.record(&id.parse().unwrap_or_default()).map_err(Failure::failed));
             read.join().unwrap_or(Ok(None))
         });
-        let found = found.map_err(Failure::failed)?.is_some();
+        let found = found?.is_some();
         put(facts, "audit.record", found, format!("audit record {id}"));
         Ok(())
     }

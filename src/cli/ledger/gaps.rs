@@ -12,7 +12,7 @@ use crate::{
     ledger::{Journal, Stretch},
 };
 
-use super::super::{ConfigPath, Failure, out::say};
+use super::super::{ConfigPath, Failure, noted::Noted, out::say};
 
 /// How many rows are read at once.
 const PAGE: u32 = 1000;
@@ -44,8 +44,8 @@ struct Gap {
 
 impl Gaps {
     pub(in crate::cli) fn run(self) -> Result<(), Failure> {
-        let place = self.path.load()?.ledger.place().map_err(Failure::unfit)?;
-        let journal = place.journal().map_err(Failure::failed)?;
+        let told = self.scope.iter().map(|_| "scope".to_owned()).collect();
+        let journal = Noted::open(&self.path.load()?, "ledger gaps", told)?.journal()?;
         let mut book = Book::default();
         for lane in journal.lanes().map_err(Failure::failed)? {
             book.read(&*journal, &lane)?;

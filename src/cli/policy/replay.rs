@@ -6,7 +6,11 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    cli::{ConfigPath, out::say},
+    cli::{
+        ConfigPath,
+        noted::{Noted, filter},
+        out::say,
+    },
     clock::UtcTime,
     ledger::{Place, Store},
     review::replay::{Replay as Replayed, replay},
@@ -38,8 +42,10 @@ impl Replay {
             Some(file) => Place { store: Store::Sqlite(file.clone()), anchor: None },
             None => self.config.load()?.ledger.place().map_err(Failure::unfit)?,
         };
-        let journal = place.journal().map_err(Failure::unfit)?;
-        let mut reads = place.reads().map_err(Failure::unfit)?;
+        let told = filter("since", since.as_ref()).into_iter().collect();
+        let ledger = Noted::at(place, "policy replay", told);
+        let opened = ledger.and_then(|ledger| Ok((ledger.journal()?, ledger.reads()?)));
+        let (journal, mut reads) = opened.map_err(|fault| Failure::unfit(fault.text))?;
         let since = since.map_or(i64::MIN, UtcTime::millis);
         let found = replay(&bundle, &limits(), &*journal, &mut *reads, since).map_err(Failure::failed)?;
         match self.dir.format {

@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::{
-    in_time, read, runtime,
+    in_time, read, readings, runtime,
     session::{Server, Session},
 };
 use crate::{
@@ -39,6 +39,18 @@ impl Reader {
         let runtime = runtime()?;
         let session = runtime.block_on(Session::open(server))?;
         Ok(Self { runtime, session, timeout: server.timeout })
+    }
+
+    /// Leaves a note of a read, durably.
+    pub(in crate::ledger) fn note(&self, line: &str) -> Result<(), EngineError> {
+        self.session.was_warned();
+        self.runtime.block_on(in_time(self.timeout, readings::note(&self.session.client, line)))?;
+        if self.session.was_warned() {
+            return Err(EngineError::Unknown(
+                "the server warned of a commit: it may be on one server alone".to_owned(),
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -19,6 +19,13 @@ CREATE TABLE quarantine (
   PRIMARY KEY (lane, idx)
 );
 
+-- Notes of reads of the journal that wait to be journalled. Who takes one has a while to do that before others may.
+CREATE TABLE reading (
+  place       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  line        text NOT NULL CHECK (octet_length(line) <= 8192),
+  taken_until timestamptz NOT NULL DEFAULT '-infinity'
+);
+
 -- A batch as the function of version 2 writes it, with checkpoints. There is one tree, whoever lets it grow: who finds that
 -- another was first decides again.
 CREATE FUNCTION apply(

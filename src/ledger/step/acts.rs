@@ -2,7 +2,7 @@
 
 use super::{Step, Stop, Stops};
 use crate::{
-    audit::{Event, Facts, Record},
+    audit::{Event, Facts, Record, Status},
     domain::SequenceNumber,
     ledger::{Done, Kept, Note, Noted, Proposal, Propose, Publish, Refusal, Seed, StopAct},
 };
@@ -15,6 +15,7 @@ pub(super) fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refu
         scope: Some(op.scope.to_string()),
         sequence: Some(op.floor),
         previous_sequence: last,
+        status: op.context.answered(Status::Ok),
         detail: Some(op.reason.clone()),
         ..Facts::default()
     };
@@ -34,7 +35,8 @@ pub(super) fn stop(stops: &Stops, op: &StopAct) -> Result<Step, Refusal> {
         (Stop::Suspended(_), false) => Event::Reinstated,
     };
     let kid = if let Stop::Revoked(kid) = &op.stop { Some(kid.clone()) } else { None };
-    let facts = Facts { kid, stop: Some(op.stop.to_string()), detail: Some(op.reason.clone()), ..Facts::default() };
+    let (stop, status) = (Some(op.stop.to_string()), op.context.answered(Status::Ok));
+    let facts = Facts { kid, stop, status, detail: Some(op.reason.clone()), ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Stopped(record.id);
     Ok(Step { stop: Some((op.stop.clone(), op.stands)), record: Some(record), ..Step::unchanged(done) })
@@ -76,7 +78,9 @@ pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
             (Kept { activated_at: Some(op.now), ..kept.clone() }, Event::Activated, Some(reason.clone()))
         }
     };
-    let facts = Facts { kid: Some(op.kid.clone()), detail, ..Facts::default() };
+    // No call asks for what else is noted.
+    let status = if event == Event::Activated { op.context.answered(Status::Ok) } else { None };
+    let facts = Facts { kid: Some(op.kid.clone()), status, detail, ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Noted(Some(record.id));
     Ok(Step { kept: Some((op.kid.clone(), kept)), record: Some(record), ..Step::unchanged(done) })
@@ -86,14 +90,16 @@ pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
 pub(super) fn propose(proposal: Option<&Proposal>, stops: &Stops, op: &Propose) -> Step {
     let counts = |first: &&Proposal| first.until > op.now && !stops.is_suspended(&first.caller);
     let first = proposal.filter(counts).filter(|first| first.caller != op.caller);
-    let (event, waits, detail) = if let Some(first) = first {
-        (Event::Agreed, None, format!("{}; first asked for by {}", op.act, first.caller))
+    let (event, waits, status, detail) = if let Some(first) = first {
+        // The act's own record says what the call was answered with.
+        (Event::Agreed, None, None, format!("{}; first asked for by {}", op.act, first.caller))
     } else {
         let until = op.now.plus(op.within);
         let waits = Proposal { caller: op.caller.clone(), until };
-        (Event::Proposed, Some(waits), format!("{}; another may agree until {until}", op.act))
+        let status = op.context.answered(Status::FailedPrecondition);
+        (Event::Proposed, Some(waits), status, format!("{}; another may agree until {until}", op.act))
     };
-    let facts = Facts { detail: Some(detail), ..Facts::default() };
+    let facts = Facts { status, detail: Some(detail), ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Proposed(first.map(|first| first.caller.clone()), record.id);
     Step { proposal: Some((op.key(), waits)), record: Some(record), ..Step::unchanged(done) }

@@ -2,7 +2,7 @@
 
 use super::{Holds, State, Step};
 use crate::{
-    audit::{Event, Facts, Record},
+    audit::{Event, Facts, Record, Status},
     clock::UtcTime,
     domain::Identity,
     ledger::{CheckpointAct, Done, HoldAct, Prune, Refusal},
@@ -47,7 +47,8 @@ pub(super) fn hold(holds: &Holds, op: &HoldAct) -> Result<Step, Refusal> {
     };
     let since = op.since.map(|since| format!(" since {since}")).unwrap_or_default();
     let detail = Some(format!("{}{since}: {}", op.id, op.reason));
-    let record = Record::new(event, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
+    let facts = Facts { detail, status: op.context.answered(Status::Ok), ..Facts::default() };
+    let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Held(record.id);
     Ok(Step { hold: Some((op.id.clone(), op.since)), record: Some(record), ..Step::unchanged(done) })
 }

@@ -7,8 +7,8 @@ use super::{
     stops::{caller_of, kid_of},
 };
 use crate::{
-    audit::{Event, Record, id_before},
-    clock::UtcTime,
+    audit::{self, Context, Event, Facts, Record, id_before},
+    clock::{Clock as _, SystemClock, UtcTime},
     domain::{Caller, Kid, SequenceNumber},
     proto::{self, list_signed_quotes_request},
     service::{quotes::instant, status},
@@ -22,9 +22,10 @@ const PAGE: u32 = 2_000;
 const PAGES_MAX: usize = 25;
 
 impl Admin {
-    /// A page of what a key or a caller has had signed.
+    /// A page of what a key or a caller has had signed. That it was read is journalled with the next batch.
     pub(super) async fn signed_page(
         &self,
+        context: Context,
         request: proto::ListSignedQuotesRequest,
     ) -> Result<proto::ListSignedQuotesResponse, Status> {
         let whose = whose_of(request.of)?;
@@ -34,10 +35,14 @@ impl Admin {
             "" => id_before(since),
             token => token.parse().map_err(|_| invalid("`page_token` is none; give it as the page before did"))?,
         };
+        let filters = vec![whose.told(), format!("since={since}")];
+        let facts = Facts { filters, status: context.answered(audit::Status::Ok), ..Facts::default() };
+        let read = || self.pipeline.ledger.journal(Record::new(Event::Read, SystemClock.now(), context, facts));
         let mut quotes = Vec::new();
         for _ in 0..PAGES_MAX {
             let page = self.pipeline.ledger.records_after(after, PAGE).await.map_err(status::of_ledger_error)?;
             let Some(last) = page.last() else {
+                read();
                 return Ok(proto::ListSignedQuotesResponse { quotes, ..Default::default() });
             };
             after = last.id;
@@ -47,6 +52,7 @@ impl Admin {
                 break;
             }
         }
+        read();
         Ok(proto::ListSignedQuotesResponse { quotes, next_page_token: after.to_string() })
     }
 
@@ -80,6 +86,14 @@ enum Whose {
 }
 
 impl Whose {
+    /// What the record of the read says of it.
+    fn told(&self) -> String {
+        match self {
+            Self::Key(kid) => format!("kid={kid}"),
+            Self::Caller(caller) => format!("caller={caller}"),
+        }
+    }
+
     fn is_of(&self, record: &Record) -> bool {
         match self {
             Self::Key(kid) => record.facts.kid.as_ref() == Some(kid),
