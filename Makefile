@@ -3,6 +3,7 @@
 CARGO_TEST = cargo test --locked --features failpoints
 TRIALS ?= 200
 FUZZ_SECONDS ?= 60
+FLOOD_SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -26,9 +27,9 @@ test: ## Run all tests, doc tests included
 test-unit: ## Run the unit tests alone; they need no packages
 	$(CARGO_TEST) --lib
 
-torture: ## Run the integration tests with many trials each (TRIALS=200), then the fuzz targets
+torture: ## Run the integration tests with many trials each (TRIALS=200, FLOOD_SECONDS=180), then the fuzz targets
 	scripts/setup test
-	TRIALS=$(TRIALS) $(CARGO_TEST) --test '*'
+	TRIALS=$(TRIALS) FLOOD_SECONDS=$(FLOOD_SECONDS) $(CARGO_TEST) --test '*'
 	scripts/fuzz $(FUZZ_SECONDS)
 
 fuzz: ## Run each fuzz target for a time (FUZZ_SECONDS=60)

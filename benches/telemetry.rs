@@ -1,7 +1,8 @@
 //! What audit shipping, checkpoints, traces and metrics cost a call: `cargo bench --bench telemetry`. One gateway after another,
 //! in turns, over mutual TLS with a SoftHSM token, each asked for as many quotes; told are the CPU of the gateway's own process for each
 //! signed quote and how many were signed in a second, beside those of a gateway with all of it off. `-- collectors` has
-//! collectors that are slow, wrong, silent or absent instead.
+//! collectors that are slow, wrong, silent or absent instead; `-- parts` what each part takes by itself, on one thread, for a quote with
+//! two records.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +30,8 @@ use std::{
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+#[path = "telemetry/parts.rs"]
+mod parts;
 #[path = "../tests/it/harness.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest of it")]
 mod harness;
@@ -170,6 +173,9 @@ fn median(values: &[f64]) -> f64 {
 #[tokio::main]
 async fn main() {
     let which = env::args().nth(1).unwrap_or_default();
+    if which == "parts" {
+        return tokio::task::spawn_blocking(parts::tell).await.unwrap();
+    }
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (rounds, count) = (number("ROUNDS", 5), number("QUOTES", 2_000));
     let all = "metrics_interval_s = 1, trace_ratio =";

@@ -1,6 +1,11 @@
 //! The journal as auditors use it: what is asked of it, what leaves the gateway, and what no tampering hides.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use quotesign::{
     domain::sha256,
@@ -13,10 +18,12 @@ use quotesign::{
 };
 use rusqlite::{Connection, params};
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 use crate::{
     checkpoints::page_script,
-    harness::{PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml},
+    harness::{Caller, PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml},
+    kills::number_from,
 };
 
 /// A site whose gateway signed three quotes, refused one, gave one again, and has stopped.
@@ -245,34 +252,50 @@ async fn a_customers_records_are_found_by_who_has_the_key_and_nobody_reads_whose
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_sends_only_refusals_fills_no_journal_and_each_is_counted_while_others_sign() {
     let site = Site::new();
+    site.edit_policy(|policy| {
+        policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1000000, burst = 1000000 }");
+    });
     let gateway = site.serve().await;
     let (pricing, auditor) = (gateway.quotes("pricing").await, gateway.quotes("auditor").await);
     let before = site.journal().len();
     let quote = Quote::number(9_000);
-    let flood = async {
-        let mut denied = 0_u64;
-        for _ in 0..400 {
-            let refused = auditor.sign(&quote).await.unwrap_err();
-            denied += u64::from(reason(&refused) == "POLICY_DENIED");
+    let seconds = number_from("FLOOD_SECONDS", 5);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let flood = |caller: Caller| {
+        let quote = quote.clone();
+        async move {
+            let mut denied = 0_u64;
+            while Instant::now() < until {
+                let refused = caller.sign(&quote).await.unwrap_err();
+                denied += u64::from(reason(&refused) == "POLICY_DENIED");
+            }
+            denied
         }
-        denied
     };
     let signing = async {
-        for number in 1..=20 {
-            pricing.sign(&Quote::number(number)).await.unwrap();
+        let mut signed = 0;
+        while Instant::now() < until {
+            signed += 1;
+            pricing.sign(&Quote::number(signed)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        signed
     };
-    let (denied, ()) = tokio::join!(flood, signing);
-    assert!(denied > 100, "{denied} were denied, others by the quota on attempts");
+    let floods: JoinSet<u64> = (0..16).map(|_| flood(auditor.clone())).collect();
+    let (denied, signed) = tokio::join!(floods.join_all(), signing);
+    let denied: u64 = denied.into_iter().sum();
+    println!("{denied} refusals and {signed} signatures in {seconds} s");
+    assert!(denied > 100 * seconds && signed > 4 * seconds, "{denied} were denied, {signed} were signed");
     assert!(gateway.stop().success());
     let refusals: Vec<Value> = site.journal().into_iter().filter(|record| record["event"] == "quote.refused").collect();
-    // 60 singly in each window of a minute, of which the flood may touch two, and their counts.
-    assert!(refusals.len() <= 122, "{}", refusals.len());
-    assert!(site.journal().len() - before <= 122 + 2 * 20 + 2);
+    // 60 singly in each window of a minute, and their counts with each sweep.
+    let bound = usize::try_from((seconds / 60 + 2) * 60 + seconds / 10 + 2).unwrap();
+    assert!(refusals.len() <= bound, "{}", refusals.len());
+    assert!(site.journal().len() - before <= bound + 2 * usize::try_from(signed).unwrap() + 20);
     let summary = done(site.run(&["audit", "summary", "--format", "json"]));
     let told: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(told["refused"]["POLICY_DENIED"], denied);
-    assert_eq!(told["events"]["quote.committed"], 20);
+    assert_eq!(told["events"]["quote.committed"], signed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

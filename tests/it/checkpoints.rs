@@ -3,11 +3,15 @@
 use std::{fs, process::Command};
 
 use quotesign::{
+    audit,
+    domain::sha256,
     ledger::{Journal as _, sqlite::Reader},
+    notary::checkpoint::Checkpoint,
     proto::GetJwksRequest,
+    review::exported::{Kept, verify},
 };
 use rusqlite::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, toml, until},
@@ -305,4 +309,141 @@ async fn the_key_of_checkpoints_signs_no_quotes() {
     let request = GetJwksRequest { partner: PARTNER.to_owned() };
     let set = gateway.keys("auditor").await.get_jwks(request).await.unwrap().into_inner().jwks;
     assert!(!set.contains("checkpoints-dev"), "{set}");
+}
+
+/// The journal of a gateway that has stopped, exported, with its newest checkpoint.
+async fn exported() -> (Site, Vec<String>, Checkpoint) {
+    let site = site();
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=30).await;
+    assert!(gateway.stop().success());
+    let lines = done(site.run(&["audit", "export"])).lines().map(str::to_owned).collect();
+    let checkpoint = Checkpoint::unverified(&newest(&site).unwrap().1).unwrap();
+    (site, lines, checkpoint)
+}
+
+/// Tampers with a line of an export; nothing where that changes nothing.
+fn tamper(lines: &[String], bound: usize, how: u32, random: u32) -> Option<Vec<String>> {
+    let mut bent = lines.to_vec();
+    // The first line begins the lane; what comes after `bound` records no checkpoint binds.
+    let (at, other) = (1 + random as usize % bound, 1 + (random >> 8) as usize % bound);
+    match how {
+        0 => {
+            let text = bent[at].clone();
+            let digit = text.rfind(|char: char| char.is_ascii_digit())?;
+            let changed = if &text[digit..=digit] == "1" { "2" } else { "1" };
+            bent[at].replace_range(digit..=digit, changed);
+        }
+        1 => drop(bent.remove(at)),
+        2 => bent.insert(at, lines[other].clone()),
+        3 => bent.swap(at, other),
+        4 => bent.truncate(at + 1),
+        // Back to where the checkpoint was made, which is no rollback for it.
+        5 if at == bound => return None,
+        // Rolled back, with the head of then.
+        5 => {
+            let record: Value = serde_json::from_str(&bent[at]).unwrap();
+            let link = record["link"].as_str()?.to_owned();
+            bent.truncate(at + 1);
+            bent.push(json!({ "head_index": record["index"].as_u64().unwrap() + 1, "head_link": link }).to_string());
+        }
+        // Written anew from a record on, with links that follow.
+        _ => {
+            let mut record: Value = serde_json::from_str(&bent[at]).unwrap();
+            let changed = record["record"].as_str().unwrap().replacen("GB-IN", "GB-NG", 1);
+            record["record"] = changed.into();
+            bent[at] = record.to_string();
+            relink(&mut bent);
+        }
+    }
+    (bent != lines).then_some(bent)
+}
+
+/// What whoever owns the store can do: every link follows again.
+fn relink(lines: &mut [String]) {
+    let (mut link, mut first, mut leaves) = (audit::GENESIS, 0, Vec::new());
+    for line in lines {
+        let mut parsed: Value = serde_json::from_str(line).unwrap();
+        if let Some(record) = parsed["record"].as_str() {
+            leaves.push(audit::leaf(record.as_bytes()));
+            if parsed.get("link").is_some() {
+                link = audit::link(&link, first, &leaves);
+                first += leaves.len() as u64;
+                leaves.clear();
+                parsed["link"] = hex::encode(link).into();
+            }
+        } else if parsed.get("head_link").is_some() {
+            parsed["head_link"] = hex::encode(link).into();
+        }
+        *line = parsed.to_string();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_tamperings_with_an_export_are_found_and_placed_by_who_kept_the_newest_checkpoint() {
+    let (_site, lines, checkpoint) = exported().await;
+    let kept: Vec<Kept> =
+        checkpoint.heads.iter().map(|(lane, head)| Kept { lane: lane.clone(), head: *head }).collect();
+    let bound = usize::try_from(kept[0].head.next_index).unwrap();
+    let verified = |lines: &[String], kept: &[Kept]| verify((lines.join("\n") + "\n").as_bytes(), kept);
+    verified(&lines, &kept).unwrap();
+    let (mut tampered, mut only_by_checkpoint, mut nth) = (0, 0, 0_u32);
+    while tampered < 1_000 {
+        nth += 1;
+        let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
+        let Some(bent) = tamper(&lines, bound, nth % 7, random) else { continue };
+        tampered += 1;
+        let fault = verified(&bent, &kept).expect_err(&format!("tampering {nth} was not found"));
+        assert!(fault.to_string().chars().any(|char| char.is_ascii_digit()), "it is said where: {fault}");
+        only_by_checkpoint += u32::from(verified(&bent, &[]).is_ok());
+    }
+    assert!(only_by_checkpoint > 100, "what was rolled back or written anew is found by a checkpoint alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tampering_with_the_journal_in_a_database_is_found_by_who_kept_the_newest_checkpoint() {
+    let database = Cluster::shared().empty();
+    let site = site();
+    let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
+    site.edit_config(|config| {
+        let ledger = config["ledger"].as_table_mut().unwrap();
+        ledger.remove("sqlite");
+        ledger["postgres"] = toml(&format!("{{ address = '{address}', replica = 'gw-a' }}"));
+    });
+    done(site.run(&["ledger", "migrate"]));
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=20).await;
+    assert!(gateway.stop().success());
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    let (kept, key) = (file("kept.jws"), file("checkpoint.jwk.json"));
+    done(site.run(&["audit", "checkpoint", "--out", &kept]));
+    let verify = || site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]);
+    done(verify());
+    database.sql("CREATE TABLE kept_audit AS SELECT * FROM audit; CREATE TABLE kept_lane AS SELECT * FROM lane");
+    let bound: u32 = Checkpoint::unverified(fs::read_to_string(&kept).unwrap().trim_end()).unwrap().heads["gw-a"]
+        .next_index
+        .try_into()
+        .unwrap();
+    for nth in 0..48_u32 {
+        let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
+        let (at, other) = (random % bound, random / bound % bound);
+        let other = if other == at { (at + 1) % bound } else { other };
+        database.sql(&match nth % 6 {
+            0 => format!("UPDATE audit SET record = record || ' ' WHERE idx = {at}"),
+            1 => format!("DELETE FROM audit WHERE idx = {at}"),
+            2 => format!("UPDATE audit SET idx = CASE idx WHEN {at} THEN -1 ELSE idx END; UPDATE audit SET idx = {at} WHERE idx = {other}; UPDATE audit SET idx = {other} WHERE idx = -1"),
+            3 => format!("UPDATE audit SET record = record || ' ', leaf = sha256('\\x01' || record || ' ') WHERE idx = {at}"),
+            4 => format!("DELETE FROM audit WHERE idx >= {at}"),
+            // Rolled back, with the head of then.
+            _ => format!(
+                "DELETE FROM audit WHERE idx > (SELECT min(idx) FROM audit WHERE idx >= {at} AND link IS NOT NULL AND idx < {bound} - 1);
+                 UPDATE lane SET next_idx = (SELECT max(idx) + 1 FROM audit), link = (SELECT link FROM audit ORDER BY idx DESC LIMIT 1)"
+            ),
+        });
+        let found = verify();
+        let text = String::from_utf8_lossy(&found.stderr).into_owned();
+        assert!(found.status.code() == Some(1) && text.contains("gw-a"), "tampering {nth} at {at}, {other}: {text}");
+        database.sql("TRUNCATE audit; INSERT INTO audit SELECT * FROM kept_audit; TRUNCATE lane; INSERT INTO lane SELECT * FROM kept_lane");
+    }
+    done(verify());
 }
