@@ -15,6 +15,8 @@ use crate::clock::UtcTime;
 pub struct Backlog {
     /// When the oldest record was made that no collector has taken, in milliseconds since 1970; 0 where there is none.
     oldest_ms: AtomicI64,
+    /// Of those that this gateway wrote itself.
+    own_ms: AtomicI64,
     records: AtomicU64,
     shipped: AtomicU64,
     aside: AtomicU64,
@@ -33,16 +35,26 @@ pub struct TooFarBehind {
 }
 
 impl Backlog {
-    /// So many records wait, the oldest of them made at `oldest`.
-    pub fn is(&self, records: u64, oldest: Option<UtcTime>) {
+    /// So many records wait, the oldest of them made at `oldest`, and the oldest that this gateway wrote at `own`.
+    pub fn is(&self, records: u64, oldest: Option<UtcTime>, own: Option<UtcTime>) {
         self.records.store(records, Ordering::Relaxed);
         self.oldest_ms.store(oldest.map_or(0, UtcTime::millis), Ordering::Relaxed);
+        self.own_ms.store(own.map_or(0, UtcTime::millis), Ordering::Relaxed);
+    }
+
+    /// It is not known, at `now`, what waits: whatever is written from now on does, at least.
+    pub fn is_unknown(&self, now: UtcTime) {
+        for oldest in [&self.oldest_ms, &self.own_ms] {
+            let _known = oldest.compare_exchange(0, now.millis(), Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// So many more were taken.
     pub fn shipped(&self, records: u64) {
-        self.shipped.fetch_add(records, Ordering::Relaxed);
-        *self.fault.lock() = None;
+        if records > 0 {
+            self.shipped.fetch_add(records, Ordering::Relaxed);
+            *self.fault.lock() = None;
+        }
     }
 
     /// A collector did not take what it was sent.
@@ -59,10 +71,7 @@ impl Backlog {
     /// How long the oldest record has waited at `now`.
     #[must_use]
     pub fn waits(&self, now: UtcTime) -> Duration {
-        match self.oldest_ms.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            oldest => now.since(UtcTime::from_millis(oldest)),
-        }
+        since(&self.oldest_ms, now)
     }
 
     /// How many records wait.
@@ -89,10 +98,17 @@ impl Backlog {
     /// # Errors
     /// Where something does.
     pub fn bears(&self, now: UtcTime, most: Option<Duration>) -> Result<(), TooFarBehind> {
-        let waits = self.waits(now);
+        let waits = since(&self.own_ms, now);
         match most {
             Some(most) if waits > most => Err(TooFarBehind { waits, most }),
             _ => Ok(()),
         }
+    }
+}
+
+fn since(oldest_ms: &AtomicI64, now: UtcTime) -> Duration {
+    match oldest_ms.load(Ordering::Relaxed) {
+        0 => Duration::ZERO,
+        oldest => now.since(UtcTime::from_millis(oldest)),
     }
 }

@@ -127,6 +127,7 @@ pub fn check(config: &Config) -> Result<Bundle, StartError> {
         .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
     let mut problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
     if let Some(section) = &config.audit.checkpoint {
+        section.keys().map_err(StartError::unfit)?;
         let key = section.key().map_err(StartError::unfit)?;
         let fits = match config.accepts(&section.signer, &section.locator) {
             None => Err(format!("`audit.checkpoint.signer` = `{}` is no signer of this config", section.signer)),

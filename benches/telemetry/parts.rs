@@ -113,14 +113,13 @@ pub fn tell() {
     println!("|---|---|");
     let (read, all) = each(quotes, || rows(&*journal));
     println!("| two records are read | {read:.2} |");
-    let (written, shippable) =
-        each(quotes, || all.iter().map(|stored| Shippable::new("", stored).unwrap()).collect::<Vec<_>>());
+    let (written, shippable) = each(quotes, || all.iter().map(|stored| Shippable::new("", stored)).collect::<Vec<_>>());
     println!("| and written as log records | {written:.2} |");
     let resource = records::resource(Environment::Sandbox, "gw-1");
     let (packed, bytes) =
         each(quotes, || shippable.chunks(512).map(|chunk| records::request(&resource, chunk).len()).sum::<usize>());
     println!("| and put into requests of 512 | {packed:.2} |");
-    let (surveyed, growth) = each(quotes, || survey::growth(&*journal, &Heads::new()).unwrap());
+    let (surveyed, growth) = each(quotes, || survey::growth(&*journal, &Heads::new(), 0).unwrap());
     println!("| two records are read, hashed and linked for a checkpoint | {surveyed:.2} |");
     assert_eq!((growth.leaves.len() as u64, bytes > 0), (RECORDS / BATCH, true));
     let count = 100_000;

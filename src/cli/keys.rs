@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{config::Config, domain::Kid, gateway, jwk::PublicKey, signer::provision::Provision};
 
@@ -48,12 +48,26 @@ struct KeyArgs {
     /// The key id: readable, never used before, such as `quote-signing-2026-06`. The device's label too.
     #[arg(long)]
     kid: String,
-    /// The partner that the key signs for.
-    #[arg(long)]
-    partner: String,
+    /// The partner whose quotes the key signs.
+    #[arg(long, required_if_eq("purpose", "quotes"))]
+    partner: Option<String>,
+    /// What the key signs: one key serves one purpose.
+    #[arg(long = "for", value_enum, default_value = "quotes")]
+    purpose: Purpose,
     /// Write the JWK to this directory, not to `keys/` of the policy bundle.
     #[arg(long, value_name = "DIR")]
     out: Option<std::path::PathBuf>,
+}
+
+/// What a key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Purpose {
+    /// The quotes of a partner.
+    Quotes,
+    /// Checkpoints of the journal.
+    Checkpoints,
+    /// Policy bundles.
+    Bundles,
 }
 
 impl KeysCommand {

@@ -90,7 +90,14 @@ impl CheckpointSection {
     /// Where one cannot be read.
     pub fn keys(&self) -> Result<Vec<PublicKey>, String> {
         let earlier = self.earlier_keys.iter().map(|file| read("earlier_keys", file));
-        std::iter::once(self.key()).chain(earlier).collect()
+        let keys: Vec<PublicKey> = std::iter::once(self.key()).chain(earlier).collect::<Result<_, _>>()?;
+        let mut kids: Vec<_> = keys.iter().map(PublicKey::kid).collect();
+        kids.sort();
+        kids.dedup();
+        if kids.len() < keys.len() {
+            return Err("`audit.checkpoint.earlier_keys`: two keys have one kid; a kid is one key".to_owned());
+        }
+        Ok(keys)
     }
 
     /// The paths in it.

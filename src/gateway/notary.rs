@@ -15,7 +15,7 @@ use crate::{
     domain::Kid,
     jwk::PublicKey,
     jws::CompactJws,
-    ledger::{CheckpointAct, Place},
+    ledger::{CheckpointAct, Journal, Place},
     notary::{
         checkpoint::Checkpoint,
         survey::{self, Growth},
@@ -99,7 +99,8 @@ impl Notary {
                     let why = fault.to_string();
                     match fault {
                         _ if why == told => {}
-                        Fault::Journal(survey::Fault::Ledger(_)) | Fault::Passing(_) => {
+                        Fault::Passing(_) => tracing::warn!(why, "the journal was not bound together"),
+                        Fault::Journal(fault) if !fault.is_tampering() => {
                             tracing::warn!(why, "the journal was not bound together");
                         }
                         Fault::Journal(_) => {
@@ -134,14 +135,13 @@ impl Notary {
         let mut waiting = self.waiting.lock();
         match &made {
             Ok(()) => *waiting = None,
-            // From when the newest was made, as far as this gateway has seen one.
-            Err(_) => *waiting = waiting.or(Some(now.minus(age))),
+            Err(_) => *waiting = waiting.or(Some(now)),
         }
         self.metrics.unbound(waiting.map(|since| now.since(since)).unwrap_or_default());
         match &made {
             Ok(()) => self.metrics.journal_holds(true),
-            Err(Fault::Journal(survey::Fault::Ledger(_)) | Fault::Passing(_)) => {}
-            Err(Fault::Journal(_)) => self.metrics.journal_holds(false),
+            Err(Fault::Journal(fault)) if fault.is_tampering() => self.metrics.journal_holds(false),
+            Err(_) => {}
         }
         made
     }
@@ -158,6 +158,12 @@ impl Notary {
         let mut tree = newest.as_ref().map(|newest| newest.tree.clone()).unwrap_or_default();
         growth.leaves.iter().for_each(|leaf| tree.push(*leaf));
         let after = newest.as_ref().map(Checkpoint::digest);
+        if let Some(newest) = newest.as_ref().filter(|newest| newest.origin != self.origin) {
+            let theirs = &newest.origin;
+            return Err(passing(format!(
+                "the ledger's checkpoints call it `{theirs}`: set `audit.checkpoint.origin` to that"
+            )));
+        }
         let before = newest.map_or(0, |newest| newest.tree.size());
         self.make(Checkpoint { origin: self.origin.clone(), at: now, after, heads: growth.heads, tree }, before).await
     }
@@ -166,6 +172,9 @@ impl Notary {
     async fn make(&self, checkpoint: Checkpoint, before: u64) -> Result<(), Fault> {
         let (pipeline, deadline) = (&self.pipeline, Instant::now() + PATIENCE);
         let key = pipeline.keyring.get(&self.kid).ok_or_else(|| passing("the key of checkpoints is not bound"))?;
+        if !checkpoint.is_readable() {
+            return Err(passing("the checkpoint would not be read as it is meant"));
+        }
         let input = checkpoint.input(key.public_key());
         let (first, _place) = key.place(Flow::OWN, deadline).map_err(|_| passing("the device has no place for it"))?;
         let given = key.sign(&input, &Order::new(Flow::OWN, deadline), first).await.map_err(passing)?;
@@ -179,8 +188,18 @@ impl Notary {
         let act = CheckpointAct { before, size, jws: jws.as_str().to_owned(), context, now };
         // Where another gateway was first, the next look tells what that one has left.
         let made = pipeline.ledger.checkpoint(act).await.map_err(passing)?;
-        tracing::debug!(links = size, is_ours = made.is_some(), "the journal was bound together");
-        Ok(())
+        made.map(|_| ()).ok_or_else(|| passing("another gateway has bound it meanwhile; the next look tells"))
+    }
+}
+
+/// The newest checkpoint, where it is one of `keys`' and what the ledger says that it is.
+fn newest(journal: &dyn Journal, keys: &[PublicKey]) -> Result<Option<Checkpoint>, survey::Fault> {
+    let Some((size, jws)) = journal.newest_checkpoint()? else { return Ok(None) };
+    let newest = Checkpoint::open(&jws, keys)?;
+    if newest.tree.size() == size {
+        Ok(Some(newest))
+    } else {
+        Err(survey::Fault::GoneBack { had: size, has: newest.tree.size() })
     }
 }
 
@@ -193,7 +212,7 @@ fn stretch(
     due: UtcTime,
 ) -> Result<Stretch, survey::Fault> {
     let journal = place.journal()?;
-    let newest = journal.newest_checkpoint()?.map(|(_, jws)| Checkpoint::open(&jws, keys)).transpose()?;
+    let newest = newest(&*journal, keys)?;
     if let Some((had, digest)) = seen {
         let has = newest.as_ref().map_or(0, |newest| newest.tree.size());
         if has < had || has == had && newest.as_ref().map(Checkpoint::digest) != Some(digest) {
@@ -203,7 +222,15 @@ fn stretch(
     if newest.as_ref().is_some_and(|newest| newest.at > due) {
         return Ok(Stretch { newest, growth: None });
     }
-    let heads = newest.as_ref().map(|newest| newest.heads.clone()).unwrap_or_default();
-    let growth = Some(survey::growth(&*journal, &heads)?);
-    Ok(Stretch { newest, growth })
+    let (heads, size) = newest.as_ref().map(|newest| (newest.heads.clone(), newest.tree.size())).unwrap_or_default();
+    match survey::growth(&*journal, &heads, size) {
+        Ok(growth) => Ok(Stretch { newest, growth: Some(growth) }),
+        // Another gateway may have made it since the newest was read.
+        Err(survey::Fault::GoneBack { had, .. })
+            if self::newest(&*journal, keys)?.is_some_and(|newest| newest.tree.size() >= had) =>
+        {
+            Ok(Stretch { newest, growth: None })
+        }
+        Err(fault) => Err(fault),
+    }
 }

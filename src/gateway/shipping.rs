@@ -11,9 +11,9 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::UtcTime,
+    clock::{Clock as _, SystemClock, UtcTime},
     config::OtlpSection,
-    ledger::{EngineError, Journal, Place, Quarantined, Shipment},
+    ledger::{EngineError, Journal, Place, Quarantined, Shipment, Stretch},
     pipeline::Pipeline,
     signer::jittered,
     telemetry::otlp::{
@@ -36,6 +36,8 @@ const AFTER_MAX: Duration = Duration::from_mins(5);
 /// How many records are sent at once at most, and how many bytes of them: a quarter of what collectors take.
 const RECORDS_MAX: u32 = 512;
 const BYTES_MAX: usize = 1 << 20;
+/// How long a gateway must have been away before its lane is another's to ship: longer than one takes to be seen.
+const GONE: Duration = Duration::from_secs(15);
 /// How long it goes on when the gateway ends.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,8 @@ struct Lanes {
     saved: BTreeMap<String, u64>,
     saved_at: Option<Instant>,
     journal: Option<Box<dyn Journal>>,
+    /// Since when lanes are seen whose gateways do not live.
+    gone: BTreeMap<String, Instant>,
     /// Those that no collector would take.
     aside: BTreeSet<(String, u64)>,
 }
@@ -118,12 +122,14 @@ impl Shipping {
                     LOOK
                 }
                 Ok(Round::Stuck(after)) => {
-                    let pause = after.map_or(backoff, |after| after.min(AFTER_MAX));
+                    // A collector that says "at once" over and over is given time all the same.
+                    let pause = after.map_or(backoff, |after| after.clamp(backoff, AFTER_MAX));
                     backoff = backoff.saturating_mul(2).min(BACKOFF.1);
                     pause
                 }
                 Err(fault) => {
-                    tracing::debug!(%fault, "the journal cannot be read to be shipped");
+                    self.fails(format!("the journal cannot be read to be shipped: {fault}"));
+                    self.pipeline.backlog.is_unknown(SystemClock.now());
                     lanes.journal = None;
                     TELL
                 }
@@ -174,49 +180,68 @@ impl Shipping {
             Answer::Later { after, why } => (after, why),
             Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) | Answer::Denied(why) => (None, why),
         };
+        self.fails(format!("the collector does not take the journal: {why}"));
+        Ok(Round::Stuck(after))
+    }
+
+    /// Tells it, once for each reason.
+    fn fails(&self, why: String) {
+        let backlog = &self.pipeline.backlog;
         if backlog.fault().as_ref() != Some(&why) {
-            tracing::warn!(why, "the collector does not take the journal");
+            tracing::warn!(why, "the journal is not shipped");
         }
         backlog.failed(why);
-        Ok(Round::Stuck(after))
     }
 
     /// What is to be shipped next, read beside everything.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
-        let (place, mine, journal) = (self.place.clone(), self.own_lanes(), lanes.journal.take());
+        let mine = self.own_lanes(&mut lanes.gone);
+        let (place, journal) = (self.place.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
                 None => (place.journal()?, true),
             };
-            if is_new && next.is_empty() {
-                next = journal.shipped()?;
-            }
+            let saved = journal.shipped()?;
             if is_new {
                 aside.extend(journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)));
             }
-            let pages = pages(&*journal, &mine, &next, &aside)?;
-            Ok::<_, EngineError>((journal, next, aside, pages))
+            let lanes = journal.lanes()?;
+            let all: Vec<String> = lanes.iter().map(|stretch| stretch.lane.clone()).collect();
+            let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine(&stretch.lane)).collect();
+            next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
+            let pages = pages(&*journal, lanes, &next, &aside)?;
+            Ok::<_, EngineError>((journal, next, aside, pages, all))
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let (journal, next, aside, pages) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        let (journal, next, aside, pages, all) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
         let backlog = &self.pipeline.backlog;
         backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
+        let living = self.pipeline.published.living();
+        for lane in all.into_iter().filter(|lane| *lane != self.replica && !living.contains(lane)) {
+            lanes.gone.entry(lane).or_insert_with(Instant::now);
+        }
         let waiting = pages.iter().map(|page| page.waiting).sum();
-        let firsts = pages.iter().filter_map(|page| page.records.first());
-        let oldest = firsts.min_by_key(|first| first.at_ms).map(|first| UtcTime::from_millis(first.at_ms));
-        backlog.is(waiting, oldest);
+        let oldest_of = |is: &dyn Fn(&str) -> bool| {
+            let firsts = pages.iter().filter(|page| is(&page.lane)).flat_map(|page| &page.records);
+            firsts.map(|first| first.at_ms).filter(|at_ms| *at_ms > 0).min().map(UtcTime::from_millis)
+        };
+        backlog.is(waiting, oldest_of(&|_| true), oldest_of(&|lane| lane == self.replica));
         // The lane whose oldest record has waited longest.
         Ok(pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms)))
     }
 
-    /// Whether a lane is this gateway's to ship.
-    fn own_lanes(&self) -> impl Fn(&str) -> bool + Send + use<> {
+    /// Whether a lane is this gateway's to ship: its own, and where it is the first of those that live, those of gateways that
+    /// are `gone` for long enough: one that has just begun may not have been seen yet.
+    fn own_lanes(&self, gone: &mut BTreeMap<String, Instant>) -> impl Fn(&str) -> bool + Send + use<> {
         let (own, living) = (self.replica.clone(), self.pipeline.published.living());
         let is_first = living.first() == Some(&own);
-        move |lane| lane == own || is_first && !living.contains(lane)
+        gone.retain(|lane, _| !living.contains(lane));
+        let long_gone: BTreeSet<String> =
+            gone.iter().filter(|(_, since)| since.elapsed() >= GONE).map(|(lane, _)| lane.clone()).collect();
+        move |lane| lane == own || is_first && long_gone.contains(lane)
     }
 
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
@@ -235,7 +260,6 @@ impl Shipping {
                 if !of_lane.is_empty() {
                     // What is in quarantine must be known for good: it is tried again from there.
                     lanes.next.remove(&lane);
-                    lanes.next.extend(lanes.saved.get(&lane).map(|saved| (lane.clone(), *saved)));
                 }
                 continue;
             }
@@ -246,23 +270,35 @@ impl Shipping {
     }
 }
 
-/// The next page of every lane that is `mine` and has one.
+/// Where the shipping of a lane goes on: where this gateway left it, or another one did. A cursor beyond the journal is nobody's.
+fn begin(stretch: &Stretch, next: &BTreeMap<String, u64>, saved: &BTreeMap<String, u64>, is_new: bool) -> u64 {
+    let Stretch { lane, first, head } = stretch;
+    let of = |cursors: &BTreeMap<String, u64>| cursors.get(lane).copied().filter(|next| *next <= head.next_index);
+    if is_new && saved.get(lane).is_some_and(|saved| *saved > head.next_index) {
+        tracing::error!(
+            lane,
+            "the ledger says that more of the journal was shipped than there is: SOMEBODY CHANGED IT"
+        );
+    }
+    of(next).max(of(saved)).unwrap_or_default().max(first.next_index)
+}
+
+/// The next page of every one of these lanes that has one.
 fn pages(
     journal: &dyn Journal,
-    mine: &impl Fn(&str) -> bool,
+    lanes: Vec<Stretch>,
     next: &BTreeMap<String, u64>,
     aside: &BTreeSet<(String, u64)>,
 ) -> Result<Vec<Page>, EngineError> {
     let mut pages = Vec::new();
-    for stretch in journal.lanes()?.into_iter().filter(|stretch| mine(&stretch.lane)) {
-        let lane = stretch.lane;
-        let from = next.get(&lane).copied().unwrap_or_default().max(stretch.first.next_index);
-        if from >= stretch.head.next_index {
+    for Stretch { lane, first, head } in lanes {
+        let from = next.get(&lane).copied().unwrap_or(first.next_index);
+        if from >= head.next_index {
             continue;
         }
         let (mut records, mut bytes) = (Vec::new(), 0_usize);
         for stored in journal.records(&lane, from, RECORDS_MAX)? {
-            let record = Shippable::new(&lane, &stored)?;
+            let record = Shippable::new(&lane, &stored);
             bytes = bytes.saturating_add(record.log.len());
             if bytes > BYTES_MAX && !records.is_empty() {
                 break;
@@ -272,8 +308,8 @@ fn pages(
         let known = from.checked_sub(1).filter(|before| !aside.contains(&(lane.clone(), *before)));
         let before = known.map(|before| journal.records(&lane, before, 1)).transpose()?.unwrap_or_default();
         let before = before.iter().filter(|stored| stored.index < from);
-        let before = before.map(|stored| Shippable::new(&lane, stored)).next().transpose()?;
-        pages.push(Page { lane, before, records, waiting: stretch.head.next_index.saturating_sub(from) });
+        let before = before.map(|stored| Shippable::new(&lane, stored)).next();
+        pages.push(Page { lane, before, records, waiting: head.next_index.saturating_sub(from) });
     }
     Ok(pages)
 }

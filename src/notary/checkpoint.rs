@@ -46,7 +46,9 @@ pub enum Fault {
     #[error("it is no signed checkpoint")]
     Form,
     /// None of the keys given is the one that its header names.
-    #[error("it is signed by a key that was not given: name its public half with --key")]
+    #[error(
+        "it is signed by a key that was not given: name its public half with --key, or in `audit.checkpoint.earlier_keys`"
+    )]
     Key,
     /// The signature is not the key's.
     #[error("its signature does not hold")]
@@ -79,6 +81,12 @@ impl Checkpoint {
             let _ = writeln!(text, "subtree {}", hex::encode(subtree));
         }
         text
+    }
+
+    /// Whether it is read as what it is: no name in it is taken for another line.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        Self::parse(&self.text()).as_ref() == Some(self)
     }
 
     /// Of the text.

@@ -63,6 +63,9 @@ pub enum Fault {
     /// No checkpoint has come since the record.
     #[error("no checkpoint has come since the record; the gateway makes one soon")]
     NotYet,
+    /// The checkpoint that somebody holds is not in the ledger.
+    #[error("the ledger does not hold your checkpoint any more: it was set back, or this is another ledger's")]
+    Lost,
     /// The record is not in the journal.
     #[error("the journal does not hold this record any more")]
     Absent,
@@ -124,6 +127,11 @@ pub fn prove(journal: &dyn Journal, lane: &str, index: u64, size: Option<u64>) -
     let batch = batch(journal, lane, index)?;
     let after = batch.before.next_index.saturating_add(batch.records.len() as u64);
     let (before, chain) = checkpoints(journal, lane, after, size)?;
+    if let Some(size) = size
+        && journal.checkpoints(size.saturating_sub(1), 1)?.first().is_none_or(|(is, _)| *is != size)
+    {
+        return Err(Fault::Lost);
+    }
     let (Some(first), Some((held, newest))) = (chain.first(), chain.last()) else { return Err(Fault::NotYet) };
     let mut leaves = Vec::new();
     let mut tree_index = None;

@@ -2,7 +2,7 @@
 //! that a checkpoint vouches for nothing that was not looked at.
 
 use super::{
-    checkpoint::entry,
+    checkpoint::{Checkpoint, entry},
     tree::{Hash, leaf},
 };
 use crate::{
@@ -22,6 +22,8 @@ pub struct Growth {
     pub leaves: Vec<Hash>,
     /// Whether it tells of anything but checkpoints.
     pub is_news: bool,
+    /// How many links the checkpoint has that it is held against.
+    size: u64,
 }
 
 /// Why a journal is not the one that a checkpoint was made of, with what came after it.
@@ -59,6 +61,17 @@ pub enum Fault {
         /// How many it has now.
         has: u64,
     },
+    /// A lane has a name that no gateway can have.
+    #[error("the ledger has a lane with a name that no gateway can have")]
+    Name,
+    /// A lane that no checkpoint has yet does not begin at its beginning.
+    #[error("lane `{lane}` begins at {first}, and no checkpoint has it: its front was cut off")]
+    Front {
+        /// Which.
+        lane: String,
+        /// Where it begins.
+        first: u64,
+    },
     /// A lane of the newest checkpoint is gone.
     #[error("lane `{lane}` is gone, and the newest checkpoint has it")]
     Gone {
@@ -67,19 +80,35 @@ pub enum Fault {
     },
 }
 
-const PAGE: u32 = 1000;
-/// Among more new records than this there is one that is no checkpoint's.
-const CHECKPOINTS_MAX: usize = 8;
+impl Fault {
+    /// Whether somebody has changed the ledger; otherwise it cannot be read, or a key is missing in the config.
+    #[must_use]
+    pub fn is_tampering(&self) -> bool {
+        !matches!(self, Self::Ledger(_) | Self::Checkpoint(super::checkpoint::Fault::Key))
+    }
+}
 
-/// What has come since lanes stood at `since`.
+const PAGE: u32 = 1000;
+
+/// What has come since the checkpoint of `size` links, which left the lanes at `since`; where there is none yet, since the
+/// beginning that the ledger tells, for which nothing vouches then.
 ///
 /// # Errors
 /// The first thing that does not hold, and where the ledger cannot be read.
-pub fn growth(journal: &dyn Journal, since: &Heads) -> Result<Growth, Fault> {
-    let mut growth = Growth::default();
-    for Stretch { lane, first, head } in journal.lanes()? {
-        let from = since.get(&lane).copied().unwrap_or(first);
-        growth.add(journal, &lane, from, head)?;
+pub fn growth(journal: &dyn Journal, since: &Heads, size: u64) -> Result<Growth, Fault> {
+    let mut growth = Growth { size, ..Growth::default() };
+    let mut lanes = journal.lanes()?;
+    // By their bytes, whatever order the store has for texts.
+    lanes.sort_by(|one, other| one.lane.cmp(&other.lane));
+    for Stretch { lane, first, head } in lanes {
+        if !is_name(&lane) {
+            return Err(Fault::Name);
+        }
+        let known = since.get(&lane).copied();
+        if known.is_none() && size > 0 && first != Position::GENESIS {
+            return Err(Fault::Front { lane, first: first.next_index });
+        }
+        growth.add(journal, &lane, known.unwrap_or(first), head)?;
         growth.heads.insert(lane, head);
     }
     match since.keys().find(|lane| !growth.heads.contains_key(*lane)) {
@@ -97,7 +126,14 @@ impl Growth {
             let page = journal.records(lane, next, PAGE)?;
             let Some(last) = page.last() else { break };
             next = last.index.saturating_add(1);
-            self.is_news |= page.len() > CHECKPOINTS_MAX || !page.iter().all(is_checkpoint);
+            for stored in &page {
+                let bound = checkpoint(stored);
+                self.is_news |= bound.is_none();
+                // The record of a checkpoint that came later than the newest one there is.
+                if let Some(had) = bound.filter(|had| *had > self.size) {
+                    return Err(Fault::GoneBack { had, has: self.size });
+                }
+            }
             // What is written meanwhile is for the next checkpoint.
             for stored in page.iter().filter(|stored| stored.index < head.next_index) {
                 verifier.push(stored).map_err(broken)?;
@@ -112,6 +148,17 @@ impl Growth {
     }
 }
 
-fn is_checkpoint(stored: &StoredRecord) -> bool {
-    stored.record().is_ok_and(|record| record.event == Event::Checkpointed)
+/// How many links the checkpoint has that a record tells of; nothing of another record.
+fn checkpoint(stored: &StoredRecord) -> Option<u64> {
+    // Nearly all records are others, and are not taken apart for that.
+    if !std::str::from_utf8(&stored.bytes).is_ok_and(|text| text.contains(Event::Checkpointed.name())) {
+        return None;
+    }
+    let record = stored.record().ok().filter(|record| record.event == Event::Checkpointed)?;
+    Checkpoint::unverified(&record.facts.checkpoint?).ok().map(|checkpoint| checkpoint.tree.size())
+}
+
+/// Whether a gateway can have this name; one that is alone has none.
+fn is_name(lane: &str) -> bool {
+    lane.len() <= 63 && lane.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }

@@ -101,6 +101,14 @@ pub enum Fault {
         /// Where the records begin.
         first: u64,
     },
+    /// The journal does not begin where it began, and a head was kept.
+    #[error("{}records 0 to {} are not in it: the front was cut off", named(.lane), .first.saturating_sub(1))]
+    Front {
+        /// In which lane.
+        lane: String,
+        /// Where the records begin.
+        first: u64,
+    },
     /// A head was kept of a lane that is not there.
     #[error("the journal has no lane `{lane}`, and a head of it was kept")]
     NoLane {
@@ -262,6 +270,9 @@ impl<'k> Reading<'k> {
         }
         if let Some(Kept { head, .. }) = kept.iter().find(|kept| is_another(kept.head, first)) {
             return Err(Fault::Head { lane: name, index: head.next_index });
+        }
+        if first != Position::GENESIS && !kept.is_empty() {
+            return Err(Fault::Front { lane: name, first: first.next_index });
         }
         Ok(Self { name, first, verifier: Verifier::new(first), kept })
     }

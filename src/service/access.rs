@@ -93,6 +93,22 @@ pub const LIST_SIGNED_QUOTES: Rpc =
 pub const REPORT_QUOTE_OUTCOME: Rpc =
     Rpc { method: "quotesign.v1.QuoteSigningService/ReportQuoteOutcome", action: Action::ReportQuoteOutcome };
 
+/// Of other people's services.
+const OTHERS: [&str; 5] = [
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/List",
+    "grpc.health.v1.Health/Watch",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// The method that a path is of; nothing where there is none: what a caller made up is told nowhere.
+#[must_use]
+pub fn known(path: &str) -> Option<&'static str> {
+    let wanted = path.strip_prefix('/')?;
+    RPCS.iter().map(|rpc| rpc.method).chain(OTHERS).find(|method| *method == wanted)
+}
+
 impl Rpc {
     /// The call behind a request.
     ///

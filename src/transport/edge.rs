@@ -21,7 +21,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     domain::{CorrelationId, Environment, PartnerId, QuoteId},
     proto::Reason,
-    service::status,
+    service::{access, status},
     telemetry::{Metrics, Tracer, otlp::spans::Ended},
 };
 
@@ -199,7 +199,7 @@ impl AccessLine {
             Some(Ok(caller)) => caller.to_string(),
             _ => "unidentified".to_owned(),
         };
-        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let method = access::known(request.uri().path()).unwrap_or("unknown").to_owned();
         let Edge { correlation_id, subject, course, trace, .. } = edge.clone();
         Self { method, caller, correlation_id, subject, course, trace, layer: layer.clone() }
     }

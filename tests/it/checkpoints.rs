@@ -5,6 +5,7 @@ use std::{fs, process::Command};
 use quotesign::{
     audit,
     domain::sha256,
+    jwk::PublicKey,
     ledger::{Journal as _, sqlite::Reader},
     notary::checkpoint::Checkpoint,
     proto::GetJwksRequest,
@@ -347,6 +348,16 @@ fn tamper(lines: &[String], bound: usize, how: u32, random: u32) -> Option<Vec<S
             bent.truncate(at + 1);
             bent.push(json!({ "head_index": record["index"].as_u64().unwrap() + 1, "head_link": link }).to_string());
         }
+        // The front is cut off, up to everything, and the beginning says so.
+        6 => {
+            let record: Value = serde_json::from_str(&bent[at]).unwrap();
+            let link = record["link"].as_str()?.to_owned();
+            bent.drain(1..=at);
+            let first_index = record["index"].as_u64().unwrap() + 1;
+            let begin =
+                json!({ "schema": "quotesign.journal.v1", "lane": "", "first_index": first_index, "first_link": link });
+            bent[0] = begin.to_string();
+        }
         // Written anew from a record on, with links that follow.
         _ => {
             let mut record: Value = serde_json::from_str(&bent[at]).unwrap();
@@ -391,7 +402,7 @@ async fn a_thousand_tamperings_with_an_export_are_found_and_placed_by_who_kept_t
     while tampered < 1_000 {
         nth += 1;
         let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
-        let Some(bent) = tamper(&lines, bound, nth % 7, random) else { continue };
+        let Some(bent) = tamper(&lines, bound, nth % 8, random) else { continue };
         tampered += 1;
         let fault = verified(&bent, &kept).expect_err(&format!("tampering {nth} was not found"));
         assert!(fault.to_string().chars().any(|char| char.is_ascii_digit()), "it is said where: {fault}");
@@ -446,4 +457,101 @@ async fn tampering_with_the_journal_in_a_database_is_found_by_who_kept_the_newes
         database.sql("TRUNCATE audit; INSERT INTO audit SELECT * FROM kept_audit; TRUNCATE lane; INSERT INTO lane SELECT * FROM kept_lane");
     }
     done(verify());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_is_exchanged_and_the_tree_goes_on() {
+    let site = site();
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=2).await;
+    assert!(gateway.stop().success());
+    let (size, first) = newest(&site).unwrap();
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    let out = file("");
+    let args = ["keys", "generate", "--for", "checkpoints", "--signer", "hsm-primary", "--kid", "checkpoints-2"];
+    let printed = done(site.run(&[&args[..], &["--bits", "2048", "--out", &out]].concat()));
+    let section: toml_edit::DocumentMut = printed.parse().unwrap();
+    let (old, new) = (file("checkpoint.jwk.json"), file("checkpoints-2.jwk.json"));
+    let exchange = |earlier: &[&str]| {
+        site.edit_config(|config| {
+            let mut checkpoint = section["audit"]["checkpoint"].clone();
+            checkpoint["interval_s"] = toml(INTERVAL_S);
+            checkpoint["earlier_keys"] = toml(&format!("{earlier:?}"));
+            config["audit"]["checkpoint"] = checkpoint;
+        });
+    };
+    // Without the old key nobody can say that what it signed is true.
+    exchange(&[]);
+    let gateway = site.serve().await;
+    sign(&gateway, 3..=4).await;
+    gateway.logged("audit.checkpoint.earlier_keys").await;
+    assert_eq!(metric(&metrics(&gateway).await, "quotesign_journal_holds"), "1", "that is no tampering");
+    assert!(gateway.stop().success());
+    assert_eq!(newest(&site).unwrap().0, size);
+    exchange(&[&old]);
+    let gateway = site.serve().await;
+    sign(&gateway, 5..=6).await;
+    bound_after(&site, size).await;
+    assert!(gateway.stop().success());
+    let opened = |jws: &str, key: &str| Checkpoint::open(jws, &[PublicKey::from_jwk(&fs::read(key).unwrap()).unwrap()]);
+    let chain = Reader::open(&site.path("ledger.sqlite")).unwrap().checkpoints(size, 10).unwrap();
+    let next = opened(&chain[0].1, &new).unwrap();
+    assert_eq!(next.after, Some(opened(&first, &old).unwrap().digest()));
+    assert!(opened(&chain[0].1, &old).is_err());
+    done(site.run(&["audit", "checkpoint", "--out", &file("kept.jws")]));
+    done(site.run(&["audit", "verify", "--checkpoint", &file("kept.jws"), "--key", &new, "--key", &old]));
+}
+
+/// What whoever can write the ledger does to it while the gateway is stopped; the next one finds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_finds_what_was_done_to_checkpoints_and_lanes_while_none_ran() {
+    let site = site();
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=2).await;
+    let first = bound_after(&site, 0).await;
+    sign(&gateway, 3..=4).await;
+    assert!(gateway.stop().success());
+    assert!(newest(&site).unwrap().0 > first);
+    let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+    let mut number = 5;
+    for (what, sql, undo) in [
+        (
+            "newer ones removed",
+            "CREATE TABLE kept AS SELECT * FROM checkpoint; DELETE FROM checkpoint WHERE size > (SELECT min(size) FROM checkpoint)",
+            "INSERT OR IGNORE INTO checkpoint SELECT * FROM kept",
+        ),
+        (
+            "one that is not what its row says",
+            "INSERT INTO checkpoint SELECT 1000000, 999999, jws FROM checkpoint WHERE size = (SELECT min(size) FROM checkpoint)",
+            "DELETE FROM checkpoint WHERE size = 1000000",
+        ),
+        ("all removed", "DELETE FROM checkpoint", "INSERT INTO checkpoint SELECT * FROM kept"),
+    ] {
+        ledger.execute_batch(sql).unwrap();
+        let gateway = site.serve().await;
+        sign(&gateway, [number]).await;
+        number += 1;
+        until(what, async || metric(&metrics(&gateway).await, "quotesign_journal_holds") == "0").await;
+        assert!(gateway.stop().success());
+        ledger.execute_batch(undo).unwrap();
+    }
+    // Put back, all is well again.
+    let gateway = site.serve().await;
+    let size = newest(&site).unwrap().0;
+    sign(&gateway, [number]).await;
+    bound_after(&site, size).await;
+    assert!(gateway.stop().success());
+    // The front of the journal is cut off, and the ledger says that it begins there.
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    done(site.run(&["audit", "checkpoint", "--out", &file("kept.jws")]));
+    ledger
+        .execute_batch(
+            "UPDATE chain SET first_idx = 8, first_link = (SELECT link FROM audit WHERE idx = 7); DELETE FROM audit WHERE idx < 8",
+        )
+        .unwrap();
+    let said = failed(
+        site.run(&["audit", "verify", "--checkpoint", &file("kept.jws"), "--key", &file("checkpoint.jwk.json")]),
+        1,
+    );
+    assert!(said.contains("records 0 to 7 are not in it"), "{said}");
 }

@@ -77,6 +77,13 @@ async fn refusals(site: &Site, gateway: &Gateway, quotes: &Caller, conflict: &Qu
     answers.extend(quotes.0.clone().sign_quote(request).await.err());
     answers.extend(gateway.quotes("auditor").await.sign(&marked(number())).await.err());
 
+    // A method that nobody has.
+    let mut nobodys = tonic::client::Grpc::new(gateway.client("pricing").grpc().await.unwrap());
+    nobodys.ready().await.unwrap();
+    let path = format!("/{MARKER}.Service/{MARKER}").parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<SignQuoteRequest, SignQuoteRequest>::default();
+    answers.extend(nobodys.unary(tonic::Request::new(SignQuoteRequest::default()), path, codec).await.err());
+
     // What operators stop.
     let mut operator = gateway.admin("operator").await;
     let reach = || Some(HaltReach { to: Some(To::Partner(PARTNER.to_owned())) });

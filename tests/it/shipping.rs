@@ -525,3 +525,49 @@ fn a_collector_that_cannot_be_one_is_refused_with_the_remedy() {
     let refused = failed(site.run(&["config", "check"]), 2);
     assert!(refused.contains("production ships the journal over TLS alone"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_to_the_cursor_or_a_record_stops_no_shipping_in_silence() {
+    let site = Site::new();
+    let mut sink = Sink::absent(&site, &[]);
+    ship_to(&site, &grpc(&sink), "");
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=3).await;
+    assert!(gateway.stop().success());
+    let ledger = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    for cursor in ["1000000", "-1"] {
+        ledger
+            .execute(
+                &format!(
+                    "INSERT INTO shipment VALUES ('', {cursor}) ON CONFLICT (lane) DO UPDATE SET next_idx = {cursor}"
+                ),
+                (),
+            )
+            .unwrap();
+        let _absent = fs::remove_file(&sink.out);
+        sink.start();
+        let gateway = site.serve().await;
+        sink.has_all(&site, &[]).await;
+        assert!(gateway.stop().success());
+        sink.kill();
+    }
+    // A record that is none is shipped as what it is, and the rest with it.
+    ledger.execute("UPDATE audit SET record = x'7b7d' WHERE idx = 4", ()).unwrap();
+    ledger.execute("DELETE FROM shipment", ()).unwrap();
+    let _absent = fs::remove_file(&sink.out);
+    sink.start();
+    let gateway = site.serve().await;
+    let last = |sink: &Sink| {
+        sink.lines("log").iter().filter_map(|log| log["attributes"]["quotesign.audit.index"].as_u64()).max()
+    };
+    until("all has come", async || last(&sink) >= Some(10)).await;
+    let unreadable =
+        sink.lines("log").into_iter().find(|log| log["event_name"] == "quotesign.audit.unreadable").unwrap();
+    assert_eq!((&unreadable["severity_text"], &unreadable["body"]["bytes"]), (&"ERROR".into(), &"7b7d".into()));
+    // One that says "again in no time" is not asked all the time.
+    sink.fault(json!({ "status": "RESOURCE_EXHAUSTED", "retry_info_ms": 0 })).await;
+    sign(&gateway, 4..=5).await;
+    let before = sink.stats().await["calls"].as_u64().unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(sink.stats().await["calls"].as_u64().unwrap() - before < 12);
+}

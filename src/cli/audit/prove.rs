@@ -89,11 +89,22 @@ pub(in crate::cli) struct Newest {
 
 impl Newest {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let ledger = Noted::open(&self.path.load()?, "audit checkpoint", Vec::new())?;
+        let config = self.path.load()?;
+        let none = "there is no checkpoint yet; the gateway makes them where `audit.checkpoint` names a key";
+        let section = config.audit.checkpoint.as_ref().ok_or_else(|| Failure::failed(none))?;
+        let keys = section.keys().map_err(Failure::unfit)?;
+        let ledger = Noted::open(&config, "audit checkpoint", Vec::new())?;
         let newest = ledger.journal()?.newest_checkpoint().map_err(Failure::failed)?;
-        let (_, jws) = newest.ok_or_else(|| {
-            Failure::failed("there is no checkpoint yet; the gateway makes them where `audit.checkpoint` names a key")
-        })?;
+        let (size, jws) = newest.ok_or_else(|| Failure::failed(none))?;
+        // What somebody keeps is what a gateway has signed.
+        let opened = Checkpoint::open(&jws, &keys);
+        let opened =
+            opened.map_err(|fault| Failure::failed(format!("the newest checkpoint in the ledger: {fault}")))?;
+        if opened.tree.size() != size {
+            return Err(Failure::failed(
+                "the newest checkpoint in the ledger is not the one that its row says: SOMEBODY CHANGED IT",
+            ));
+        }
         put(self.out.as_deref(), &jws)
     }
 }

@@ -1,5 +1,7 @@
 //! `quotesign keys generate` and `keys jwk`: a key's public half, as a JWK and as an entry of policy.toml.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use crate::signer::{
@@ -10,7 +12,7 @@ use crate::signer::{
 
 use crate::cli::out::{self, say};
 
-use super::{Failure, KeyArgs, block_on, device, parse_kid, write_jwk};
+use super::{Failure, KeyArgs, Purpose, block_on, device, parse_kid, write_jwk};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Generate {
@@ -38,7 +40,7 @@ impl Generate {
         let kid = parse_kid(&self.key.kid)?;
         let config = self.key.path.load()?;
         let device = device(&config, &self.key.signer)?;
-        let key = NewKey { kid, partner: self.key.partner.clone(), bits: self.bits };
+        let key = NewKey { kid, partner: self.key.partner.clone().unwrap_or_default(), bits: self.bits };
         let made = block_on(async { device.generate(&key).await.map_err(Failure::failed) })?;
         self.key.show(&config, &made)
     }
@@ -65,12 +67,30 @@ impl Jwk {
 impl KeyArgs {
     /// Writes the JWK and prints the entry.
     fn show(&self, config: &crate::config::Config, key: &Provisioned) -> Result<(), Failure> {
-        let folder = self.out.clone().unwrap_or_else(|| config.policy.join("keys"));
-        let file = write_jwk(&folder, &key.public)?;
-        let signer = &self.signer;
+        let own = match self.purpose {
+            Purpose::Quotes => config.policy.join("keys"),
+            Purpose::Checkpoints | Purpose::Bundles => PathBuf::new(),
+        };
+        let file = write_jwk(&self.out.clone().unwrap_or(own), &key.public)?;
+        let (signer, locator) = (&self.signer, &key.locator);
         say!("# the public half is in {file}; the private half is in `{signer}` and stays there");
-        say!("# add this to policy.toml, with the times of your plan, and raise its serial");
-        out::write(format_args!("{}", entry(key, &self.partner, signer)));
+        match (self.purpose, &self.partner) {
+            (Purpose::Quotes, partner) => {
+                say!("# add this to policy.toml, with the times of your plan, and raise its serial");
+                out::write(format_args!("{}", entry(key, partner.as_deref().unwrap_or_default(), signer)));
+            }
+            (Purpose::Checkpoints, _) => {
+                say!("# add this to the config of every gateway of the ledger, where the file is");
+                say!(
+                    "[audit.checkpoint]\nsigner     = \"{signer}\"\nlocator    = \"{locator}\"\npublic_key = \"{file}\""
+                );
+            }
+            (Purpose::Bundles, _) => {
+                say!("# add this to the top of every gateway's config, where the file is; sign bundles with");
+                say!("# quotesign policy sign DIR --signer {signer} --locator '{locator}' --jwk {file}");
+                say!("policy_key = \"{file}\"");
+            }
+        }
         Ok(())
     }
 }

@@ -128,7 +128,8 @@ impl Queue {
     pub fn journal(&self, record: Record) {
         let mut waiting = self.waiting.lock();
         if waiting.closed || waiting.records.len() >= self.config.queue_max {
-            self.drop_records(1);
+            // One that stands for many is as many.
+            self.drop_records(record.facts.count.and_then(|count| usize::try_from(count).ok()).unwrap_or(1));
             return;
         }
         waiting.records.push_back(record);

@@ -238,7 +238,7 @@ pub(super) async fn links(client: &Client, lane: &str, from: u64, count: u32) ->
 
 /// Up to where every lane was shipped.
 pub(super) async fn shipped(client: &Client) -> Result<BTreeMap<String, u64>, EngineError> {
-    let found = rows(client, "SELECT lane, next_idx FROM shipment", &[]).await?;
+    let found = rows(client, "SELECT lane, greatest(next_idx, 0) FROM shipment", &[]).await?;
     found.iter().map(|row| Ok((value(row, 0)?, checked(row, 1, index_of)?))).collect()
 }
 

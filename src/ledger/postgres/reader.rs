@@ -83,7 +83,7 @@ impl Reads for Reader {
 
 impl Journal for Reader {
     fn lanes(&self) -> Result<Vec<Stretch>, EngineError> {
-        let sql = "SELECT lane, first_idx, first_link, next_idx, link FROM lane ORDER BY lane";
+        let sql = "SELECT lane, first_idx, first_link, next_idx, link FROM lane ORDER BY lane COLLATE \"C\"";
         let rows = self.runtime.block_on(read::rows(&self.session.client, sql, &[]))?;
         let position = |row, index, link| {
             let next_index = read::checked(row, index, |index: i64| index.try_into().ok())?;

@@ -110,7 +110,7 @@ pub(super) fn links(db: &Connection, from: u64, count: u32) -> Result<Vec<Positi
 }
 
 pub(super) fn shipped(db: &Connection) -> Result<BTreeMap<String, u64>, EngineError> {
-    let mut select = db.prepare_cached("SELECT lane, next_idx FROM shipment")?;
+    let mut select = db.prepare_cached("SELECT lane, max(next_idx, 0) FROM shipment")?;
     let rows = select.query_map((), |row| Ok((row.get(0)?, checked(row, 1, index_of)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

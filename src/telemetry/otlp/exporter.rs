@@ -176,7 +176,7 @@ impl Exporter {
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>((head, body))
         };
         match answered.await {
-            Ok((head, body)) if head.status.is_success() => {
+            Ok((head, body)) if head.status == StatusCode::OK && is_protobuf(&head.headers) => {
                 R::decode(body).map_err(|_| Answer::Later { after: None, why: "the answer cannot be read".to_owned() })
             }
             Ok((head, _)) => Err(of_http(head.status, &head.headers)),
@@ -251,6 +251,12 @@ impl Signal {
             Self::Metrics => "/v1/metrics",
         }
     }
+}
+
+/// Whether an answer is one of this protocol: anything else that says OK has taken nothing.
+fn is_protobuf(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim() == "application/x-protobuf")
 }
 
 /// The headers of a file: `name: value` lines, empty ones aside. They are secrets, and are never told.

@@ -15,7 +15,7 @@ use crate::{
     audit::{Event, SCHEMA},
     clock::UtcTime,
     domain::Environment,
-    ledger::{EngineError, chain::StoredRecord},
+    ledger::chain::StoredRecord,
 };
 
 /// The name of the scope of audit records.
@@ -26,7 +26,7 @@ pub const SCOPE: &str = "quotesign.audit";
 pub struct Shippable {
     /// Its index in its lane.
     pub index: u64,
-    /// When it was made, in milliseconds since 1970.
+    /// When it was made, in milliseconds since 1970; 0 where that cannot be read.
     pub at_ms: i64,
     /// The log record as it is sent.
     pub log: Vec<u8>,
@@ -110,17 +110,30 @@ mod field {
     pub(super) const VALUE: u32 = 2;
     pub(super) const STRING: u32 = 1;
     pub(super) const INT: u32 = 3;
+    pub(super) const BYTES: u32 = 7;
 }
 
 impl Shippable {
-    /// The record at its place in `lane`.
-    ///
-    /// # Errors
-    /// Where its bytes are no record of this version.
-    pub fn new(lane: &str, stored: &StoredRecord) -> Result<Self, EngineError> {
-        let unfit = || EngineError::Unfit(format!("the record at {} cannot be read", stored.index));
-        let seen: Seen<'_> = serde_json::from_slice(&stored.bytes).map_err(|_| unfit())?;
-        let at_ms = UtcTime::parse(&seen.at).map_err(|_| unfit())?.millis();
+    /// The record at its place in `lane`. One that cannot be read is shipped all the same, as the bytes that it is.
+    #[must_use]
+    pub fn new(lane: &str, stored: &StoredRecord) -> Self {
+        Self::readable(lane, stored).unwrap_or_else(|| Self::unreadable(lane, stored))
+    }
+
+    fn unreadable(lane: &str, stored: &StoredRecord) -> Self {
+        let mut log = Wire::with_room(stored.bytes.len() + 400);
+        log.number(field::SEVERITY, 17);
+        log.bytes(field::SEVERITY_TEXT, b"ERROR");
+        log.sized(field::BODY, sized_len(field::BYTES, stored.bytes.len()));
+        log.bytes(field::BYTES, &stored.bytes);
+        place(&mut log, lane, stored);
+        log.bytes(field::EVENT_NAME, b"quotesign.audit.unreadable");
+        Self { index: stored.index, at_ms: 0, log: log.into_bytes() }
+    }
+
+    fn readable(lane: &str, stored: &StoredRecord) -> Option<Self> {
+        let seen: Seen<'_> = serde_json::from_slice(&stored.bytes).ok()?;
+        let at_ms = UtcTime::parse(&seen.at).ok()?.millis();
         let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
         let (severity, severity_text) = severity(&seen.event);
         // What is not in the body takes about a kilobyte.
@@ -135,7 +148,7 @@ impl Shippable {
         log.bytes(field::SPAN_ID, &id(&seen.context.span_id));
         log.fixed(field::OBSERVED, nanos);
         log.bytes(field::EVENT_NAME, ["quotesign.", &seen.event].concat().as_bytes());
-        Ok(Self { index: stored.index, at_ms, log: log.into_bytes() })
+        Some(Self { index: stored.index, at_ms, log: log.into_bytes() })
     }
 }
 
@@ -145,14 +158,9 @@ fn id(hex: &Text<'_>) -> Vec<u8> {
 
 /// The attributes, whose names are in `docs/audit-record.md`.
 fn attributes(log: &mut Wire, lane: &str, stored: &StoredRecord, Seen { context, facts, id, .. }: &Seen<'_>) {
-    put_text(log, "quotesign.audit.lane", lane);
-    put_number(log, "quotesign.audit.index", stored.index);
+    place(log, lane, stored);
     put_text(log, "quotesign.audit.id", id);
     put_text(log, "quotesign.audit.schema", SCHEMA);
-    put_text(log, "quotesign.audit.leaf", &hex::encode(stored.leaf));
-    if let Some(link) = stored.link {
-        put_text(log, "quotesign.audit.link", &hex::encode(link));
-    }
     put_text(log, "quotesign.correlation_id", &context.correlation_id);
     put_text(log, "quotesign.environment", &context.environment);
     put_text(log, "quotesign.gateway.version", &context.gateway_version);
@@ -171,6 +179,16 @@ fn attributes(log: &mut Wire, lane: &str, stored: &StoredRecord, Seen { context,
     }
     if let Some(sequence) = facts.sequence {
         put_number(log, "quotesign.sequence", sequence);
+    }
+}
+
+/// Where a record stands in its chain.
+fn place(log: &mut Wire, lane: &str, stored: &StoredRecord) {
+    put_text(log, "quotesign.audit.lane", lane);
+    put_number(log, "quotesign.audit.index", stored.index);
+    put_text(log, "quotesign.audit.leaf", &hex::encode(stored.leaf));
+    if let Some(link) = stored.link {
+        put_text(log, "quotesign.audit.link", &hex::encode(link));
     }
 }
 
@@ -281,7 +299,7 @@ mod tests {
             facts.kid = Some("quote-a".parse().unwrap());
         });
         let bare = stored(Event::Started, false, |_, _| {});
-        let records = [("", &bare), ("gw-1", &full)].map(|(lane, stored)| Shippable::new(lane, stored).unwrap());
+        let records = [("", &bare), ("gw-1", &full)].map(|(lane, stored)| Shippable::new(lane, stored));
         for (record, of) in records.iter().zip([&bare, &full]) {
             let log = LogRecord::decode(&*record.log).unwrap();
             assert_eq!(log.encode_to_vec(), record.log);
@@ -299,6 +317,12 @@ mod tests {
         );
         let bare = LogRecord::decode(&*records[0].log).unwrap();
         assert!(bare.attributes.contains(&text("quotesign.audit.lane", "")) && bare.severity_number == 9);
+
+        let torn = StoredRecord { bytes: b"{}\xff".to_vec(), ..full.clone() };
+        let torn = Shippable::new("gw-1", &torn);
+        let log = LogRecord::decode(&*torn.log).unwrap();
+        assert_eq!((log.encode_to_vec(), log.severity_number, log.attributes.len()), (torn.log, 17, 4));
+        assert_eq!(log.body.and_then(|body| body.value), Some(Value::BytesValue(b"{}\xff".to_vec())));
 
         let resource = resource(Environment::Sandbox, "gw-1");
         let sent = request(&resource, &records);
