@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Kept, Stop};
+use super::{Kept, Stop, chain::Position};
 use crate::{
     audit,
     clock::UtcTime,
@@ -118,6 +118,25 @@ pub struct Prune {
     pub before: UtcTime,
     /// How many at most.
     pub count_max: u32,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+/// Forgets the oldest records of a lane: whole batches, up to a link that the rest hangs on.
+#[derive(Debug, Clone)]
+pub struct PruneJournal {
+    /// The lane.
+    pub lane: String,
+    /// Where it begins, as whoever asks has seen it.
+    pub from: Position,
+    /// Where it is to begin: after a batch that is not its newest.
+    pub to: Position,
+    /// The newest time of a record between the two.
+    pub newest: UtcTime,
+    /// Nothing that was journalled then or later goes.
+    pub before: UtcTime,
     /// For the record.
     pub context: audit::Context,
     /// The gateway's time.

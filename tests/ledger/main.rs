@@ -21,7 +21,7 @@ use contract::{CASES, Store};
 use quotesign::{
     domain::Environment,
     ledger::{
-        Engine, EngineError,
+        Engine, EngineError, Journal,
         chain::StoredRecord,
         sqlite::{Reader, Sqlite},
     },
@@ -53,6 +53,14 @@ impl Store for File {
 
     fn journal(&self) -> Vec<StoredRecord> {
         Reader::open(&self.path()).unwrap().records(0, u32::MAX).unwrap()
+    }
+
+    fn lane(&self) -> &'static str {
+        ""
+    }
+
+    fn reader(&self) -> Box<dyn Journal> {
+        Box::new(Reader::open(&self.path()).unwrap())
     }
 }
 
