@@ -48,6 +48,7 @@ mod exports;
 mod fronts;
 mod join;
 mod notary;
+mod pruning;
 mod publication;
 mod reporting;
 mod shipping;
@@ -163,6 +164,9 @@ impl Gateway {
         let listeners = Listeners::bind(&config).await?;
         let place = config.ledger.place().map_err(StartError::unfit)?;
         let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);
+        if let Some(warning) = config.keeps_for_nothing() {
+            tracing::warn!("{warning}");
+        }
         let environment = config.environment;
         let (engine, is_there) =
             tokio::task::spawn_blocking(move || engine(place, environment)).await.map_err(StartError::unfit)??;

@@ -204,6 +204,15 @@ fn stretch(
         return Ok(Stretch { newest, growth: None });
     }
     let heads = newest.as_ref().map(|newest| newest.heads.clone()).unwrap_or_default();
-    let growth = Some(survey::growth(&*journal, &heads)?);
+    let growth = match survey::growth(&*journal, &heads) {
+        // Another gateway has bound more meanwhile, and what that covers may have been pruned: the next look begins there.
+        Err(survey::Fault::Broken { .. } | survey::Fault::Elsewhere { .. })
+            if journal.newest_checkpoint()?.map(|(size, _)| size)
+                != newest.as_ref().map(|newest| newest.tree.size()) =>
+        {
+            None
+        }
+        grown => Some(grown?),
+    };
     Ok(Stretch { newest, growth })
 }

@@ -183,7 +183,8 @@ impl Shipping {
 
     /// What is to be shipped next, read beside everything.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
-        let (place, mine, journal) = (self.place.clone(), self.own_lanes(), lanes.journal.take());
+        let (place, mine, journal) =
+            (self.place.clone(), own_lanes(&self.pipeline, &self.replica), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let look = move || {
             let (journal, is_new) = match journal {
@@ -212,13 +213,6 @@ impl Shipping {
         Ok(pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms)))
     }
 
-    /// Whether a lane is this gateway's to ship.
-    fn own_lanes(&self) -> impl Fn(&str) -> bool + Send + use<> {
-        let (own, living) = (self.replica.clone(), self.pipeline.published.living());
-        let is_first = living.first() == Some(&own);
-        move |lane| lane == own || is_first && !living.contains(lane)
-    }
-
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
     async fn save(&self, lanes: &mut Lanes, quarantined: Vec<Quarantined>, is_last: bool) {
         let is_due = is_last || !quarantined.is_empty() || lanes.saved_at.is_none_or(|at| at.elapsed() >= SAVE);
@@ -244,6 +238,13 @@ impl Shipping {
         }
         lanes.saved_at = Some(Instant::now());
     }
+}
+
+/// Whether a lane is this gateway's to ship and to prune.
+pub(super) fn own_lanes(pipeline: &Pipeline, replica: &str) -> impl Fn(&str) -> bool + Send + use<> {
+    let (own, living) = (replica.to_owned(), pipeline.published.living());
+    let is_first = living.first() == Some(&own);
+    move |lane| lane == own || is_first && !living.contains(lane)
 }
 
 /// The next page of every lane that is `mine` and has one.

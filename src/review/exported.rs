@@ -223,19 +223,49 @@ pub fn verify(file: impl BufRead, kept: &[Kept]) -> Result<Vec<Lane>, Fault> {
 /// The first thing that does not hold, and where the ledger cannot be read.
 pub fn verify_ledger(journal: &dyn Journal, kept: &[Kept]) -> Result<Vec<Lane>, Fault> {
     let mut lanes = Vec::new();
-    for Stretch { lane, first, head } in journal.lanes()? {
-        let mut reading = Reading::new(lane.clone(), first, kept)?;
-        let mut next = first.next_index;
-        loop {
-            let page = journal.records(&lane, next, PAGE)?;
-            let Some(last) = page.last() else { break };
-            next = last.index.saturating_add(1);
-            page.iter().try_for_each(|stored| reading.take(stored))?;
-        }
-        lanes.push(reading.end(head)?);
+    for mut stretch in journal.lanes()? {
+        let lane = loop {
+            match verify_lane(journal, &stretch, kept) {
+                Err(fault @ Fault::Broken { .. }) => {
+                    stretch = pruned_since(journal, &stretch)?.ok_or(fault)?;
+                }
+                read => break read?,
+            }
+        };
+        lanes.push(lane);
     }
     every_kept_is_there(&lanes, kept)?;
     Ok(lanes)
+}
+
+fn verify_lane(journal: &dyn Journal, stretch: &Stretch, kept: &[Kept]) -> Result<Lane, Fault> {
+    let Stretch { lane, first, head } = stretch;
+    let mut reading = Reading::new(lane.clone(), *first, kept)?;
+    let mut next = first.next_index;
+    loop {
+        let page = journal.records(lane, next, PAGE)?;
+        let Some(last) = page.last() else { return reading.end(*head) };
+        next = last.index.saturating_add(1);
+        page.iter().try_for_each(|stored| reading.take(stored))?;
+    }
+}
+
+/// The lane as it stands now, where it begins later than it did.
+///
+/// # Errors
+/// Where the ledger cannot be read.
+pub fn pruned_since(journal: &dyn Journal, was: &Stretch) -> Result<Option<Stretch>, EngineError> {
+    let now = journal.lanes()?.into_iter().find(|stretch| stretch.lane == was.lane);
+    Ok(now.filter(|now| now.first.next_index > was.first.next_index))
+}
+
+/// What to add where a record is not found: that some were pruned.
+///
+/// # Errors
+/// Where the ledger cannot be read.
+pub fn pruned(journal: &dyn Journal) -> Result<&'static str, EngineError> {
+    let is_pruned = journal.lanes()?.iter().any(|stretch| stretch.first.next_index > 0);
+    Ok(if is_pruned { "; its oldest records were pruned, and whoever was shipped the journal has them" } else { "" })
 }
 
 /// How many records are read at once.

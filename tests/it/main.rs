@@ -46,6 +46,7 @@ mod policy;
 mod powercut;
 mod problems;
 mod properties;
+mod pruning;
 mod redaction;
 mod reads;
 mod replicas;
