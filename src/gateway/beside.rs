@@ -110,6 +110,7 @@ fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {
     upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
     upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
+    upkeep.spawn(upkeep::look_at_room(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::reload_on_hangup(control.clone(), pipeline(), stop.clone()));
     upkeep.spawn(join::until_joined(pipeline(), control.clone(), stop.clone()));
     upkeep.spawn(upkeep::look_ahead(pipeline(), metrics.clone(), stop.clone()));

@@ -51,6 +51,7 @@ mod redaction;
 mod reads;
 mod replicas;
 mod rollback;
+mod room;
 mod runbooks;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]
