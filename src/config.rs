@@ -151,6 +151,14 @@ impl Config {
         self.signers.iter().find(|signer| signer.name == name).map(|signer| signer.token.as_str())
     }
 
+    /// That records are to be pruned and never will be, since they are exported nowhere.
+    #[must_use]
+    pub fn keeps_for_nothing(&self) -> Option<&'static str> {
+        (self.audit.keep_days.is_some() && self.otlp.is_none()).then_some(
+            "`audit.keep_days` prunes nothing without `[otlp]`: a record goes only once a collector has it; name one, or leave it out",
+        )
+    }
+
     /// Makes every path absolute to the config's own directory.
     fn anchor(&mut self, base: &Path) {
         let signers =

@@ -1,4 +1,5 @@
-//! What a file needs beside its own synchronisation to be there after a power cut: its name, in its folder.
+//! What a file needs beside its own synchronisation to be there after a power cut: its name, in its folder. And how much room there
+//! is beside it.
 
 use std::{
     fs::{self, File},
@@ -18,6 +19,15 @@ pub fn folder_of(path: &Path) -> &Path {
 /// Where the folder cannot be opened or synchronised.
 pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
+}
+
+/// How many bytes are free for this process on the volume of `path`'s folder.
+///
+/// # Errors
+/// Where the file system does not tell.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let told = rustix::fs::statvfs(folder_of(path))?;
+    Ok(told.f_bavail.saturating_mul(told.f_frsize))
 }
 
 /// Puts a file of these bytes at `path`, in one piece or not at all, durable when this returns.

@@ -48,6 +48,7 @@ mod exports;
 mod fronts;
 mod join;
 mod notary;
+mod pruning;
 mod publication;
 mod reporting;
 mod shipping;
@@ -164,9 +165,15 @@ impl Gateway {
         let listeners = Listeners::bind(&config).await?;
         let place = config.ledger.place().map_err(StartError::unfit)?;
         let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);
-        let environment = config.environment;
-        let (engine, is_there) =
-            tokio::task::spawn_blocking(move || engine(place, environment)).await.map_err(StartError::unfit)??;
+        if let Some(warning) = config.keeps_for_nothing() {
+            tracing::warn!("{warning}");
+        }
+        let (environment, room) = (config.environment, config.ledger.room());
+        let opened = tokio::task::spawn_blocking(move || {
+            room.look();
+            Ok::<_, StartError>((engine(place, environment)?, room))
+        });
+        let ((engine, is_there), room) = opened.await.map_err(StartError::unfit)??;
         let ledger = Ledger::start(engine, config.ledger.front());
         let checkpoints = config.audit.checkpoint.as_ref().map(CheckpointSection::binding).transpose();
         let checkpoints = checkpoints.map_err(StartError::unfit)?;
@@ -207,6 +214,7 @@ impl Gateway {
             outcomes: Outcomes::default(),
             refusals: Shares::default(),
             backlog: Backlog::default(),
+            room,
             behind_max: config.otlp.as_ref().and_then(OtlpSection::refuse_after),
         });
         if is_there {

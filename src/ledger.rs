@@ -33,7 +33,7 @@ pub mod step;
 pub mod stops;
 
 pub use absent::Absent;
-pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, Publish, Seed, StopAct};
+pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use front::{Ledger, LedgerConfig, Load};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
@@ -154,6 +154,8 @@ pub enum Op {
     Propose(Propose),
     /// See [`Prune`].
     Prune(Prune),
+    /// See [`PruneJournal`].
+    PruneJournal(PruneJournal),
     /// See [`HoldAct`].
     Hold(HoldAct),
     /// See [`CheckpointAct`].
@@ -358,6 +360,8 @@ pub enum Done {
     Proposed(Option<Caller>, uuid::Uuid),
     /// Of [`Op::Prune`]: how many quotes.
     Pruned(usize),
+    /// Of [`Op::PruneJournal`]: how many records; none where the lane begins elsewhere, or a hold keeps them.
+    PrunedJournal(u64),
     /// Of [`Op::Hold`]: the record of the act.
     Held(uuid::Uuid),
     /// Of [`Op::Checkpoint`]: the record; nothing where another gateway made one first.

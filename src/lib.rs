@@ -45,6 +45,8 @@ pub mod notary;
 pub mod signer;
 /// How far the shipping of the journal is behind.
 pub mod backlog;
+/// How much room there is where the ledger is.
+pub mod room;
 /// How much each key signs, and whether that is usual.
 pub mod volume;
 /// The path of one quote, top to bottom.

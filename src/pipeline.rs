@@ -63,6 +63,7 @@ use crate::{
     outcomes::Outcomes,
     policy::Bundle,
     published::{Published, Standings},
+    room::Room,
     signer::keyring::Keyring,
     stopped::Stopped,
     volume::Volumes,
@@ -126,6 +127,8 @@ pub struct Pipeline {
     pub refusals: journal::Shares,
     /// How far the shipping of the journal is behind.
     pub backlog: Backlog,
+    /// How much room there is where the ledger is.
+    pub room: Room,
     /// How far it may be before nothing is signed; nothing depends on it where there is none.
     pub behind_max: Option<Duration>,
 }
@@ -240,7 +243,7 @@ impl Pipeline {
         if is_looked_up && let Ok(Some(stored)) = recall().await {
             return Ok(Held::Replay(stored));
         }
-        let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from);
+        let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from).and_then(|()| self.has_room());
         let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
         let keyed = bears.and_then(|()| Ok(course.time(Stage::Select, select)?));
         let admit = |keyed| course.time(Stage::Admit, || admit::admit(keyed, &self.flows, call));
@@ -254,6 +257,11 @@ impl Pipeline {
             Err(refusal) if is_looked_up => Err(refusal),
             Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
         }
+    }
+
+    /// Whether there is room for a number to be taken; what holds one already needs none here.
+    fn has_room(&self) -> Result<(), Refusal> {
+        self.room.suffices().map_err(|why| Refusal::Ledger(LedgerError::Unavailable(why)))
     }
 
     /// Sign, verify, commit: in a task of its own, so that a cancelled call cannot come between them. What goes

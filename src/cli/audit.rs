@@ -200,8 +200,9 @@ impl Quarantine {
 impl Show {
     fn run(self) -> Result<(), Failure> {
         let ledger = Noted::open(&self.path.load()?, "audit show", vec![format!("record={}", self.id)])?;
-        let stored = ledger.journal()?.record(&self.id).map_err(Failure::failed)?;
-        let stored = stored.ok_or_else(|| Failure::failed(format!("the journal holds no record {}", self.id)))?;
+        let journal = ledger.journal()?;
+        let stored = journal.record(&self.id).map_err(Failure::failed)?;
+        let stored = stored.map_or_else(|| Err(absent(&*journal, &self.id)), Ok)?;
         let record: Value = serde_json::from_slice(&stored.bytes).map_err(Failure::failed)?;
         say!("{record:#}");
         Ok(())
@@ -271,11 +272,26 @@ impl Summarise {
     }
 }
 
+/// That the journal does not hold a record, and whether it may have.
+fn absent(journal: &dyn Journal, id: &Uuid) -> Failure {
+    match exported::pruned(journal) {
+        Ok(pruned) => Failure::failed(format!("the journal holds no record {id}{pruned}")),
+        Err(fault) => Failure::failed(fault),
+    }
+}
+
 /// Every lane with its links, as it stands now.
 fn chained(journal: &dyn Journal, out: &mut dyn Write) -> Result<(), Failure> {
     let lanes = journal.lanes().map_err(Failure::failed)?;
     for stretch in &lanes {
-        let page = |from| journal.records(&stretch.lane, from, PAGE).map_err(io::Error::other);
+        let page = |from| {
+            let page = journal.records(&stretch.lane, from, PAGE).map_err(io::Error::other)?;
+            let is_whole = page.first().is_none_or(|first| first.index == from);
+            if !is_whole && exported::pruned_since(journal, stretch).map_err(io::Error::other)?.is_some() {
+                return Err(io::Error::other("the journal was pruned meanwhile: export it again"));
+            }
+            Ok(page)
+        };
         exported::write(out, stretch, page).map_err(Failure::failed)?;
     }
     Ok(())

@@ -53,6 +53,9 @@ impl ConfigCommand {
         if let Some(other) = &check.apart_from {
             is_apart(&config, &bundle, other)?;
         }
+        if let Some(warning) = config.keeps_for_nothing() {
+            say!("warning: {warning}");
+        }
         say!("{}: good", check.path.config.display());
         say!("environment {}, policy serial {}, digest {}", bundle.environment, bundle.serial, bundle.digest);
         Ok(())

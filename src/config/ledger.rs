@@ -11,6 +11,7 @@ use crate::{
         LedgerConfig, Place, Store,
         postgres::{Server, Settings},
     },
+    room::Room,
     transport::tls,
 };
 
@@ -36,6 +37,12 @@ pub struct LedgerSection {
     /// How many days after its expiry a quote is forgotten; its number stays taken.
     #[serde(default = "defaults::keep_days")]
     pub keep_days: u32,
+    /// Below how much free space on the volumes of a SQLite ledger and its anchor it is warned, in MiB.
+    #[serde(default = "defaults::disk_warn_mb")]
+    pub disk_warn_mb: u64,
+    /// Below how much nothing new is signed, in MiB.
+    #[serde(default = "defaults::disk_min_mb")]
+    pub disk_min_mb: u64,
 }
 
 /// A database that several gateways share.
@@ -78,6 +85,12 @@ mod defaults {
     pub(super) fn keep_days() -> u32 {
         30
     }
+    pub(super) fn disk_warn_mb() -> u64 {
+        1024
+    }
+    pub(super) fn disk_min_mb() -> u64 {
+        128
+    }
     pub(super) fn clock_offset_ms_max() -> u64 {
         1_000
     }
@@ -109,6 +122,14 @@ impl LedgerSection {
     #[must_use]
     pub fn keep(&self) -> Duration {
         Duration::from_hours(24) * self.keep_days
+    }
+
+    /// The volumes that are watched: those of a SQLite ledger and its anchor. A database's own are another's to watch.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        let anchor = self.anchor.iter().filter(|_| self.sqlite.is_some()).map(|file| ("anchor", file.clone()));
+        let files = self.sqlite.iter().map(|file| ("ledger", file.clone())).chain(anchor).collect();
+        Room::new(files, self.disk_warn_mb, self.disk_min_mb)
     }
 
     /// Where it is.
@@ -144,6 +165,12 @@ impl LedgerSection {
             return Err(
                 "`ledger.anchor`: production needs one; name a file on another volume than the ledger's".to_owned()
             );
+        }
+        if self.disk_min_mb > self.disk_warn_mb {
+            return Err(format!(
+                "`ledger.disk_min_mb` = `{}` is above `ledger.disk_warn_mb` = `{}`: nobody would be warned; lower it",
+                self.disk_min_mb, self.disk_warn_mb
+            ));
         }
         match (&self.sqlite, &self.postgres) {
             (Some(_), None) => Ok(()),

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::CheckpointSection;
-use crate::{clock::ClockBounds, json::Limits, signer::pkcs11::Pin};
+use crate::{clock::ClockBounds, domain::Environment, json::Limits, signer::pkcs11::Pin};
 
 /// A listener with mutual TLS 1.3.
 #[derive(Debug, Clone, Deserialize)]
@@ -189,6 +189,22 @@ pub struct AuditSection {
     pub reference_key: Option<PathBuf>,
     /// What signs checkpoints of the journal; none are made where it is absent.
     pub checkpoint: Option<CheckpointSection>,
+    /// How many days records are kept after they were shipped; where absent, 7 in development, 90 in a sandbox, and for ever in
+    /// production.
+    pub keep_days: Option<u32>,
+}
+
+impl AuditSection {
+    /// How long records are kept; nothing where that is for ever. How long is for whoever answers for production to say.
+    #[must_use]
+    pub fn keep(&self, environment: Environment) -> Option<Duration> {
+        let days = self.keep_days.or(match environment {
+            Environment::Development => Some(7),
+            Environment::Sandbox => Some(90),
+            Environment::Production => None,
+        });
+        days.map(|days| Duration::from_hours(24) * days)
+    }
 }
 
 /// The form of log lines.

@@ -7,7 +7,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Gateway, StartError, exports, join, notary::Notary, publication, reporting::Reporting, shipping::Shipping, upkeep,
+    Gateway, StartError, exports, join, notary::Notary, pruning::Pruning, publication, reporting::Reporting,
+    shipping::Shipping, upkeep,
 };
 use crate::{service::access, telemetry::otlp::records};
 
@@ -30,6 +31,9 @@ impl Beside {
         let (mut upkeep, notary) = (upkeep(gateway, stop), notary(gateway)?);
         if let Some(notary) = &notary {
             upkeep.spawn(notary.clone().run(stop.clone()));
+        }
+        if let Some(pruning) = pruning(gateway)? {
+            upkeep.spawn(pruning.run(stop.clone()));
         }
         let all_is_written = CancellationToken::new();
         let reporting = report(gateway, &all_is_written)?;
@@ -60,6 +64,16 @@ fn notary(gateway: &Gateway) -> Result<Option<Arc<Notary>>, StartError> {
     let place = gateway.config.ledger.place().map_err(StartError::unfit)?;
     let notary = Notary::new(gateway.pipeline.clone(), gateway.metrics.clone(), place, section);
     notary.map(Arc::new).map(Some).map_err(StartError::unfit)
+}
+
+/// What prunes the journal, where the config says for how long it is kept, and it is shipped: what was exported nowhere stays.
+fn pruning(gateway: &Gateway) -> Result<Option<Pruning>, StartError> {
+    let Gateway { config, .. } = gateway;
+    let (Some(_), Some(keep)) = (&config.otlp, config.audit.keep(config.environment)) else { return Ok(None) };
+    let place = config.ledger.place().map_err(StartError::unfit)?;
+    let (replica, sweep) = (config.ledger.replica(), config.ledger.sweep());
+    let (pipeline, is_bound) = (gateway.pipeline.clone(), config.audit.checkpoint.is_some());
+    Ok(Some(Pruning { pipeline, place, replica, keep, sweep, is_bound }))
 }
 
 /// What ships the journal, where the config names a collector.
@@ -96,6 +110,7 @@ fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {
     upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
     upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
+    upkeep.spawn(upkeep::look_at_room(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::reload_on_hangup(control.clone(), pipeline(), stop.clone()));
     upkeep.spawn(join::until_joined(pipeline(), control.clone(), stop.clone()));
     upkeep.spawn(upkeep::look_ahead(pipeline(), metrics.clone(), stop.clone()));

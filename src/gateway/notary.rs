@@ -225,9 +225,9 @@ fn stretch(
     let (heads, size) = newest.as_ref().map(|newest| (newest.heads.clone(), newest.tree.size())).unwrap_or_default();
     match survey::growth(&*journal, &heads, size) {
         Ok(growth) => Ok(Stretch { newest, growth: Some(growth) }),
-        // Another gateway may have made it since the newest was read.
-        Err(survey::Fault::GoneBack { had, .. })
-            if self::newest(&*journal, keys)?.is_some_and(|newest| newest.tree.size() >= had) =>
+        // Another gateway has bound more meanwhile, and what that covers may have been pruned: the next look begins there.
+        Err(fault)
+            if fault.is_tampering() && self::newest(&*journal, keys)?.is_some_and(|now| now.tree.size() > size) =>
         {
             Ok(Stretch { newest, growth: None })
         }

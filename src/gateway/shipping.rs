@@ -37,7 +37,7 @@ const AFTER_MAX: Duration = Duration::from_mins(5);
 const RECORDS_MAX: u32 = 512;
 const BYTES_MAX: usize = 1 << 20;
 /// How long a gateway must have been away before its lane is another's to ship: longer than one takes to be seen.
-const GONE: Duration = Duration::from_secs(15);
+const GONE: Duration = Duration::from_secs(5);
 /// How long it goes on when the gateway ends.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -268,6 +268,13 @@ impl Shipping {
         }
         lanes.saved_at = Some(Instant::now());
     }
+}
+
+/// Whether a lane is this gateway's to prune: its own, and those of gateways that are gone where it is the first that lives.
+pub(super) fn own_lanes(pipeline: &Pipeline, replica: &str) -> impl Fn(&str) -> bool + Send + use<> {
+    let (own, living) = (replica.to_owned(), pipeline.published.living());
+    let is_first = living.first() == Some(&own);
+    move |lane| lane == own || is_first && !living.contains(lane)
 }
 
 /// Where the shipping of a lane goes on: where this gateway left it, or another one did. A cursor beyond the journal is nobody's.

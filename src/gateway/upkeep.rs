@@ -80,6 +80,18 @@ pub(super) async fn look_at_stops(pipeline: Arc<Pipeline>, stop: CancellationTok
     }
 }
 
+/// Looks how much room there is where the ledger is.
+pub(super) async fn look_at_room(pipeline: Arc<Pipeline>, stop: CancellationToken) {
+    while pipeline.room.is_watched() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let looks = pipeline.clone();
+        let _looked = tokio::task::spawn_blocking(move || looks.room.look()).await;
+    }
+}
+
 /// Makes durable what was stopped here while the ledger was away; beside the look at what others have stopped, which must not
 /// wait for it.
 pub(super) async fn make_durable(pipeline: Arc<Pipeline>, stop: CancellationToken) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Kept, Stop};
+use super::{Kept, Stop, chain::Position};
 use crate::{
     audit,
     clock::UtcTime,
@@ -122,6 +122,44 @@ pub struct Prune {
     pub context: audit::Context,
     /// The gateway's time.
     pub now: UtcTime,
+}
+
+/// Forgets the oldest records of a lane: whole batches, up to a link that the rest hangs on.
+#[derive(Debug, Clone)]
+pub struct PruneJournal {
+    /// The lane.
+    pub lane: String,
+    /// Where it begins, as whoever asks has seen it.
+    pub from: Position,
+    /// Where it is to begin: after a batch that is not its newest.
+    pub to: Position,
+    /// The newest time of a record between the two.
+    pub newest: UtcTime,
+    /// Nothing that was journalled then or later goes.
+    pub before: UtcTime,
+    /// For the record.
+    pub context: audit::Context,
+    /// The gateway's time.
+    pub now: UtcTime,
+}
+
+impl PruneJournal {
+    /// What its record says.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let (first, last) = (self.from.next_index, self.to.next_index.saturating_sub(1));
+        let of = if self.lane.is_empty() { String::new() } else { format!(" of lane {}", self.lane) };
+        format!("records {first} to {last}{of}, journalled before {}", self.before)
+    }
+
+    /// The lane, and the index of the last record that went, as [`PruneJournal::detail`] says it.
+    #[must_use]
+    pub fn told(detail: &str) -> Option<(String, u64)> {
+        let (records, _) = detail.strip_prefix("records ")?.split_once(", journalled before ")?;
+        let (_, rest) = records.split_once(" to ")?;
+        let (last, lane) = rest.split_once(" of lane ").unwrap_or((rest, ""));
+        Some((lane.to_owned(), last.parse().ok()?))
+    }
 }
 
 /// Stores a signed checkpoint of the journal.

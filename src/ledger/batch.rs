@@ -9,7 +9,7 @@ use super::{
     Done, EngineError, Kept, Op, Proposal, Refusal, Stop,
     chain::Position,
     encoding::{is_timed, state_of},
-    step::{Holds, Quotas, Quote, Stage, State, Step, in_order, step},
+    step::{Cut, Holds, Quotas, Quote, Stage, State, Step, in_order, step},
     stops::Stops,
 };
 use crate::{
@@ -40,6 +40,8 @@ pub struct Needs<'a> {
     pub prunable: Option<(UtcTime, u32)>,
     /// The newest checkpoint.
     pub checkpoint: bool,
+    /// Where lanes begin, each with the place where it is to be cut; one cut of each.
+    pub cuts: BTreeMap<&'a str, Position>,
 }
 
 impl<'a> Needs<'a> {
@@ -56,6 +58,7 @@ impl<'a> Needs<'a> {
                 Op::Propose(op) => drop(needs.acts.insert(op.key())),
                 Op::Record(record) => drop(needs.records.insert(record.id)),
                 Op::Checkpoint(_) => needs.checkpoint = true,
+                Op::PruneJournal(op) => drop(needs.cuts.entry(&op.lane).or_insert(op.to)),
                 Op::Prune(op) => needs.prunable = Some((op.before, op.count_max)),
                 _ => {}
             }
@@ -89,6 +92,8 @@ pub struct Snapshot {
     pub proposals: HashMap<String, Proposal>,
     /// How many links the newest checkpoint has; 0 where there is none.
     pub checkpoint: u64,
+    /// Where those lanes begin that hold the link of their cut and something after it; and the cut.
+    pub beginnings: BTreeMap<String, (Position, Position)>,
 }
 
 /// A record on its way into the journal.
@@ -136,6 +141,8 @@ pub struct Changes<'a> {
     pub proposals: Vec<(String, Option<Proposal>)>,
     /// The signed checkpoints to add: how many links the one before has, how many it has, and its JWS.
     pub checkpoints: Vec<(u64, u64, String)>,
+    /// What to forget of lanes' beginnings.
+    pub cuts: Vec<Cut>,
     /// The records to append.
     pub entries: Vec<Entry<'a>>,
     /// Where the journal stands then.
@@ -174,6 +181,7 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
         holds: Vec::new(),
         proposals: Vec::new(),
         checkpoints: Vec::new(),
+        cuts: Vec::new(),
         entries: Vec::with_capacity(batch.len()),
         position,
         replies: Vec::new(),
@@ -219,6 +227,12 @@ impl Snapshot {
             prunable: &self.prunable,
             holds: &self.holds,
             checkpoint: self.checkpoint,
+            beginning: match op {
+                Op::PruneJournal(op) => {
+                    self.beginnings.get(&op.lane).filter(|(_, cut)| *cut == op.to).map(|(first, _)| *first)
+                }
+                _ => None,
+            },
             proposal: if let Op::Propose(op) = op { self.proposals.get(&op.key()) } else { None },
         }
     }
@@ -227,7 +241,7 @@ impl Snapshot {
 impl Changes<'_> {
     /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
     fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
-        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, .. } = self;
+        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, cuts, .. } = self;
         if let Some((identity, quote)) = step.quote {
             let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
             let before = after.quotes.get(&identity).map(version);
@@ -272,6 +286,10 @@ impl Changes<'_> {
         if let Some(signed) = step.checkpoint {
             after.checkpoint = signed.1;
             checkpoints.push(signed);
+        }
+        if let Some(cut) = step.cut {
+            after.beginnings.remove(&cut.lane);
+            cuts.push(cut);
         }
         after.records.extend(step.record.as_ref().map(|record| record.id));
         (step.done, step.record)

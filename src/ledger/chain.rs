@@ -34,14 +34,25 @@ impl Position {
 pub type Heads = std::collections::BTreeMap<String, Position>;
 
 /// What is wrong where a lane once stood at `was` and now stands at `is`, with `link` on the record before `was`;
-/// nothing where it has only grown.
-pub(super) fn regression(lane: &str, was: Position, is: Position, link: Option<[u8; 32]>) -> Option<String> {
+/// nothing where it has only grown, or begins, at `first`, only after that place: what lay there was pruned, and was older
+/// than anything that is kept.
+pub(super) fn regression(
+    lane: &str,
+    was: Position,
+    is: Position,
+    first: Position,
+    link: Option<[u8; 32]>,
+) -> Option<String> {
     let name = if lane.is_empty() { "the journal".to_owned() } else { format!("lane {lane}") };
     if is.next_index < was.next_index {
         return Some(format!("{name} stood at {} and stands at {}", was.next_index, is.next_index));
     }
-    let same = if was.next_index == is.next_index { is.link == was.link } else { link == Some(was.link) };
-    let same = same || was == Position::GENESIS;
+    let same = match was.next_index {
+        index if index == is.next_index => is.link == was.link,
+        index if index < first.next_index => true,
+        index if index == first.next_index => first.link == was.link,
+        _ => link == Some(was.link),
+    };
     (!same).then(|| format!("{name} has another past before {}", was.next_index))
 }
 

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::{
     CheckpointAct, Commit, Done, Engine, EngineError, HoldAct, Holding, Kept, Lease, LedgerError, Note, Op, Propose,
-    Prune, Publish, Reads, Released, Reservation, Reserve, Reserved, Seed, Shipment, StopAct, Void, step::Quote,
-    stops::Stops,
+    Prune, PruneJournal, Publish, Reads, Released, Reservation, Reserve, Reserved, Seed, Shipment, StopAct, Void,
+    step::Quote, stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
@@ -178,6 +178,17 @@ impl Ledger {
     pub async fn prune(&self, op: Prune) -> Result<usize, LedgerError> {
         match self.ask(Op::Prune(op)).await? {
             Done::Pruned(count) => Ok(count),
+            _ => Err(misplaced()),
+        }
+    }
+
+    /// Forgets the oldest records of a lane; returns how many, once that is durable.
+    ///
+    /// # Errors
+    /// Where it cannot be made durable.
+    pub async fn prune_journal(&self, op: PruneJournal) -> Result<u64, LedgerError> {
+        match self.ask(Op::PruneJournal(op)).await? {
+            Done::PrunedJournal(count) => Ok(count),
             _ => Err(misplaced()),
         }
     }

@@ -10,6 +10,7 @@ use super::{
     chain::{Position, StoredRecord},
     postgres::{self, Postgres, Settings},
     sqlite::{self, Sqlite},
+    step::Holds,
 };
 use crate::domain::{Environment, Scope, SequenceNumber};
 
@@ -204,6 +205,12 @@ pub trait Journal: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError>;
+
+    /// What keeps the ledger from pruning.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn holds(&self) -> Result<Holds, EngineError>;
 
     /// The record of this id.
     ///

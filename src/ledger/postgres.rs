@@ -264,11 +264,13 @@ impl Open {
     async fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
         let client = &self.session.client;
         let now = self.reads.snapshot(client, &Needs::default()).await?.heads;
+        let firsts = read::firsts(client).await?;
         let mut found = Vec::new();
         for (lane, was) in heads {
             let is = now.get(lane).copied().unwrap_or(Position::GENESIS);
             let link = read::link_before(client, lane, was.next_index).await?;
-            found.extend(regression(lane, *was, is, link));
+            let first = firsts.get(lane).copied().unwrap_or(Position::GENESIS);
+            found.extend(regression(lane, *was, is, first, link));
         }
         Ok(found)
     }

@@ -19,7 +19,7 @@ use super::{
     batch::{self, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
-    step::Quote,
+    step::{Holds, Quote},
     stops::Stops,
 };
 use crate::{
@@ -226,10 +226,11 @@ fn begin(path: &Path, environment: Environment, after: After) -> Result<(Writing
 }
 
 fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Result<Vec<String>, EngineError> {
+    let first = rows::first(connection)?;
     let mut found = Vec::new();
     for (lane, was) in heads {
         let link = rows::link_before(connection, was.next_index)?;
-        found.extend(regression(lane, *was, position, link));
+        found.extend(regression(lane, *was, position, first, link));
     }
     Ok(found)
 }
@@ -410,6 +411,10 @@ impl Journal for Reader {
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
         self.record(id)
+    }
+
+    fn holds(&self) -> Result<Holds, EngineError> {
+        rows::holds(&self.0.lock())
     }
 }
 

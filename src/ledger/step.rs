@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Commit, Done, Kept, Numbering, Op, Proposal, Refusal, Released, Reservation, Reserve, Reserved, Stop, Void,
-    stops::Stops,
+    chain::Position, stops::Stops,
 };
 use crate::{
     audit::{Context, Event, Facts, Record, Status},
@@ -50,6 +50,8 @@ pub struct State<'a> {
     pub proposal: Option<&'a Proposal>,
     /// How many links the newest checkpoint has; 0 where there is none.
     pub checkpoint: u64,
+    /// Where the operation's lane begins, where it holds the link that the operation would have it begin after.
+    pub beginning: Option<Position>,
 }
 
 /// What keeps the ledger from pruning, by name: all since then.
@@ -171,16 +173,31 @@ pub struct Step {
     pub proposal: Option<(String, Option<Proposal>)>,
     /// A signed checkpoint: how many links the one before it has, how many it has, and its JWS.
     pub checkpoint: Option<(u64, u64, String)>,
+    /// A lane, where it begins, and where it is to begin.
+    pub cut: Option<Cut>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
     /// The answer.
     pub done: Done,
 }
 
+/// The beginning of a lane that is forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The lane.
+    pub lane: String,
+    /// Where it begins.
+    pub from: Position,
+    /// Where it is to begin.
+    pub to: Position,
+    /// The newest time of a record between the two.
+    pub newest: UtcTime,
+}
+
 impl Step {
     fn unchanged(done: Done) -> Self {
         let quotas = Quotas::new();
-        let (proposal, checkpoint, record) = (None, None, None);
+        let (proposal, checkpoint, cut, record) = (None, None, None, None);
         Self {
             quote: None,
             taken: None,
@@ -191,6 +208,7 @@ impl Step {
             hold: None,
             proposal,
             checkpoint,
+            cut,
             record,
             done,
         }
@@ -211,6 +229,7 @@ impl Op {
             | Self::Note(_)
             | Self::Propose(_)
             | Self::Prune(_)
+            | Self::PruneJournal(_)
             | Self::Hold(_)
             | Self::Checkpoint(_)
             | Self::Record(_) => None,
@@ -275,6 +294,7 @@ pub fn step(state: &State<'_>, op: &Op) -> Result<Step, Refusal> {
         (Op::Note(op), _) => acts::note(state.kept, op),
         (Op::Propose(op), _) => Ok(acts::propose(state.proposal, state.stops, op)),
         (Op::Prune(op), _) => Ok(keep::prune(state, op)),
+        (Op::PruneJournal(op), _) => Ok(keep::prune_journal(state, op)),
         (Op::Hold(op), _) => keep::hold(state.holds, op),
         (Op::Checkpoint(op), _) => Ok(keep::checkpoint(state.checkpoint, op)),
         (Op::Record(_), _) if state.recorded => Ok(Step::unchanged(Done::Recorded)),
@@ -350,6 +370,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
         hold: None,
         proposal: None,
         checkpoint: None,
+        cut: None,
     })
 }
 
@@ -591,6 +612,7 @@ pub(in crate::ledger) mod tests {
                 holds: &Holds::new(),
                 proposal: None,
                 checkpoint: 0,
+                beginning: None,
             };
             let step = step(&state, op)?;
             let changes = step.quote.is_some() || step.taken.is_some() || !step.quotas.is_empty();

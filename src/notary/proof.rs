@@ -11,7 +11,7 @@ use crate::{
     audit,
     jwk::PublicKey,
     ledger::{
-        EngineError, Journal,
+        EngineError, Journal, Stretch,
         chain::{Heads, Position, StoredRecord},
     },
 };
@@ -69,6 +69,9 @@ pub enum Fault {
     /// The record is not in the journal.
     #[error("the journal does not hold this record any more")]
     Absent,
+    /// Links beside the record's, under the same checkpoint, were pruned.
+    #[error("the journal was pruned up to this record, and does not hold any more what its proof needs")]
+    Pruned,
     /// The ledger is not what its checkpoints were made of.
     #[error("the links of the ledger are not those that its checkpoint was made of: verify the journal")]
     Tampered,
@@ -135,7 +138,8 @@ pub fn prove(journal: &dyn Journal, lane: &str, index: u64, size: Option<u64>) -
     let (Some(first), Some((held, newest))) = (chain.first(), chain.last()) else { return Err(Fault::NotYet) };
     let mut leaves = Vec::new();
     let mut tree_index = None;
-    let (mut heads, kept) = before;
+    let (since, kept) = before;
+    let mut heads = since.clone();
     for (_, checkpoint) in &chain {
         for (name, head) in &checkpoint.heads {
             let from = heads.get(name).map_or(0, |head| head.next_index);
@@ -151,7 +155,13 @@ pub fn prove(journal: &dyn Journal, lane: &str, index: u64, size: Option<u64>) -
     let mut grown = kept.clone();
     grown.extend(leaves.iter().copied());
     let tree_index = tree_index.filter(|_| grown == newest.tree && first.1.tree.size() > kept.size());
-    let path = tree_index.and_then(|tree_index| tree::path(&kept, &leaves, tree_index)).ok_or(Fault::Tampered)?;
+    let path = tree_index.and_then(|tree_index| tree::path(&kept, &leaves, tree_index));
+    let Some(path) = path else {
+        let is_left =
+            |stretch: &Stretch| stretch.first.next_index <= since.get(&stretch.lane).map_or(0, |head| head.next_index);
+        let all_is_left = journal.lanes()?.iter().all(is_left);
+        return Err(if all_is_left { Fault::Tampered } else { Fault::Pruned });
+    };
     let place = usize::try_from(index.saturating_sub(batch.before.next_index)).unwrap_or(usize::MAX);
     let record = batch.records.get(place).ok_or(Fault::Absent)?;
     Ok(Proof {

@@ -10,9 +10,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    audit,
+    audit::{self, Event},
     ledger::{
-        EngineError, Journal, Stretch,
+        EngineError, Journal, PruneJournal, Stretch,
         chain::{Break, Position, StoredRecord, Summary, Verifier},
     },
 };
@@ -46,6 +46,8 @@ pub struct Lane {
     pub first: Position,
     /// What holds.
     pub summary: Summary,
+    /// The lanes that its records say were pruned, and up to which record; of those that something that was kept binds.
+    pub pruned: Vec<(String, u64)>,
 }
 
 /// Why a file vouches for nothing, and where.
@@ -102,7 +104,11 @@ pub enum Fault {
         first: u64,
     },
     /// The journal does not begin where it began, and a head was kept.
-    #[error("{}records 0 to {} are not in it: the front was cut off", named(.lane), .first.saturating_sub(1))]
+    #[error(
+        "{}records 0 to {} are not in it, and no record that what was kept binds says that they were pruned: the front was cut off, \
+         or this was pruned since; take a newer checkpoint",
+        named(.lane), .first.saturating_sub(1)
+    )]
     Front {
         /// In which lane.
         lane: String,
@@ -231,19 +237,49 @@ pub fn verify(file: impl BufRead, kept: &[Kept]) -> Result<Vec<Lane>, Fault> {
 /// The first thing that does not hold, and where the ledger cannot be read.
 pub fn verify_ledger(journal: &dyn Journal, kept: &[Kept]) -> Result<Vec<Lane>, Fault> {
     let mut lanes = Vec::new();
-    for Stretch { lane, first, head } in journal.lanes()? {
-        let mut reading = Reading::new(lane.clone(), first, kept)?;
-        let mut next = first.next_index;
-        loop {
-            let page = journal.records(&lane, next, PAGE)?;
-            let Some(last) = page.last() else { break };
-            next = last.index.saturating_add(1);
-            page.iter().try_for_each(|stored| reading.take(stored))?;
-        }
-        lanes.push(reading.end(head)?);
+    for mut stretch in journal.lanes()? {
+        let lane = loop {
+            match verify_lane(journal, &stretch, kept) {
+                Err(fault @ Fault::Broken { .. }) => {
+                    stretch = pruned_since(journal, &stretch)?.ok_or(fault)?;
+                }
+                read => break read?,
+            }
+        };
+        lanes.push(lane);
     }
     every_kept_is_there(&lanes, kept)?;
     Ok(lanes)
+}
+
+fn verify_lane(journal: &dyn Journal, stretch: &Stretch, kept: &[Kept]) -> Result<Lane, Fault> {
+    let Stretch { lane, first, head } = stretch;
+    let mut reading = Reading::new(lane.clone(), *first, kept)?;
+    let mut next = first.next_index;
+    loop {
+        let page = journal.records(lane, next, PAGE)?;
+        let Some(last) = page.last() else { return reading.end(*head) };
+        next = last.index.saturating_add(1);
+        page.iter().try_for_each(|stored| reading.take(stored))?;
+    }
+}
+
+/// The lane as it stands now, where it begins later than it did.
+///
+/// # Errors
+/// Where the ledger cannot be read.
+pub fn pruned_since(journal: &dyn Journal, was: &Stretch) -> Result<Option<Stretch>, EngineError> {
+    let now = journal.lanes()?.into_iter().find(|stretch| stretch.lane == was.lane);
+    Ok(now.filter(|now| now.first.next_index > was.first.next_index))
+}
+
+/// What to add where a record is not found: that some were pruned.
+///
+/// # Errors
+/// Where the ledger cannot be read.
+pub fn pruned(journal: &dyn Journal) -> Result<&'static str, EngineError> {
+    let is_pruned = journal.lanes()?.iter().any(|stretch| stretch.first.next_index > 0);
+    Ok(if is_pruned { "; its oldest records were pruned, and whoever was shipped the journal has them" } else { "" })
 }
 
 /// How many records are read at once.
@@ -251,7 +287,29 @@ const PAGE: u32 = 1000;
 
 fn every_kept_is_there(lanes: &[Lane], kept: &[Kept]) -> Result<(), Fault> {
     let gone = kept.iter().find(|kept| lanes.iter().all(|there| there.name != kept.lane));
-    gone.map_or(Ok(()), |gone| Err(Fault::NoLane { lane: gone.lane.clone() }))
+    if let Some(gone) = gone {
+        return Err(Fault::NoLane { lane: gone.lane.clone() });
+    }
+    // What is not there was pruned where a record says so that is bound itself; else it was cut off.
+    let is_pruned = |lane: &Lane| {
+        let last = lane.first.next_index.checked_sub(1);
+        let told = lanes.iter().flat_map(|lane| &lane.pruned).any(|(name, to)| *name == lane.name && Some(*to) == last);
+        last.is_none() || told
+    };
+    match lanes.iter().find(|lane| !kept.is_empty() && !is_pruned(lane)) {
+        Some(Lane { name, first, .. }) => Err(Fault::Front { lane: name.clone(), first: first.next_index }),
+        None => Ok(()),
+    }
+}
+
+/// The lane that a record says was pruned, and up to which record.
+fn pruned_by(stored: &StoredRecord) -> Option<(String, u64)> {
+    // Nearly all records are others, and are not taken apart for that.
+    if !std::str::from_utf8(&stored.bytes).is_ok_and(|text| text.contains(Event::Pruned.name())) {
+        return None;
+    }
+    let record = stored.record().ok().filter(|record| record.event == Event::Pruned)?;
+    PruneJournal::told(&record.facts.detail?)
 }
 
 /// A lane that is being read.
@@ -260,6 +318,7 @@ struct Reading<'k> {
     first: Position,
     verifier: Verifier,
     kept: Vec<&'k Kept>,
+    pruned: Vec<(String, u64)>,
 }
 
 impl<'k> Reading<'k> {
@@ -271,14 +330,14 @@ impl<'k> Reading<'k> {
         if let Some(Kept { head, .. }) = kept.iter().find(|kept| is_another(kept.head, first)) {
             return Err(Fault::Head { lane: name, index: head.next_index });
         }
-        if first != Position::GENESIS && !kept.is_empty() {
-            return Err(Fault::Front { lane: name, first: first.next_index });
-        }
-        Ok(Self { name, first, verifier: Verifier::new(first), kept })
+        Ok(Self { name, first, verifier: Verifier::new(first), kept, pruned: Vec::new() })
     }
 
     fn take(&mut self, stored: &StoredRecord) -> Result<(), Fault> {
         self.verifier.push(stored).map_err(|fault| Fault::Broken { lane: self.name.clone(), fault })?;
+        if self.kept.iter().any(|kept| stored.index < kept.head.next_index) {
+            self.pruned.extend(pruned_by(stored));
+        }
         let here = Position { next_index: stored.index.saturating_add(1), link: stored.link.unwrap_or_default() };
         match self.kept.iter().find(|kept| is_another(kept.head, here)) {
             Some(kept) => Err(Fault::Head { lane: self.name.clone(), index: kept.head.next_index }),
@@ -288,7 +347,7 @@ impl<'k> Reading<'k> {
 
     /// Ends it where the journal says that it stands, or after that, where it was written meanwhile.
     fn end(self, said: Position) -> Result<Lane, Fault> {
-        let Self { name, first, verifier, kept } = self;
+        let Self { name, first, verifier, kept, pruned } = self;
         let summary = verifier.finish().map_err(|fault| Fault::Broken { lane: name.clone(), fault })?;
         let head = summary.head;
         if head.next_index < said.next_index {
@@ -299,7 +358,7 @@ impl<'k> Reading<'k> {
         }
         match kept.iter().find(|kept| kept.head.next_index > head.next_index) {
             Some(kept) => Err(Fault::Short { lane: name, is: head.next_index, said: kept.head.next_index }),
-            None => Ok(Lane { name, first, summary }),
+            None => Ok(Lane { name, first, summary, pruned }),
         }
     }
 }

@@ -84,6 +84,7 @@ impl Watch {
             self.metrics.records_dropped(self.pipeline.ledger.dropped_records());
             self.metrics.ledger(&self.pipeline.ledger.load());
             self.metrics.reloads(self.control.reloads.counts());
+            self.metrics.room(&self.pipeline.room);
             self.metrics.backlog(&self.pipeline.backlog, SystemClock.now());
             *self.components.0.write() = now.clone();
             told = now;
@@ -164,13 +165,17 @@ impl Watch {
         let ledger = self.pipeline.ledger.health().err();
         let ledger = ledger.or_else(|| self.pipeline.has_joined().err().map(|error| error.to_string()));
         let clock = self.pipeline.clock.now().err().map(|fault| fault.to_string());
-        let common = ledger.clone().or_else(|| clock.clone());
+        let common = ledger.clone().or_else(|| clock.clone()).or_else(|| self.pipeline.room.suffices().err());
         parts.insert("ledger".to_owned(), ledger);
         parts.insert("clock".to_owned(), clock);
         // A bundle that was refused stops nothing: the last good one goes on serving.
         parts.insert("policy".to_owned(), self.control.last_error());
         // Nor does a bundle that others have and this gateway has not; its key sets are out of date.
         parts.insert("publication".to_owned(), self.pipeline.published.lags());
+        // Nor does a disk that begins to be full.
+        if self.pipeline.room.is_watched() {
+            parts.insert("disk".to_owned(), self.pipeline.room.warning());
+        }
         // Nor does a collector that does not take the journal.
         if self.ships {
             parts.insert("shipping".to_owned(), self.pipeline.backlog.fault());

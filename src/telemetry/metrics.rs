@@ -29,6 +29,7 @@ use crate::{
         stops::{Stop, Stops},
     },
     outcomes::Fate,
+    room::Room,
     signer::turns::Turns,
     volume::Standing,
 };
@@ -61,6 +62,7 @@ labels! {
     DigestLabels { digest: String }
     StopLabels { kind: &'static str }
     ResultLabels { result: &'static str }
+    VolumeLabels { volume: &'static str }
 }
 
 /// A time in seconds since 1970, as Prometheus has it.
@@ -91,6 +93,7 @@ pub struct Metrics {
     batch_seconds: Counter<f64, AtomicU64>,
     ledger_waiting: Gauge,
     ledger_lag: Gauge<f64, AtomicU64>,
+    disk_free: Family<VolumeLabels, Gauge>,
     reloads: Family<ResultLabels, Counter>,
     clock: Instant,
     policy: Family<DigestLabels, Gauge>,
@@ -152,6 +155,7 @@ impl Default for Metrics {
             batch_seconds: single(of, "ledger_batch_seconds", "How long they took"),
             ledger_waiting: single(of, "ledger_waiting", "How many operations wait for the ledger"),
             ledger_lag: single(of, "ledger_lag_seconds", "How long the first of them has waited"),
+            disk_free: family(of, "ledger_disk_free_bytes", "How much is free where the ledger and its anchor are"),
             clock: single(of, "clock_timestamp_seconds", "What this machine's clock says"),
             reloads: family(of, "policy_reloads", "How many bundles came into force, and how many were refused"),
             calls: family(of, "calls", "Finished gRPC calls"),
@@ -338,6 +342,13 @@ impl Metrics {
         self.ledger_lag.set(load.waits.as_secs_f64());
     }
 
+    /// How much room there is where the ledger is.
+    pub fn room(&self, room: &Room) {
+        for (volume, free) in room.free() {
+            self.disk_free.get_or_create(&VolumeLabels { volume }).set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+    }
+
     /// How reloads of the bundle ended.
     pub fn reloads(&self, (loaded, refused): (u64, u64)) {
         for (result, count) in [("loaded", loaded), ("refused", refused)] {
@@ -427,6 +438,7 @@ mod tests {
             batch_seconds: _,
             ledger_waiting: _,
             ledger_lag: _,
+            disk_free,
             reloads: _,
             clock: _,
             policy,
@@ -451,6 +463,7 @@ mod tests {
         orders.get_or_create(&OrderLabels { signer: text(), at: "device" }).set(1);
         service.get_or_create(&SignerLabels { signer: text() }).set(1.0);
         records_dropped.inc();
+        disk_free.get_or_create(&VolumeLabels { volume: "ledger" }).set(1);
         policy.get_or_create(&DigestLabels { digest: text() }).set(1);
         let partner = PartnerLabels { partner: text() };
         for gauge in [ahead, active] {

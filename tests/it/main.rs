@@ -46,10 +46,12 @@ mod policy;
 mod powercut;
 mod problems;
 mod properties;
+mod pruning;
 mod redaction;
 mod reads;
 mod replicas;
 mod rollback;
+mod room;
 mod runbooks;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]

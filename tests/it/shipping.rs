@@ -88,7 +88,7 @@ impl Sink {
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
-    async fn fault(&self, fault: Value) {
+    pub async fn fault(&self, fault: Value) {
         self.control("POST /fault", &fault.to_string()).await;
     }
 

@@ -7,7 +7,8 @@ use quotesign::{
     audit::{Event, Facts, Record},
     domain::{KeyState, SequenceNumber},
     ledger::{
-        Allowance, Charge, Done, Engine, HoldAct, Note, Noted, Op, Propose, Prune, Refusal, Reserve, Reserved,
+        Allowance, Charge, Done, Engine, HoldAct, Journal, Note, Noted, Op, Propose, Prune, PruneJournal, Refusal,
+        Reserve, Reserved,
         chain::{self, Position, StoredRecord},
         step::Stage,
     },
@@ -22,6 +23,10 @@ pub trait Store {
     fn open(&self) -> Box<dyn Engine>;
     /// The whole journal, from its beginning.
     fn journal(&self) -> Vec<StoredRecord>;
+    /// The engine's lane.
+    fn lane(&self) -> &'static str;
+    /// What reads beside it.
+    fn reader(&self) -> Box<dyn Journal>;
 }
 
 type Case = (&'static str, fn(&dyn Store));
@@ -40,6 +45,7 @@ pub const CASES: &[Case] = &[
     ("what becomes of a kid is noted once and never goes back", noted),
     ("an act that needs two is agreed to by another", proposed),
     ("what expired long ago is pruned, but nothing that is held", pruned),
+    ("whole batches of the journal are pruned, but nothing that is held, and the rest hangs on", journal_pruned),
     ("a record is journalled once", recorded_once),
     ("two operations on one quote in a batch", same_quote_twice),
     ("reopening in between changes nothing", reopened),
@@ -357,6 +363,99 @@ fn pruned(store: &dyn Store) {
     assert_eq!(one(&mut *engine, Op::Reserve(again)), Err(Refusal::Expired));
     let told: Vec<Event> = events(&verify(store)).into_iter().filter(|event| *event == Event::Pruned).collect();
     assert_eq!(told.len(), 2, "where nothing is pruned there is nothing to tell");
+}
+
+fn journal_pruned(store: &dyn Store) {
+    let mut engine = seeded(store);
+    let lane = store.lane();
+    let held = pending(one(&mut *engine, Op::Reserve(reserve("q1", 1))));
+    one(&mut *engine, Op::Commit(commit(&held, "e30.e30.first"))).unwrap();
+    let batch: Vec<Op> = [2, 3].map(|number| Op::Reserve(reserve(&format!("q{number}"), number))).into();
+    engine.apply(&batch).unwrap();
+    one(&mut *engine, Op::Reserve(reserve("q4", 4))).unwrap();
+    let records = store.journal();
+    let place = |next_index: u64| {
+        let before = next_index.checked_sub(1).map(|at| records[usize::try_from(at).unwrap()].link.unwrap_or_default());
+        before.map_or(Position::GENESIS, |link| Position { next_index, link })
+    };
+    let (newest, later) = (now(), now().plus(Duration::from_hours(1)));
+    let cut = |from: Position, to: Position| PruneJournal {
+        lane: lane.to_owned(),
+        from,
+        to,
+        newest,
+        before: later,
+        context: context(),
+        now: later,
+    };
+    let prune = |from, to| Op::PruneJournal(cut(from, to));
+    let hold = |since| {
+        let (id, reason) = ("case-1".to_owned(), "LEGAL-1".to_owned());
+        Op::Hold(HoldAct { id, since, reason, context: context(), now: now() })
+    };
+    let nothing = Ok(Done::PrunedJournal(0));
+    for (why, op) in [
+        ("it ends within a batch", prune(place(0), place(4))),
+        ("it does not begin there", prune(place(1), place(3))),
+        ("its link is another", prune(place(0), Position { link: [7; 32], ..place(3) })),
+        ("nothing would be left", prune(place(0), place(6))),
+        ("it is nothing", prune(place(0), place(0))),
+        ("it is too new", Op::PruneJournal(PruneJournal { before: newest, ..cut(place(0), place(3)) })),
+        (
+            "there is no such lane",
+            Op::PruneJournal(PruneJournal { lane: "none".to_owned(), ..cut(place(0), place(3)) }),
+        ),
+    ] {
+        assert_eq!(one(&mut *engine, op), nothing, "{why}");
+    }
+    one(&mut *engine, hold(Some(newest))).unwrap();
+    assert_eq!(store.reader().holds().unwrap().get("case-1"), Some(&newest));
+    assert_eq!(one(&mut *engine, prune(place(0), place(3))), nothing, "it is held");
+    // Whoever comes later in a batch heeds what came before, and of two who would cut one is first.
+    let replies = engine.apply(&[prune(place(0), place(3)), hold(None)]).unwrap();
+    assert_eq!(replies[0], nothing);
+    let replies = engine.apply(&[prune(place(0), place(3)), prune(place(0), place(3)), hold(Some(newest))]).unwrap();
+    assert_eq!([&replies[0], &replies[1]], [&Ok(Done::PrunedJournal(3)), &nothing]);
+    assert_eq!(one(&mut *engine, prune(place(3), place(5))), nothing, "it is held again");
+    let replies = engine.apply(&[hold(None), prune(place(3), place(5))]).unwrap();
+    assert_eq!(replies[1], Ok(Done::PrunedJournal(2)));
+    assert_eq!(one(&mut *engine, prune(place(0), place(3))), nothing, "it is gone");
+
+    // The rest hangs on the link, whoever looks.
+    let begins = || store.reader().lanes().unwrap().into_iter().find(|stretch| stretch.lane == lane).unwrap().first;
+    assert_eq!(begins(), place(5));
+    let left = store.journal();
+    let head = chain::verify(place(5), left.clone()).unwrap().head;
+    assert_eq!(engine.heads()[lane], head);
+    let pruned = left.iter().map(|stored| stored.record().unwrap()).filter(|record| record.event == Event::Pruned);
+    let of = if lane.is_empty() { String::new() } else { format!(" of lane {lane}") };
+    let told: Vec<_> = pruned.map(|record| record.facts.detail.unwrap()).collect();
+    let detail = |which: &str| format!("records {which}{of}, journalled before {later}");
+    assert_eq!(told, [detail("0 to 2"), detail("3 to 4")]);
+    let is_told =
+        |engine: &mut dyn Engine, head| !engine.gone_back(&[(lane.to_owned(), head)].into()).unwrap().is_empty();
+    for seen in [place(0), place(2), place(5), place(6), head] {
+        assert!(!is_told(&mut *engine, seen), "{seen:?}: it has only grown, and was pruned");
+    }
+    for other in [place(5), place(6), head].map(|seen| Position { link: [7; 32], ..seen }) {
+        assert!(is_told(&mut *engine, other), "{other:?}: another past");
+    }
+    assert!(is_told(&mut *engine, Position { next_index: head.next_index + 1, ..head }));
+
+    // Down to the newest batch, closed, opened, written on; what was signed is still given.
+    let before = left.iter().rev().skip(1).find(|stored| stored.link.is_some()).unwrap();
+    let last = before.index + 1;
+    let to = Position { next_index: last, link: before.link.unwrap() };
+    assert_eq!(one(&mut *engine, prune(place(5), to)), Ok(Done::PrunedJournal(last - 5)));
+    drop(engine);
+    let mut engine = store.open();
+    let replay = one(&mut *engine, Op::Reserve(reserve("q1", 1)));
+    assert!(
+        matches!(replay, Ok(Done::Reserved(Reserved::Replay(released))) if released.jws.as_str() == "e30.e30.first")
+    );
+    assert_eq!(engine.reopen().unwrap(), None);
+    assert_eq!(begins(), to);
+    assert_eq!(chain::verify(to, store.journal()).unwrap().head, engine.heads()[lane]);
 }
 
 fn recorded_once(store: &dyn Store) {

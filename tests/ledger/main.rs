@@ -19,10 +19,11 @@ mod server;
 
 use contract::{CASES, Store};
 use quotesign::{
+    audit::{Event, Facts, Record},
     domain::Environment,
     ledger::{
-        Engine, EngineError,
-        chain::StoredRecord,
+        Done, Engine, EngineError, Journal, Op, PruneJournal,
+        chain::{self, StoredRecord},
         sqlite::{Reader, Sqlite},
     },
 };
@@ -54,6 +55,14 @@ impl Store for File {
     fn journal(&self) -> Vec<StoredRecord> {
         Reader::open(&self.path()).unwrap().records(0, u32::MAX).unwrap()
     }
+
+    fn lane(&self) -> &'static str {
+        ""
+    }
+
+    fn reader(&self) -> Box<dyn Journal> {
+        Box::new(Reader::open(&self.path()).unwrap())
+    }
 }
 
 #[test]
@@ -64,4 +73,39 @@ fn sqlite_keeps_the_contract() {
         Sqlite::migrate(&file.path(), Environment::Sandbox).unwrap();
         case(&file);
     }
+}
+
+/// What is pruned makes room for what comes: under a steady load the file stays as large as it is.
+#[test]
+fn a_journal_that_is_pruned_does_not_grow_its_file() {
+    let file = File(TempDir::new().unwrap());
+    Sqlite::migrate(&file.path(), Environment::Sandbox).unwrap();
+    let mut engine = file.open();
+    let (mut places, mut sizes) = (vec![chain::Position::GENESIS], Vec::new());
+    let later = ops::now().plus(std::time::Duration::from_hours(1));
+    for round in 1..=400_usize {
+        let record = || Op::Record(Record::new(Event::Refused, ops::now(), ops::context(), Facts::default()));
+        let batch: Vec<_> = std::iter::repeat_with(record).take(50).collect();
+        engine.apply(&batch).unwrap();
+        places.push(engine.heads()[""]);
+        if round % 10 == 0 && round > 50 {
+            let (from, to) = (places[round - 60], places[round - 50]);
+            let from = if round == 60 { chain::Position::GENESIS } else { from };
+            let (lane, context, newest, now) = (String::new(), ops::context(), ops::now(), later);
+            let cut = PruneJournal { lane, from, to, newest, before: later, context, now };
+            assert!(matches!(ops::one(&mut *engine, Op::PruneJournal(cut)), Ok(Done::PrunedJournal(1..))));
+        }
+        if round % 50 == 0 {
+            let log = file.path().with_extension("sqlite-wal");
+            let size = |path: std::path::PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
+            sizes.push(size(file.path()) + size(log));
+        }
+    }
+    println!("bytes after each 50 batches of 50 records, from the second fifty on pruned: {sizes:?}");
+    let rows = Reader::open(&file.path()).unwrap().records(0, u32::MAX).unwrap().len();
+    assert!(rows < 3_200, "{rows}");
+    drop(engine);
+    let settled = std::fs::metadata(file.path()).unwrap().len();
+    println!("{rows} records in {settled} bytes");
+    assert!(settled < 4 << 20 && settled < sizes[2] * 2, "{settled}: {sizes:?}");
 }

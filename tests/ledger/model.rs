@@ -10,8 +10,9 @@ use quotesign::{
     domain::{InputDigest, Kid, PayloadDigest, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        Commit, Done, Numbering, Op, Prune, Refusal, Reservation, Reserve, Reserved, StopAct,
-        step::{Holds, Quotas, Quote, Stage, State, step},
+        Commit, Done, Numbering, Op, Prune, PruneJournal, Refusal, Reservation, Reserve, Reserved, StopAct,
+        chain::Position,
+        step::{Holds, Quotas, Quote, Stage, State, Step, step},
         stops::Stops,
     },
 };
@@ -223,6 +224,7 @@ impl Book {
             holds: &Holds::new(),
             proposal: None,
             checkpoint: 0,
+            beginning: None,
         };
         let step = step(&state, op)?;
         if let Some((_, quote)) = &step.quote {
@@ -534,4 +536,137 @@ fn whatever_happens_to_two_quotes_on_two_gateways_holds() {
         println!("{beside:?}: {} states, {} steps deep", checked.unique_state_count(), checked.max_depth());
         checked.assert_properties();
     }
+}
+
+/// What can happen to a lane of five batches: two gateways that look and then cut it, by what they saw, late or twice; a hold that
+/// is set and released between any two of that; and a clock that goes on.
+struct Cutting;
+
+const BATCHES: u8 = 5;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Lane {
+    written: u8,
+    first: u8,
+    /// Since which batch a hold keeps, and where the lane began when it was set.
+    hold: Option<(u8, u8)>,
+    /// What each gateway has seen: where the lane begins, and where it would cut it.
+    seen: [Option<(u8, u8)>; 2],
+    cuts: u8,
+    was_refused: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cutter {
+    Write,
+    Look(usize, u8),
+    Cut(usize),
+    Hold(u8),
+    Release,
+}
+
+/// A batch is one record, journalled a second after the one before.
+fn journalled(batch: u8) -> UtcTime {
+    BEGAN.plus(Duration::from_secs(batch.into()))
+}
+
+fn after(batches: u8) -> Position {
+    match batches {
+        0 => Position::GENESIS,
+        _ => Position { next_index: batches.into(), link: [batches; 32] },
+    }
+}
+
+impl Lane {
+    fn apply(&self, op: &Op) -> Step {
+        let holds = self.hold.map(|(since, _)| ("case-1".to_owned(), journalled(since))).into_iter().collect();
+        // As engines have it: where the lane holds the link, and something after it.
+        let holds_link = |op: &PruneJournal| (self.first + 1..self.written).any(|at| after(at) == op.to);
+        let beginning = matches!(op, Op::PruneJournal(op) if holds_link(op)).then(|| after(self.first));
+        let state = State {
+            quote: None,
+            last: None,
+            quotas: &Quotas::new(),
+            recorded: false,
+            stops: &Stops::default(),
+            kept: None,
+            pruned: None,
+            prunable: &[],
+            holds: &holds,
+            proposal: None,
+            checkpoint: 0,
+            beginning,
+        };
+        step(&state, op).unwrap()
+    }
+}
+
+impl Model for Cutting {
+    type State = Lane;
+    type Action = Cutter;
+
+    fn init_states(&self) -> Vec<Lane> {
+        vec![Lane { written: 2, ..Lane::default() }]
+    }
+
+    fn actions(&self, lane: &Lane, acts: &mut Vec<Cutter>) {
+        acts.extend([Cutter::Write, Cutter::Release]);
+        acts.extend([0, 1].map(Cutter::Cut));
+        acts.extend((0..BATCHES).map(Cutter::Hold));
+        acts.extend((lane.first..=lane.written).flat_map(|to| [0, 1].map(|gateway| Cutter::Look(gateway, to))));
+    }
+
+    fn next_state(&self, before: &Lane, act: Cutter) -> Option<Lane> {
+        let mut lane = before.clone();
+        match act {
+            Cutter::Write if lane.written < BATCHES => lane.written += 1,
+            Cutter::Hold(since) if lane.hold.is_none() => lane.hold = Some((since, lane.first)),
+            Cutter::Release => lane.hold = None,
+            Cutter::Look(gateway, to) => lane.seen[gateway] = Some((lane.first, to)),
+            Cutter::Cut(gateway) => {
+                let (from, to) = lane.seen[gateway]?;
+                let op = Op::PruneJournal(PruneJournal {
+                    lane: String::new(),
+                    from: after(from),
+                    to: after(to),
+                    newest: journalled(to.saturating_sub(1)),
+                    before: journalled(BATCHES),
+                    context: context(),
+                    now: journalled(BATCHES),
+                });
+                let step = lane.apply(&op);
+                assert_eq!(step.cut.is_some(), step.record.is_some(), "every cut is journalled");
+                match step.cut {
+                    Some(cut) => {
+                        assert_eq!(cut.from, after(lane.first));
+                        (lane.first, lane.cuts) = (to, lane.cuts + 1);
+                    }
+                    None => lane.was_refused = true,
+                }
+            }
+            Cutter::Write | Cutter::Hold(_) => return None,
+        }
+        (lane != *before).then_some(lane)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("nothing goes that a hold keeps", |_, lane: &Lane| {
+                lane.hold.is_none_or(|(since, began)| lane.first <= since.max(began))
+            }),
+            Property::always("the newest batch stays", |_, lane: &Lane| lane.first < lane.written),
+            Property::sometimes("it is cut more than once", |_, lane: &Lane| lane.cuts > 1),
+            Property::sometimes("one is late, and cuts nothing", |_, lane: &Lane| lane.cuts > 0 && lane.was_refused),
+            Property::sometimes("it is cut under a hold up to what that keeps", |_, lane: &Lane| {
+                lane.hold.is_some_and(|(since, began)| since > began && lane.first == since)
+            }),
+        ]
+    }
+}
+
+#[test]
+fn whatever_cuts_a_lane_leaves_what_is_held_and_what_the_rest_hangs_on() {
+    let checked = Cutting.checker().threads(2).spawn_bfs().join();
+    println!("{} states, {} steps deep", checked.unique_state_count(), checked.max_depth());
+    checked.assert_properties();
 }

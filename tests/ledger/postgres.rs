@@ -10,9 +10,9 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Allowance, Charge, Done, Engine, EngineError, Op, Reads as _, Refusal, Reserve,
+        Allowance, Charge, Done, Engine, EngineError, HoldAct, Journal, Op, PruneJournal, Reads as _, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
-        postgres::{Postgres, Server},
+        postgres::{Postgres, Reader, Server},
     },
 };
 
@@ -29,6 +29,14 @@ impl Store for Database {
 
     fn journal(&self) -> Vec<StoredRecord> {
         journal(self, "gw-1")
+    }
+
+    fn lane(&self) -> &'static str {
+        "gw-1"
+    }
+
+    fn reader(&self) -> Box<dyn Journal> {
+        Box::new(Reader::open(&self.server()).unwrap())
     }
 }
 
@@ -283,4 +291,93 @@ fn a_quota_is_exact_across_gateways() {
         let most = if let Allowance::Day(most) = allowance { most.into() } else { 50 };
         assert_eq!(admitted.into_inner(), most, "{name}");
     }
+}
+
+/// Of two gateways that forget the beginning of a lane that is gone, one is first; what is held stays, also where the hold comes
+/// between the look and the statement; and the lane's own gateway finds it whole when it comes back.
+#[test]
+fn the_lane_of_a_gateway_that_is_gone_is_pruned_once_and_nothing_that_is_held() {
+    let database = Cluster::shared().database();
+    let mut gone = database.open("gw-gone");
+    one(&mut gone, Op::Seed(seed("GB-IN", 0))).unwrap();
+    for number in 1..200 {
+        one(&mut gone, Op::Reserve(reserve(&format!("q{number}"), number))).unwrap();
+    }
+    drop(gone);
+    let records = journal(&database, "gw-gone");
+    let place = |index: u64| match index {
+        0 => Position::GENESIS,
+        _ => Position { next_index: index, link: records[usize::try_from(index).unwrap() - 1].link.unwrap() },
+    };
+    let newest = |to: u64| records[usize::try_from(to).unwrap() - 1].record().unwrap().at;
+    let later = ops::now().plus(Duration::from_hours(1));
+    let prune = |from, to| {
+        let (lane, newest) = ("gw-gone".to_owned(), newest(to));
+        Op::PruneJournal(PruneJournal {
+            lane,
+            from: place(from),
+            to: place(to),
+            newest,
+            before: later,
+            context: ops::context(),
+            now: later,
+        })
+    };
+    let counts: Vec<u64> = thread::scope(|scope| {
+        let run = |name: &'static str| {
+            let (database, prune) = (&database, &prune);
+            scope.spawn(move || {
+                let mut engine = database.open(name);
+                let count = |to| match one(&mut engine, prune(to - 5, to)) {
+                    Ok(Done::PrunedJournal(count)) => count,
+                    other => panic!("{other:?}"),
+                };
+                (5..=100).step_by(5).map(count).sum::<u64>()
+            })
+        };
+        ["gw-1", "gw-2"].map(run).map(|run| run.join().unwrap()).into()
+    });
+    println!("pruned by each: {counts:?}");
+    let first = || {
+        let lanes = Reader::open(&database.server()).unwrap().lanes().unwrap();
+        lanes.into_iter().find(|stretch| stretch.lane == "gw-gone").unwrap().first
+    };
+    let after_race = first();
+    assert_eq!(after_race, place(counts.iter().sum()), "each record was forgotten once");
+    // A hold against many cuts, side by side: once it is answered nothing goes that it keeps.
+    let since = newest(151);
+    let begins = thread::scope(|scope| {
+        let pruning = scope.spawn(|| {
+            let mut engine = database.open("gw-1");
+            let mut from = after_race.next_index;
+            for to in from + 1..199 {
+                if matches!(one(&mut engine, prune(from, to)), Ok(Done::PrunedJournal(1))) {
+                    from = to;
+                }
+            }
+        });
+        let mut engine = database.open("gw-2");
+        thread::sleep(Duration::from_millis(50));
+        let hold = HoldAct {
+            id: "case-1".to_owned(),
+            since: Some(since),
+            reason: "LEGAL-1".to_owned(),
+            context: ops::context(),
+            now: ops::now(),
+        };
+        one(&mut engine, Op::Hold(hold)).unwrap();
+        let begins = first();
+        pruning.join().unwrap();
+        begins
+    });
+    let kept = records.iter().position(|stored| stored.record().unwrap().at >= since).unwrap() as u64;
+    let limit = begins.next_index.max(kept);
+    assert!(first().next_index <= limit, "{} of {limit}", first().next_index);
+    chain::verify(first(), journal(&database, "gw-gone")).unwrap();
+    // Its own gateway comes back, with what it had seen.
+    let mut back = database.open("gw-gone");
+    let seen = [("gw-gone".to_owned(), place(3))].into();
+    assert_eq!(back.gone_back(&seen).unwrap(), Vec::<String>::new());
+    one(&mut back, Op::Reserve(reserve("q500", 500))).unwrap();
+    chain::verify(first(), journal(&database, "gw-gone")).unwrap();
 }

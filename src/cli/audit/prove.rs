@@ -24,10 +24,10 @@ use crate::{
         checkpoint::Checkpoint,
         proof::{self, Proof},
     },
-    review::journal::Wanted,
+    review::{exported, journal::Wanted},
 };
 
-use super::{each, into_file};
+use super::{absent, each, into_file};
 
 /// The public keys that checkpoints are held against.
 #[derive(Debug, Args)]
@@ -136,7 +136,7 @@ impl Prove {
         let journal = ledger.journal()?;
         let id = match (self.record, &self.quote) {
             (Some(id), _) => id,
-            (None, quote) => self.signing_of(&ledger, quote.clone())?,
+            (None, quote) => self.signing_of(&ledger, &*journal, quote.clone())?,
         };
         let (lane, index) = place(&*journal, &id)?;
         let held = self.checkpoint.as_deref().map(held).transpose()?;
@@ -162,7 +162,7 @@ impl Prove {
     }
 
     /// The record of the quote's commit.
-    fn signing_of(&self, ledger: &Noted, quote_id: Option<QuoteId>) -> Result<Uuid, Failure> {
+    fn signing_of(&self, ledger: &Noted, journal: &dyn Journal, quote_id: Option<QuoteId>) -> Result<Uuid, Failure> {
         let event = Some(Event::Committed.name().to_owned());
         let wanted = Wanted { quote_id, partner: self.partner.clone(), event, ..Wanted::default() };
         let mut found: Vec<Record> = Vec::new();
@@ -172,9 +172,12 @@ impl Prove {
         })?;
         match found.as_slice() {
             [one] => Ok(one.id),
-            [] => Err(Failure::failed(
-                "the journal holds no signing of this quote; `quotesign audit tail --quote` shows what it does, and --record proves any record",
-            )),
+            [] => {
+                let pruned = exported::pruned(journal).map_err(Failure::failed)?;
+                Err(Failure::failed(format!(
+                    "the journal holds no signing of this quote{pruned}; `quotesign audit tail --quote` shows what it does, and --record proves any record",
+                )))
+            }
             _ => Err(Failure::unfit("several partners have a quote of this id; name one with --partner")),
         }
     }
@@ -186,15 +189,14 @@ fn held(file: &Path) -> Result<Checkpoint, Failure> {
 
 /// In which lane a record is, and where.
 fn place(journal: &dyn Journal, id: &Uuid) -> Result<(String, u64), Failure> {
-    let absent = || Failure::failed(format!("the journal holds no record {id}"));
-    let record = journal.record(id).map_err(Failure::failed)?.ok_or_else(absent)?;
+    let record = journal.record(id).map_err(Failure::failed)?.map_or_else(|| Err(absent(journal, id)), Ok)?;
     for stretch in journal.lanes().map_err(Failure::failed)? {
         let there = journal.records(&stretch.lane, record.index, 1).map_err(Failure::failed)?;
         if there.first() == Some(&record) {
             return Ok((stretch.lane, record.index));
         }
     }
-    Err(absent())
+    Err(absent(journal, id))
 }
 
 /// Exit codes: 0 it proves the record, 1 it does not, 2 not understood.

@@ -80,7 +80,7 @@ pub(in crate::cli) fn verified(journal: &dyn Journal) -> Result<Vec<String>, Fai
     Ok(lanes.iter().flat_map(told).collect())
 }
 
-fn told(Lane { name, first, summary }: &Lane) -> Vec<String> {
+fn told(Lane { name, first, summary, .. }: &Lane) -> Vec<String> {
     let last = summary.head.next_index.saturating_sub(1);
     let lane = (!name.is_empty()).then(|| format!("lane {name}"));
     let vouched = match summary.links {
@@ -88,5 +88,6 @@ fn told(Lane { name, first, summary }: &Lane) -> Vec<String> {
         links => format!("vouched for: records {} to {last} in {links} links", first.next_index),
     };
     let head = Kept { lane: name.clone(), head: summary.head };
-    lane.into_iter().chain([vouched, format!("head {head}")]).collect()
+    let before = first.next_index.checked_sub(1).map(|last| format!("records 0 to {last} are not in it"));
+    lane.into_iter().chain(before).chain([vouched, format!("head {head}")]).collect()
 }

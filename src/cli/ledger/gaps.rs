@@ -47,8 +47,9 @@ impl Gaps {
         let told = self.scope.iter().map(|_| "scope".to_owned()).collect();
         let journal = Noted::open(&self.path.load()?, "ledger gaps", told)?.journal()?;
         let mut book = Book::default();
-        for lane in journal.lanes().map_err(Failure::failed)? {
-            book.read(&*journal, &lane)?;
+        let lanes = journal.lanes().map_err(Failure::failed)?;
+        for lane in &lanes {
+            book.read(&*journal, lane)?;
         }
         let gaps = book.gaps().into_iter().filter(|gap| self.scope.as_ref().is_none_or(|scope| *scope == gap.scope));
         let gaps: Vec<Gap> = gaps.collect();
@@ -67,6 +68,10 @@ impl Gaps {
         if !self.json {
             let count: u64 = gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
             say!("{count} numbers without a released quote, in {} places", gaps.len());
+            let is_pruned = lanes.iter().any(|lane| lane.first.next_index > 0);
+            if is_pruned {
+                say!("the journal's oldest records were pruned: of numbers from before nothing is told");
+            }
         }
         Ok(())
     }

@@ -127,6 +127,7 @@ impl Statements {
             prunable: prunable.iter().map(expired_quote).collect::<Result<_, _>>()?,
             holds: holds(head)?,
             checkpoint,
+            beginnings: beginnings(client, needs).await?,
             proposals: proposals.iter().map(proposal).collect::<Result<_, _>>()?,
         };
         Ok(Seen {
@@ -136,6 +137,29 @@ impl Statements {
             server_now: UtcTime::from_millis(value(head, 2)?),
         })
     }
+}
+
+/// Where lanes begin that are to be cut, and hold the link of the cut and something after it.
+async fn beginnings(client: &Client, needs: &Needs<'_>) -> Result<BTreeMap<String, (Position, Position)>, EngineError> {
+    let mut found = BTreeMap::new();
+    for (lane, cut) in &needs.cuts {
+        let sql =
+            "SELECT l.first_idx, l.first_link FROM lane l JOIN audit a ON a.lane = l.lane AND a.idx = $2::bigint - 1
+                   WHERE l.lane = $1 AND a.link = $3 AND $2::bigint < l.next_idx";
+        let rows = rows(client, sql, &[lane, &stored(cut.next_index)?, &cut.link.as_slice()]).await?;
+        if let Some(row) = rows.first() {
+            let first = Position { next_index: checked(row, 0, index_of)?, link: digest(row, 1)? };
+            found.insert((*lane).to_owned(), (first, *cut));
+        }
+    }
+    Ok(found)
+}
+
+/// Where every lane begins.
+pub(super) async fn firsts(client: &Client) -> Result<Heads, EngineError> {
+    let found = rows(client, "SELECT lane, first_idx, first_link FROM lane", &[]).await?;
+    let first = |row| Ok((value(row, 0)?, Position { next_index: checked(row, 1, index_of)?, link: digest(row, 2)? }));
+    found.iter().map(first).collect()
 }
 
 /// The rows of these keys; nothing is asked where there are none.
@@ -186,6 +210,11 @@ pub(super) async fn scopes(client: &Client) -> Result<Vec<(Scope, SequenceNumber
 pub(super) async fn all_stops(client: &Client) -> Result<Stops, EngineError> {
     let rows = rows(client, HEAD, &[]).await?;
     rows.first().ok_or_else(|| unfit("meta")).and_then(|row| stops(row, 3))
+}
+
+pub(super) async fn all_holds(client: &Client) -> Result<Holds, EngineError> {
+    let rows = rows(client, HEAD, &[]).await?;
+    rows.first().ok_or_else(|| unfit("meta")).and_then(holds)
 }
 
 pub(super) async fn all_kids(client: &Client) -> Result<BTreeMap<Kid, Kept>, EngineError> {

@@ -17,7 +17,7 @@ use crate::{
         chain::{Position, StoredRecord},
         encoding::stored,
         place::{Journal, Stretch},
-        step::Quote,
+        step::{Holds, Quote},
         stops::Stops,
     },
 };
@@ -132,6 +132,10 @@ impl Journal for Reader {
 
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
         self.runtime.block_on(read::quarantined(&self.session.client))
+    }
+
+    fn holds(&self) -> Result<Holds, EngineError> {
+        self.runtime.block_on(read::all_holds(&self.session.client))
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {

@@ -26,8 +26,10 @@ CREATE TABLE reading (
   taken_until timestamptz NOT NULL DEFAULT '-infinity'
 );
 
--- A batch as the function of version 2 writes it, with checkpoints. There is one tree, whoever lets it grow: who finds that
--- another was first decides again.
+-- A batch as the function of version 2 writes it, with checkpoints and with what is forgotten of the journal. There is one tree,
+-- whoever lets it grow: who finds that another was first decides again. Holds and what they keep wait for each other, so that
+-- nothing goes after the answer that it is held. Locks in this order: checkpoints, keeping, the lanes that are cut, and then as in
+-- version 2.
 CREATE FUNCTION apply(
   my_lane text, my_epoch bigint, my_next bigint,
   next_after bigint, link_after bytea, newest_after bigint,
@@ -45,7 +47,8 @@ CREATE FUNCTION apply(
   act_key text[], act_caller text[], act_until bigint[],
   audit_at bigint[], audit_event text[], audit_identity text[], audit_record_id bytea[], audit_record bytea[],
   audit_leaf bytea[],
-  checkpoint_before bigint[], checkpoint_size bigint[], checkpoint_jws text[]
+  checkpoint_before bigint[], checkpoint_size bigint[], checkpoint_jws text[],
+  cut_lane text[], cut_from bigint[], cut_to bigint[], cut_link bytea[], cut_newest bigint[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   IF cardinality(checkpoint_size) > 0 THEN
@@ -55,6 +58,21 @@ BEGIN
     END IF;
     INSERT INTO checkpoint
       SELECT g.size, g.before, g.jws FROM unnest(checkpoint_size, checkpoint_before, checkpoint_jws) AS g(size, before, jws);
+  END IF;
+  IF cardinality(cut_lane) > 0 OR cardinality(hold_id) > 0 THEN
+    PERFORM pg_advisory_xact_lock(7810771);
+  END IF;
+  IF cardinality(cut_lane) > 0 THEN
+    PERFORM 1 FROM lane l WHERE l.lane = ANY (cut_lane) ORDER BY l.lane FOR UPDATE;
+    IF EXISTS (SELECT 1 FROM unnest(cut_lane, cut_from) AS g(k, seen) LEFT JOIN lane l ON l.lane = g.k
+               WHERE l.first_idx IS DISTINCT FROM g.seen)
+       OR EXISTS (SELECT 1 FROM hold h, unnest(cut_newest) AS g(newest)
+                  WHERE h.since <= g.newest AND h.id <> ALL (hold_id)) THEN
+      RAISE EXCEPTION 'what was to be forgotten is another''s, or held' USING ERRCODE = 'QS001';
+    END IF;
+    UPDATE lane l SET first_idx = g.cut, first_link = g.link FROM unnest(cut_lane, cut_to, cut_link) AS g(k, cut, link)
+      WHERE l.lane = g.k;
+    DELETE FROM audit a USING unnest(cut_lane, cut_to) AS g(k, cut) WHERE a.lane = g.k AND a.idx < g.cut;
   END IF;
   PERFORM apply(
     my_lane, my_epoch, my_next, next_after, link_after, newest_after, heed, stops_seen, stop_what, stop_stands,

@@ -10,12 +10,12 @@ use crate::{
         batch::{Changes, version},
         chain::{Lane, Position},
         encoding::{key_state, state_of, stored},
-        step::{Quote, Stage},
+        step::{Cut, Quote, Stage},
     },
 };
 
 /// How many arguments `apply` takes.
-const ARGUMENTS: usize = 57;
+const ARGUMENTS: usize = 62;
 
 /// The statement.
 pub(super) fn sql() -> String {
@@ -63,6 +63,7 @@ pub(super) fn arguments<'a>(
     arguments.extend(keeping(changes));
     arguments.extend(records(changes));
     arguments.extend(checkpoints(changes)?);
+    arguments.extend(cuts(changes)?);
     Ok(arguments)
 }
 
@@ -74,6 +75,17 @@ fn checkpoints<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineErro
         Box::new(sizes(|(before, ..)| *before)?),
         Box::new(sizes(|(_, size, _)| *size)?),
         Box::new(column(&changes.checkpoints, |(.., jws)| jws.as_str())),
+    ])
+}
+
+fn cuts<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {
+    let places = |of: fn(&Cut) -> u64| changes.cuts.iter().map(of).map(stored).collect::<Result<Vec<_>, _>>();
+    Ok(vec![
+        Box::new(column(&changes.cuts, |cut| cut.lane.as_str())),
+        Box::new(places(|cut| cut.from.next_index)?),
+        Box::new(places(|cut| cut.to.next_index)?),
+        Box::new(column(&changes.cuts, |cut| cut.to.link.as_slice())),
+        Box::new(column(&changes.cuts, |cut| cut.newest.millis())),
     ])
 }
 

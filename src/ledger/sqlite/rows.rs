@@ -18,7 +18,7 @@ use crate::{
         encoding::{
             RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state, key_state_of, scope_of, sequence_of, stored,
         },
-        step::{Holds, Quotas, Quote, Stage},
+        step::{Cut, Holds, Quotas, Quote, Stage},
         stops::Stops,
     },
 };
@@ -46,6 +46,13 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
     if needs.checkpoint {
         snapshot.checkpoint = newest_checkpoint(db)?.map_or(0, |(size, _)| size);
     }
+    for (lane, cut) in &needs.cuts {
+        let begins = first(db)?;
+        let is_whole = lane.is_empty() && cut.next_index < chain(db)?.position.next_index;
+        if is_whole && link_before(db, cut.next_index)? == Some(cut.link) {
+            snapshot.beginnings.insert((*lane).to_owned(), (begins, *cut));
+        }
+    }
     if let Some((before, count)) = needs.prunable {
         snapshot.prunable = prunable(db, before, count)?;
     }
@@ -54,7 +61,8 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
 
 /// Writes what a batch changed but its records.
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
-    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, .. } = changes;
+    let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, cuts, .. } =
+        changes;
     for (identity, (_, index)) in quotes {
         after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
     }
@@ -77,6 +85,9 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         let sql = "INSERT INTO checkpoint VALUES (?1, ?2, ?3)";
         db.prepare_cached(sql)?.execute(params![stored(*size)?, stored(*before)?, jws])?;
     }
+    for cut in cuts {
+        put_cut(db, cut)?;
+    }
     for identity in pruned {
         forget(db, identity)?;
     }
@@ -84,6 +95,14 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         db.prepare_cached("UPDATE meta SET pruned = max(pruned, ?1)")?.execute([before.millis()])?;
     }
     put_quotas(db, quotas.keys().filter_map(|quota| Some((quota, after.quotas.get(quota)?))))
+}
+
+/// Forgets what is before the cut, and takes down what the rest hangs on.
+fn put_cut(db: &Connection, Cut { from, to, .. }: &Cut) -> Result<(), EngineError> {
+    db.prepare_cached("DELETE FROM audit WHERE idx < ?1")?.execute([stored(to.next_index)?])?;
+    let sql = "UPDATE chain SET first_idx = ?1, first_link = ?2 WHERE one = 1 AND first_idx = ?3";
+    db.prepare_cached(sql)?.execute(params![stored(to.next_index)?, to.link, stored(from.next_index)?])?;
+    Ok(())
 }
 
 /// Checkpoints of more than `size` links, the smallest first.
@@ -134,7 +153,7 @@ pub(super) fn put_shipment(db: &Connection, shipment: &Shipment) -> Result<(), E
     Ok(())
 }
 
-fn holds(db: &Connection) -> Result<Holds, EngineError> {
+pub(super) fn holds(db: &Connection) -> Result<Holds, EngineError> {
     let mut select = db.prepare_cached("SELECT id, since FROM hold")?;
     let rows = select.query_map((), |row| Ok((row.get(0)?, UtcTime::from_millis(row.get(1)?))))?;
     Ok(rows.collect::<Result<_, _>>()?)

@@ -1,16 +1,21 @@
 //! How long things are kept: quotes until they were pruned, and for as long as somebody holds them.
 
-use super::{Holds, State, Step};
+use super::{Cut, Holds, State, Step};
 use crate::{
     audit::{Event, Facts, Record, Status},
     clock::UtcTime,
     domain::Identity,
-    ledger::{CheckpointAct, Done, HoldAct, Prune, Refusal},
+    ledger::{CheckpointAct, Done, HoldAct, Prune, PruneJournal, Refusal},
 };
+
+/// Before when something must have been to go.
+fn unheld(holds: &Holds, before: UtcTime) -> UtcTime {
+    holds.values().copied().fold(before, UtcTime::min)
+}
 
 /// Nothing is pruned that a hold keeps, and nothing is journalled where nothing is pruned.
 pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
-    let before = state.holds.values().copied().fold(op.before, UtcTime::min);
+    let before = unheld(state.holds, op.before);
     let gone = state.prunable.iter().filter(|(_, expired_at)| *expired_at < before);
     let gone: Vec<Identity> = gone.take(op.count_max as usize).map(|(identity, _)| identity.clone()).collect();
     let unchanged = Step::unchanged(Done::Pruned(gone.len()));
@@ -20,6 +25,19 @@ pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
     let detail = Some(format!("{} quotes that expired before {before}", gone.len()));
     let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
     Step { pruned: Some((gone, before)), record: Some(record), ..unchanged }
+}
+
+/// Of two who would forget the same records one is first, and the other forgets nothing.
+pub(super) fn prune_journal(state: &State<'_>, op: &PruneJournal) -> Step {
+    let count = op.to.next_index.saturating_sub(op.from.next_index);
+    let may_go = op.newest < unheld(state.holds, op.before);
+    if count == 0 || !may_go || state.beginning != Some(op.from) {
+        return Step::unchanged(Done::PrunedJournal(0));
+    }
+    let detail = Some(op.detail());
+    let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
+    let cut = Cut { lane: op.lane.clone(), from: op.from, to: op.to, newest: op.newest };
+    Step { cut: Some(cut), record: Some(record), ..Step::unchanged(Done::PrunedJournal(count)) }
 }
 
 /// Of two gateways that bind the same stretch of the journal together, one is first: there is one tree, whoever lets it grow.
