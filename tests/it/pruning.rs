@@ -7,7 +7,7 @@ use quotesign::{
     clock::{Clock as _, SystemClock},
     domain::Environment,
     ledger::{
-        Engine as _, Journal as _, Op, Stretch,
+        Done, Engine as _, Journal as _, Op, PruneJournal, Stretch,
         sqlite::{Reader, Sqlite},
     },
     notary::checkpoint::Checkpoint,
@@ -244,6 +244,10 @@ async fn a_gateway_that_is_killed_while_it_prunes_leaves_a_journal_that_holds() 
             lane(&site).first.next_index > before
         })
         .await;
+        // Whoever verifies meanwhile is told nothing that is not so.
+        if killed % 2 == 1 {
+            done(site.run(&["audit", "verify"]));
+        }
         tokio::time::sleep(Duration::from_millis(killed * 37 % 150)).await;
         gateway.kill();
         killed += 1;
@@ -326,14 +330,55 @@ async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_w
     assert_eq!(database.sql(forked).trim(), "0");
 }
 
-#[test]
-fn to_keep_records_for_a_time_without_a_collector_is_told_for_what_it_is() {
+#[tokio::test(flavor = "multi_thread")]
+async fn to_keep_records_for_a_time_without_a_collector_is_told_for_what_it_is() {
     let site = Site::new();
     let said = done(site.run(&["config", "check"]));
     assert!(!said.contains("warning"), "{said}");
     site.edit_config(|config| config["audit"]["keep_days"] = toml("30"));
     let said = done(site.run(&["config", "check"]));
     assert!(said.contains("warning: `audit.keep_days` prunes nothing without `[otlp]`"), "{said}");
+    let gateway = site.serve().await;
+    gateway.logged("prunes nothing without `[otlp]`").await;
+    assert!(gateway.stop().success());
     ship_to(&site, "http://127.0.0.1:4317", "");
     assert!(!done(site.run(&["config", "check"])).contains("warning"));
+}
+
+/// Where a cut was begun and not ended, as by a crash: what is left under the same checkpoint is in the journal, and cannot be proven.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_that_needs_what_was_pruned_says_so_and_speaks_of_no_tampering() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let signed = sign(&gateway, 1..=3).await;
+    // Both are bound by the checkpoint that is made at the end.
+    assert!(gateway.stop().success());
+    let gateway = site.serve().await;
+    let later = sign(&gateway, 4..=5).await;
+    assert!(gateway.stop().success());
+    {
+        let first = lane(&site).first;
+        let record = reader(&site).quote(&identity(&signed[2].0)).unwrap().unwrap().released().unwrap().record;
+        let index = reader(&site).record(&record).unwrap().unwrap().index;
+        let links = reader(&site).links("", first.next_index, 1_000).unwrap();
+        let to = links.into_iter().rev().find(|link| link.next_index <= index).unwrap();
+        let mut engine = Sqlite::open(&site.path("ledger.sqlite"), Environment::Development).unwrap();
+        let (now, context) =
+            (SystemClock.now(), Context::new("test-1".parse().unwrap(), Environment::Development, "00".to_owned(), 0));
+        let newest = now.minus(Duration::from_secs(1));
+        let cut = PruneJournal { lane: String::new(), from: first, to, newest, before: now, context, now };
+        let replies = engine.apply(&[Op::PruneJournal(cut)]).unwrap();
+        assert_eq!(replies, [Ok(Done::PrunedJournal(to.next_index))]);
+    }
+    let prove = |quote: &Quote| site.run(&["audit", "prove", "--quote", quote.id()]);
+    let said = failed(prove(&signed[2].0), 1);
+    assert!(said.contains("was pruned up to this record"), "{said}");
+    assert!(failed(prove(&signed[0].0), 1).contains("its oldest records were pruned"));
+    done(prove(&later[0].0));
+    done(site.run(&["audit", "verify"]));
+    // A record that was removed is none that was pruned.
+    let ledger = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    ledger.execute("DELETE FROM audit WHERE idx = (SELECT max(idx) - 4 FROM audit)", ()).unwrap();
+    let broken = failed(site.run(&["audit", "verify"]), 1);
+    assert!(broken.contains("is missing"), "{broken}");
 }

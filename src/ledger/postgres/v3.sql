@@ -72,7 +72,10 @@ BEGIN
     END IF;
     UPDATE lane l SET first_idx = g.cut, first_link = g.link FROM unnest(cut_lane, cut_to, cut_link) AS g(k, cut, link)
       WHERE l.lane = g.k;
-    DELETE FROM audit a USING unnest(cut_lane, cut_to) AS g(k, cut) WHERE a.lane = g.k AND a.idx < g.cut;
+    -- One by one, each by its key.
+    FOR n IN 1 .. cardinality(cut_lane) LOOP
+      DELETE FROM audit a WHERE a.lane = cut_lane[n] AND a.idx >= cut_from[n] AND a.idx < cut_to[n];
+    END LOOP;
   END IF;
   PERFORM apply(
     my_lane, my_epoch, my_next, next_after, link_after, newest_after, heed, stops_seen, stop_what, stop_stands,
