@@ -1,7 +1,7 @@
 //! The journal as a collector gets it: an independent decoder says what came, whatever was done to it and to the gateway.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
@@ -115,12 +115,17 @@ impl Sink {
     /// What came, in the order in which it came first; what came twice was the same.
     fn records(&self) -> BTreeMap<String, Vec<Value>> {
         let mut lanes: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        let mut seen: BTreeMap<(String, u64), Value> = BTreeMap::new();
         for log in self.lines("log") {
             let lane = lanes.entry(log["attributes"]["quotesign.audit.lane"].as_str().unwrap().to_owned()).or_default();
             let index = |log: &Value| log["attributes"]["quotesign.audit.index"].as_u64().unwrap();
-            match lane.iter().find(|other| index(other) == index(&log)) {
-                Some(first) => assert_eq!(first["raw_sha256"], log["raw_sha256"], "what came twice is the same"),
-                None => lane.push(log),
+            let name = log["attributes"]["quotesign.audit.lane"].as_str().unwrap().to_owned();
+            match seen.entry((name, index(&log))) {
+                Entry::Occupied(first) => assert_eq!(*first.get(), log["raw_sha256"], "what came twice is the same"),
+                Entry::Vacant(place) => {
+                    place.insert(log["raw_sha256"].clone());
+                    lane.push(log);
+                }
             }
         }
         lanes
@@ -570,4 +575,24 @@ async fn what_was_done_to_the_cursor_or_a_record_stops_no_shipping_in_silence() 
     let before = sink.stats().await["calls"].as_u64().unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(sink.stats().await["calls"].as_u64().unwrap() - before < 12);
+}
+
+/// More than the queue of any SDK holds, and more than goes into one request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_backlog_arrives_whole() {
+    let site = Site::new();
+    site.edit_policy(|policy| {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
+            policy["quotas"][quota] = toml("{ per_second = 1000000, burst = 1000000 }");
+        }
+    });
+    let mut sink = Sink::absent(&site, &[]);
+    ship_to(&site, &grpc(&sink), "");
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=1_100).await;
+    until("they wait", async || metric(&gateway, "quotesign_audit_lag_records").await > 2_048).await;
+    sink.start();
+    sink.has_all(&site, &[]).await;
+    assert!(sink.stats().await["largest_records"].as_u64().unwrap() <= 512);
+    assert!(gateway.stop().success());
 }

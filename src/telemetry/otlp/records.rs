@@ -1,8 +1,6 @@
 //! An audit record as an OTLP log record: the same bytes whenever it is made, so that one that comes twice is seen to be one. The
 //! body is the record as it was hashed; the attributes say what is searched for, and where the record stands in its chain.
 
-use std::borrow::Cow;
-
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
@@ -32,54 +30,42 @@ pub struct Shippable {
     pub log: Vec<u8>,
 }
 
-/// What is told of a record outside its body.
+/// What is told of a record outside its body; its texts are borrowed where nothing in them is escaped.
 #[derive(Deserialize)]
-struct Seen<'a> {
-    #[serde(borrow)]
-    at: Cow<'a, str>,
-    #[serde(borrow)]
-    event: Cow<'a, str>,
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    context: Context<'a>,
-    #[serde(borrow, default)]
-    facts: Facts<'a>,
+struct Seen<T> {
+    at: T,
+    event: T,
+    id: T,
+    context: Context<T>,
+    #[serde(default = "Facts::none")]
+    facts: Facts<T>,
 }
 
-type Text<'a> = Option<Cow<'a, str>>;
-
 #[derive(Deserialize)]
-struct Context<'a> {
-    #[serde(borrow)]
-    caller: Text<'a>,
-    #[serde(borrow)]
-    correlation_id: Cow<'a, str>,
-    #[serde(borrow)]
-    corridor: Text<'a>,
-    #[serde(borrow)]
-    environment: Cow<'a, str>,
-    #[serde(borrow)]
-    gateway_version: Cow<'a, str>,
-    #[serde(borrow)]
-    method: Text<'a>,
-    #[serde(borrow)]
-    partner: Text<'a>,
-    #[serde(borrow)]
-    quote_id: Text<'a>,
-    #[serde(borrow)]
-    span_id: Text<'a>,
-    #[serde(borrow)]
-    trace_id: Text<'a>,
+struct Context<T> {
+    caller: Option<T>,
+    correlation_id: T,
+    corridor: Option<T>,
+    environment: T,
+    gateway_version: T,
+    method: Option<T>,
+    partner: Option<T>,
+    quote_id: Option<T>,
+    span_id: Option<T>,
+    trace_id: Option<T>,
 }
 
-#[derive(Deserialize, Default)]
-struct Facts<'a> {
-    #[serde(borrow)]
-    kid: Text<'a>,
-    #[serde(borrow)]
-    reason: Text<'a>,
+#[derive(Deserialize)]
+struct Facts<T> {
+    kid: Option<T>,
+    reason: Option<T>,
     sequence: Option<u64>,
+}
+
+impl<T> Facts<T> {
+    fn none() -> Self {
+        Self { kid: None, reason: None, sequence: None }
+    }
 }
 
 /// An attribute of a resource or a span.
@@ -132,10 +118,16 @@ impl Shippable {
     }
 
     fn readable(lane: &str, stored: &StoredRecord) -> Option<Self> {
-        let seen: Seen<'_> = serde_json::from_slice(&stored.bytes).ok()?;
-        let at_ms = UtcTime::parse(&seen.at).ok()?.millis();
+        match serde_json::from_slice::<Seen<&str>>(&stored.bytes) {
+            Ok(seen) => Self::written(lane, stored, &seen),
+            Err(_) => Self::written(lane, stored, &serde_json::from_slice::<Seen<String>>(&stored.bytes).ok()?),
+        }
+    }
+
+    fn written<T: AsRef<str>>(lane: &str, stored: &StoredRecord, seen: &Seen<T>) -> Option<Self> {
+        let at_ms = UtcTime::parse(seen.at.as_ref()).ok()?.millis();
         let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
-        let (severity, severity_text) = severity(&seen.event);
+        let (severity, severity_text) = severity(seen.event.as_ref());
         // What is not in the body takes about a kilobyte.
         let mut log = Wire::with_room(stored.bytes.len() + 1400);
         log.fixed(field::TIME, nanos);
@@ -143,27 +135,28 @@ impl Shippable {
         log.bytes(field::SEVERITY_TEXT, severity_text.as_bytes());
         log.sized(field::BODY, sized_len(field::STRING, stored.bytes.len()));
         log.bytes(field::STRING, &stored.bytes);
-        attributes(&mut log, lane, stored, &seen);
-        log.bytes(field::TRACE_ID, &id(&seen.context.trace_id));
-        log.bytes(field::SPAN_ID, &id(&seen.context.span_id));
+        attributes(&mut log, lane, stored, seen);
+        log.bytes(field::TRACE_ID, &id(seen.context.trace_id.as_ref()));
+        log.bytes(field::SPAN_ID, &id(seen.context.span_id.as_ref()));
         log.fixed(field::OBSERVED, nanos);
-        log.bytes(field::EVENT_NAME, ["quotesign.", &seen.event].concat().as_bytes());
+        log.bytes(field::EVENT_NAME, ["quotesign.", seen.event.as_ref()].concat().as_bytes());
         Some(Self { index: stored.index, at_ms, log: log.into_bytes() })
     }
 }
 
-fn id(hex: &Text<'_>) -> Vec<u8> {
-    hex.as_ref().and_then(|hex| hex::decode(hex.as_bytes()).ok()).unwrap_or_default()
+fn id(hex: Option<&impl AsRef<str>>) -> Vec<u8> {
+    hex.and_then(|hex| hex::decode(hex.as_ref()).ok()).unwrap_or_default()
 }
 
 /// The attributes, whose names are in `docs/audit-record.md`.
-fn attributes(log: &mut Wire, lane: &str, stored: &StoredRecord, Seen { context, facts, id, .. }: &Seen<'_>) {
+fn attributes<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, seen: &Seen<T>) {
+    let Seen { context, facts, id, .. } = seen;
     place(log, lane, stored);
-    put_text(log, "quotesign.audit.id", id);
+    put_text(log, "quotesign.audit.id", id.as_ref());
     put_text(log, "quotesign.audit.schema", SCHEMA);
-    put_text(log, "quotesign.correlation_id", &context.correlation_id);
-    put_text(log, "quotesign.environment", &context.environment);
-    put_text(log, "quotesign.gateway.version", &context.gateway_version);
+    put_text(log, "quotesign.correlation_id", context.correlation_id.as_ref());
+    put_text(log, "quotesign.environment", context.environment.as_ref());
+    put_text(log, "quotesign.gateway.version", context.gateway_version.as_ref());
     for (key, value) in [
         ("quotesign.caller", &context.caller),
         ("rpc.method", &context.method),
@@ -174,7 +167,7 @@ fn attributes(log: &mut Wire, lane: &str, stored: &StoredRecord, Seen { context,
         ("quotesign.reason", &facts.reason),
     ] {
         if let Some(value) = value {
-            put_text(log, key, value);
+            put_text(log, key, value.as_ref());
         }
     }
     if let Some(sequence) = facts.sequence {
