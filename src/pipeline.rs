@@ -51,6 +51,7 @@ use std::{
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     audit::{self, customer::ReferenceKey},
@@ -278,11 +279,12 @@ impl Pipeline {
         let gone = CancellationToken::new();
         // Dropped with the call: what has not reached its device by then would be signed for nobody.
         let _here = gone.clone().drop_guard();
-        let finishing = self.finishing.spawn(async move {
+        let finishing = async move {
             let finished = path.sign_and_commit(pending, &policy, &course, deadline, gone, context.clone()).await;
             finished.inspect_err(|refusal| path.journal_refusal(context, refusal))
-        });
-        match finishing.await {
+        };
+        // Its log lines are the call's.
+        match self.finishing.spawn(finishing.in_current_span()).await {
             Ok(finished) => finished.map_err(|refusal| Refusal::Told(Box::new(refusal))),
             // The task is gone and has told nobody.
             Err(_) => Err(Refusal::Torn),

@@ -76,7 +76,7 @@ fn ended(sampler: &Sampler) -> Ended {
     Ended {
         trace: sampler.begin(None).unwrap(),
         stage_ids: std::array::from_fn(|_| sampler.span_id()),
-        method: "quotesign.v1.QuoteSigningService/SignQuote".to_owned(),
+        method: "quotesign.v1.QuoteSigningService/SignQuote",
         correlation_id: CorrelationId::made(),
         began: UtcTime::from_millis(1_765_432_100_123),
         took: Duration::from_millis(3),

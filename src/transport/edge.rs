@@ -107,7 +107,8 @@ where
             let response = status::plain(Reason::CallerUnidentified, why).into_http();
             return Box::pin(async move { Ok(line.end(response)) });
         }
-        let call = tracing::info_span!("call", correlation_id = %line.correlation_id);
+        // As severe as can be: a filter that lets a line through lets it through with the id.
+        let call = tracing::error_span!("call", correlation_id = %line.correlation_id);
         let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
         let under_way = self.layer.calls.token();
         let answered = async move {
@@ -183,7 +184,7 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 }
 
 struct AccessLine {
-    method: String,
+    method: &'static str,
     caller: String,
     correlation_id: CorrelationId,
     subject: Arc<OnceLock<Subject>>,
@@ -199,7 +200,7 @@ impl AccessLine {
             Some(Ok(caller)) => caller.to_string(),
             _ => "unidentified".to_owned(),
         };
-        let method = access::known(request.uri().path()).unwrap_or("unknown").to_owned();
+        let method = access::known(request.uri().path()).unwrap_or("unknown");
         let Edge { correlation_id, subject, course, trace, .. } = edge.clone();
         Self { method, caller, correlation_id, subject, course, trace, layer: layer.clone() }
     }
@@ -226,7 +227,7 @@ impl AccessLine {
         let took = self.course.started().elapsed();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let subject = self.subject.get();
-        self.layer.metrics.call(&self.method, code, reason, took);
+        self.layer.metrics.call(self.method, code, reason, took);
         self.layer.metrics.stages(&self.course);
         tracing::info!(
             method = self.method,

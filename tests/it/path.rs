@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::harness::{DAY, Quote, Site, pointers, preconditions, reason, refused, seconds, toml, until, wait};
@@ -230,6 +230,8 @@ async fn many_at_once_get_one_jws_for_one_quote_and_no_number_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signature_that_does_not_verify_is_never_released() {
     let site = Site::new().with("FAILPOINTS", "device::corrupt-signature=1*return->off");
+    // Whoever hears errors alone of the edge is told the same id.
+    let site = site.with("QUOTESIGN__LOG__FILTER", "info,quotesign::transport::edge=error");
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     let quote = Quote::number(1);
@@ -237,6 +239,10 @@ async fn a_signature_that_does_not_verify_is_never_released() {
     gateway.logged("alarm").await;
     let records = site.journalled("quote.refused", 1).await;
     assert_eq!(records[0]["facts"]["reason"], "SIGNATURE_MISMATCH", "the alarm is on record");
+    let log = gateway.log.lock().unwrap().clone();
+    let of_key = log.iter().find(|line| line.contains("a signature does not verify")).unwrap();
+    let of_key: Value = serde_json::from_str(of_key).unwrap();
+    assert_eq!(of_key["span"]["correlation_id"], records[0]["context"]["correlation_id"], "the line is the call's");
     assert!(!pricing.sign(&quote).await.unwrap().replayed, "the number was kept, and the next signature is good");
 }
 

@@ -24,9 +24,9 @@ pub struct Ended {
     /// Its place in a trace.
     pub trace: Trace,
     /// An id for the span of each stage that has one.
-    pub stage_ids: [[u8; 8]; 4],
+    pub stage_ids: [[u8; 8]; SPANNED.len()],
     /// The gRPC method.
-    pub method: String,
+    pub method: &'static str,
     /// Joins its log lines, records and answers.
     pub correlation_id: CorrelationId,
     /// When it began.
@@ -55,7 +55,7 @@ impl Ended {
             parent_span_id: self.trace.parent.map(|parent| parent.to_vec()).unwrap_or_default(),
             // Sampled, by W3C's flags.
             flags: 1,
-            name: self.method.clone(),
+            name: self.method.to_owned(),
             kind: SpanKind::Server.into(),
             start_time_unix_nano: began,
             end_time_unix_nano: began.saturating_add(nanos(self.took)),
@@ -86,7 +86,7 @@ impl Ended {
     fn attributes(&self) -> Vec<KeyValue> {
         let mut attributes = vec![
             text("rpc.system.name", "grpc"),
-            text("rpc.method", self.method.clone()),
+            text("rpc.method", self.method),
             text("rpc.response.status_code", code_name(self.code)),
             text("quotesign.correlation_id", self.correlation_id.to_string()),
         ];
