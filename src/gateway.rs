@@ -47,6 +47,7 @@ mod devices;
 mod exports;
 mod fronts;
 mod join;
+mod lanes;
 mod notary;
 mod pruning;
 mod publication;

@@ -7,8 +7,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Gateway, StartError, exports, join, notary::Notary, pruning::Pruning, publication, reporting::Reporting,
-    shipping::Shipping, upkeep,
+    Gateway, StartError, exports, join, lanes::OwnLanes, notary::Notary, pruning::Pruning, publication,
+    reporting::Reporting, shipping::Shipping, upkeep,
 };
 use crate::{service::access, telemetry::otlp::records};
 
@@ -32,12 +32,13 @@ impl Beside {
         if let Some(notary) = &notary {
             upkeep.spawn(notary.clone().run(stop.clone()));
         }
-        if let Some(pruning) = pruning(gateway)? {
+        let own = Arc::new(OwnLanes::new(gateway.config.ledger.replica(), gateway.pipeline.published.clone()));
+        if let Some(pruning) = pruning(gateway, &own)? {
             upkeep.spawn(pruning.run(stop.clone()));
         }
         let all_is_written = CancellationToken::new();
         let reporting = report(gateway, &all_is_written)?;
-        let shipping = shipping(gateway)?;
+        let shipping = shipping(gateway, &own)?;
         let shipping = shipping.map(|shipping| tokio::spawn(shipping.run(stop.clone(), all_is_written.clone())));
         Ok(Self { upkeep, notary, shipping, reporting, all_is_written })
     }
@@ -67,21 +68,20 @@ fn notary(gateway: &Gateway) -> Result<Option<Arc<Notary>>, StartError> {
 }
 
 /// What prunes the journal, where the config says for how long it is kept, and it is shipped: what was exported nowhere stays.
-fn pruning(gateway: &Gateway) -> Result<Option<Pruning>, StartError> {
+fn pruning(gateway: &Gateway, own: &Arc<OwnLanes>) -> Result<Option<Pruning>, StartError> {
     let Gateway { config, .. } = gateway;
     let (Some(_), Some(keep)) = (&config.otlp, config.audit.keep(config.environment)) else { return Ok(None) };
     let place = config.ledger.place().map_err(StartError::unfit)?;
-    let (replica, sweep) = (config.ledger.replica(), config.ledger.sweep());
+    let (own, sweep) = (own.clone(), config.ledger.sweep());
     let (pipeline, is_bound) = (gateway.pipeline.clone(), config.audit.checkpoint.is_some());
-    Ok(Some(Pruning { pipeline, place, replica, keep, sweep, is_bound }))
+    Ok(Some(Pruning { pipeline, place, own, keep, sweep, is_bound }))
 }
 
 /// What ships the journal, where the config names a collector.
-fn shipping(gateway: &Gateway) -> Result<Option<Shipping>, StartError> {
+fn shipping(gateway: &Gateway, own: &Arc<OwnLanes>) -> Result<Option<Shipping>, StartError> {
     let Some(section) = &gateway.config.otlp else { return Ok(None) };
-    let ledger = &gateway.config.ledger;
-    let place = ledger.place().map_err(StartError::unfit)?;
-    let shipping = Shipping::new(gateway.pipeline.clone(), place, ledger.replica(), section);
+    let place = gateway.config.ledger.place().map_err(StartError::unfit)?;
+    let shipping = Shipping::new(gateway.pipeline.clone(), place, own.clone(), section);
     shipping.map(Some).map_err(StartError::unfit)
 }
 

@@ -1,6 +1,5 @@
 //! Forgets the oldest records of the journal: what was shipped, is past its time, is bound by a checkpoint where there are any, and
-//! is held by nobody. It is verified once more before it goes: what does not hold stays, for whoever looks into it. A gateway prunes
-//! its own lane, and those of gateways that are gone, where it is the first of those that live.
+//! is held by nobody. It is verified once more before it goes: what does not hold stays, for whoever looks into it.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +10,7 @@ use std::{
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::shipping::own_lanes;
+use super::lanes::OwnLanes;
 use crate::{
     clock::UtcTime,
     ledger::{
@@ -36,7 +35,8 @@ pub(super) struct Pruning {
     pub pipeline: Arc<Pipeline>,
     /// Where the journal is read, on a connection of its own.
     pub place: Place,
-    pub replica: String,
+    /// The lanes that it prunes.
+    pub own: Arc<OwnLanes>,
     /// How long records are kept.
     pub keep: Duration,
     /// How often the ledger is swept.
@@ -111,10 +111,10 @@ impl Pruning {
         }
         let before = now.minus(self.keep);
         let journal = self.place.journal()?;
-        let mine = own_lanes(&self.pipeline, &self.replica);
+        let mine = self.own.among(&journal.lanes()?);
         let (mut pruned, mut cuts) = (0_u64, 0);
         let until: Vec<_> =
-            bounds(&*journal, before, self.is_bound)?.into_iter().filter(|(lane, _)| mine(lane)).collect();
+            bounds(&*journal, before, self.is_bound)?.into_iter().filter(|(lane, _)| mine.contains(lane)).collect();
         for (lane, until) in until {
             if !is_due(&*journal, &lane, before.minus(self.slack()))? {
                 continue;

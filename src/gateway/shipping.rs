@@ -1,5 +1,4 @@
-//! Ships the journal to a collector, beside everything: what is written waits for nobody. A gateway ships its own lane, and those of
-//! gateways that are gone, where it is the first of those that live.
+//! Ships the journal to a collector, beside everything: what is written waits for nobody.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,6 +9,7 @@ use std::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio_util::sync::CancellationToken;
 
+use super::lanes::OwnLanes;
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     config::OtlpSection,
@@ -36,8 +36,6 @@ const AFTER_MAX: Duration = Duration::from_mins(5);
 /// How many records are sent at once at most, and how many bytes of them: a quarter of what collectors take.
 const RECORDS_MAX: u32 = 512;
 const BYTES_MAX: usize = 1 << 20;
-/// How long a gateway must have been away before its lane is another's to ship: longer than one takes to be seen.
-const GONE: Duration = Duration::from_secs(5);
 /// How long it goes on when the gateway ends.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -45,7 +43,7 @@ const LAST: Duration = Duration::from_secs(5);
 pub(super) struct Shipping {
     pipeline: Arc<Pipeline>,
     place: Place,
-    replica: String,
+    own: Arc<OwnLanes>,
     to: ToCollector,
 }
 
@@ -71,8 +69,6 @@ struct Lanes {
     saved: BTreeMap<String, u64>,
     saved_at: Option<Instant>,
     journal: Option<Box<dyn Journal>>,
-    /// Since when lanes are seen whose gateways do not live.
-    gone: BTreeMap<String, Instant>,
     /// Those that no collector would take.
     aside: BTreeSet<(String, u64)>,
 }
@@ -101,11 +97,11 @@ impl Shipping {
     pub(super) fn new(
         pipeline: Arc<Pipeline>,
         place: Place,
-        replica: String,
+        own: Arc<OwnLanes>,
         section: &OtlpSection,
     ) -> Result<Self, String> {
-        let resource = records::resource(pipeline.environment, &replica);
-        Ok(Self { place, replica, to: ToCollector { exporter: section.exporter()?, resource }, pipeline })
+        let resource = records::resource(pipeline.environment, &own.replica);
+        Ok(Self { place, own, to: ToCollector { exporter: section.exporter()?, resource }, pipeline })
     }
 
     /// Ships until `stop`, then what is left, for a short while.
@@ -195,8 +191,7 @@ impl Shipping {
 
     /// What is to be shipped next, read beside everything.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
-        let mine = self.own_lanes(&mut lanes.gone);
-        let (place, journal) = (self.place.clone(), lanes.journal.take());
+        let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let look = move || {
             let (journal, is_new) = match journal {
@@ -208,40 +203,25 @@ impl Shipping {
                 aside.extend(journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)));
             }
             let lanes = journal.lanes()?;
-            let all: Vec<String> = lanes.iter().map(|stretch| stretch.lane.clone()).collect();
-            let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine(&stretch.lane)).collect();
+            let mine = own.among(&lanes);
+            let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
             next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
             let pages = pages(&*journal, lanes, &next, &aside)?;
-            Ok::<_, EngineError>((journal, next, aside, pages, all))
+            Ok::<_, EngineError>((journal, next, aside, pages))
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let (journal, next, aside, pages, all) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        let (journal, next, aside, pages) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
         let backlog = &self.pipeline.backlog;
         backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
-        let living = self.pipeline.published.living();
-        for lane in all.into_iter().filter(|lane| *lane != self.replica && !living.contains(lane)) {
-            lanes.gone.entry(lane).or_insert_with(Instant::now);
-        }
         let waiting = pages.iter().map(|page| page.waiting).sum();
         let oldest_of = |is: &dyn Fn(&str) -> bool| {
             let firsts = pages.iter().filter(|page| is(&page.lane)).flat_map(|page| &page.records);
             firsts.map(|first| first.at_ms).filter(|at_ms| *at_ms > 0).min().map(UtcTime::from_millis)
         };
-        backlog.is(waiting, oldest_of(&|_| true), oldest_of(&|lane| lane == self.replica));
+        backlog.is(waiting, oldest_of(&|_| true), oldest_of(&|lane| lane == self.own.replica));
         // The lane whose oldest record has waited longest.
         Ok(pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms)))
-    }
-
-    /// Whether a lane is this gateway's to ship: its own, and where it is the first of those that live, those of gateways that
-    /// are `gone` for long enough: one that has just begun may not have been seen yet.
-    fn own_lanes(&self, gone: &mut BTreeMap<String, Instant>) -> impl Fn(&str) -> bool + Send + use<> {
-        let (own, living) = (self.replica.clone(), self.pipeline.published.living());
-        let is_first = living.first() == Some(&own);
-        gone.retain(|lane, _| !living.contains(lane));
-        let long_gone: BTreeSet<String> =
-            gone.iter().filter(|(_, since)| since.elapsed() >= GONE).map(|(lane, _)| lane.clone()).collect();
-        move |lane| lane == own || is_first && long_gone.contains(lane)
     }
 
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
@@ -268,13 +248,6 @@ impl Shipping {
         }
         lanes.saved_at = Some(Instant::now());
     }
-}
-
-/// Whether a lane is this gateway's to prune: its own, and those of gateways that are gone where it is the first that lives.
-pub(super) fn own_lanes(pipeline: &Pipeline, replica: &str) -> impl Fn(&str) -> bool + Send + use<> {
-    let (own, living) = (replica.to_owned(), pipeline.published.living());
-    let is_first = living.first() == Some(&own);
-    move |lane| lane == own || is_first && !living.contains(lane)
 }
 
 /// Where the shipping of a lane goes on: where this gateway left it, or another one did. A cursor beyond the journal is nobody's.
