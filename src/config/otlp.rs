@@ -147,7 +147,7 @@ impl OtlpSection {
             OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
         };
         let timeout = Duration::from_millis(self.timeout_ms);
-        Exporter::new(protocol, &self.uri()?, self.tls()?, self.headers()?, timeout)
+        Ok(Exporter::new(protocol, &self.uri()?, self.tls()?, self.headers()?, timeout))
     }
 
     /// Whether its files can be used.

@@ -99,13 +99,10 @@ impl Notary {
                     let why = fault.to_string();
                     match fault {
                         _ if why == told => {}
-                        Fault::Passing(_) => tracing::warn!(why, "the journal was not bound together"),
-                        Fault::Journal(fault) if !fault.is_tampering() => {
-                            tracing::warn!(why, "the journal was not bound together");
-                        }
-                        Fault::Journal(_) => {
+                        Fault::Journal(fault) if fault.is_tampering() => {
                             tracing::error!(why, "THE JOURNAL WAS TAMPERED WITH; no checkpoint is signed of it");
                         }
+                        _ => tracing::warn!(why, "the journal was not bound together"),
                     }
                     why
                 }
@@ -156,7 +153,7 @@ impl Notary {
             return Ok(());
         }
         let mut tree = newest.as_ref().map(|newest| newest.tree.clone()).unwrap_or_default();
-        growth.leaves.iter().for_each(|leaf| tree.push(*leaf));
+        tree.extend(growth.leaves);
         let after = newest.as_ref().map(Checkpoint::digest);
         if let Some(newest) = newest.as_ref().filter(|newest| newest.origin != self.origin) {
             let theirs = &newest.origin;

@@ -4,7 +4,7 @@
 //! one is for the caller to know: a whole chain can be written anew by whoever owns the store.
 
 use super::EngineError;
-use crate::audit::{self, Record};
+use crate::audit::{self, Event, Record};
 
 /// A place in the journal: the link so far, and the index of the record to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,14 @@ impl StoredRecord {
     pub fn record(&self) -> Result<Record, EngineError> {
         serde_json::from_slice(&self.bytes)
             .map_err(|fault| EngineError::Unfit(format!("the record at {} cannot be read: {fault}", self.index)))
+    }
+
+    /// The record where it tells of `event`; nothing where it tells of another, or cannot be read.
+    #[must_use]
+    pub fn of_event(&self, event: Event) -> Option<Record> {
+        // Where nearly all records are others, those are not taken apart for that.
+        let may_be = std::str::from_utf8(&self.bytes).is_ok_and(|text| text.contains(event.name()));
+        may_be.then(|| self.record().ok()).flatten().filter(|record| record.event == event)
     }
 }
 

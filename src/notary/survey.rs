@@ -150,11 +150,7 @@ impl Growth {
 
 /// How many links the checkpoint has that a record tells of; nothing of another record.
 fn checkpoint(stored: &StoredRecord) -> Option<u64> {
-    // Nearly all records are others, and are not taken apart for that.
-    if !std::str::from_utf8(&stored.bytes).is_ok_and(|text| text.contains(Event::Checkpointed.name())) {
-        return None;
-    }
-    let record = stored.record().ok().filter(|record| record.event == Event::Checkpointed)?;
+    let record = stored.of_event(Event::Checkpointed)?;
     Checkpoint::unverified(&record.facts.checkpoint?).ok().map(|checkpoint| checkpoint.tree.size())
 }
 

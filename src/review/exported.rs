@@ -304,12 +304,7 @@ fn every_kept_is_there(lanes: &[Lane], kept: &[Kept]) -> Result<(), Fault> {
 
 /// The lane that a record says was pruned, and up to which record.
 fn pruned_by(stored: &StoredRecord) -> Option<(String, u64)> {
-    // Nearly all records are others, and are not taken apart for that.
-    if !std::str::from_utf8(&stored.bytes).is_ok_and(|text| text.contains(Event::Pruned.name())) {
-        return None;
-    }
-    let record = stored.record().ok().filter(|record| record.event == Event::Pruned)?;
-    PruneJournal::told(&record.facts.detail?)
+    PruneJournal::told(&stored.of_event(Event::Pruned)?.facts.detail?)
 }
 
 /// A lane that is being read.

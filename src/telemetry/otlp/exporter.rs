@@ -84,16 +84,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Exporter {
     /// A collector at `endpoint`, which is reached when something is sent. `tls` is for one at an https:// address.
-    ///
-    /// # Errors
-    /// Where the address cannot be one.
+    #[must_use]
     pub fn new(
         protocol: Protocol,
         endpoint: &Uri,
         tls: Option<TlsConnector>,
         headers: HeaderMap,
         timeout: Duration,
-    ) -> Result<Self, String> {
+    ) -> Self {
         let dialer = Dialer { tls };
         let transport = match protocol {
             Protocol::Grpc => {
@@ -108,7 +106,7 @@ impl Exporter {
             }
             Protocol::HttpProtobuf => Transport::Http { base: endpoint.clone(), dialer, kept: Mutex::default() },
         };
-        Ok(Self { transport, headers, timeout })
+        Self { transport, headers, timeout }
     }
 
     /// Sends an `ExportLogsServiceRequest` as it is written, once.
