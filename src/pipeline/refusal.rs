@@ -202,7 +202,8 @@ pub fn answer(reason: Reason) -> Status {
         | Reason::LedgerUnavailable
         | Reason::ClockUntrusted
         | Reason::SigningHalted
-        | Reason::AuditLag => Status::Unavailable,
+        | Reason::AuditLag
+        | Reason::StreamEnded => Status::Unavailable,
         Reason::DeadlineExceeded => Status::DeadlineExceeded,
         Reason::NotFound => Status::NotFound,
         Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Status::Internal,

@@ -152,6 +152,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 28);
+        assert_eq!(seen, 29);
     }
 }

@@ -110,7 +110,7 @@ pub async fn public_place(identity: Remote) -> (TlsAcceptor, TcpListener, String
         certificate: identity.certificate,
         private_key: identity.private_key,
     };
-    let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
+    let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap().server);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
     (acceptor, socket, url)
@@ -331,12 +331,22 @@ impl Gateway {
         &self,
         caller: &str,
     ) -> QuoteSigningServiceClient<impl GrpcService<Body, ResponseBody = hyper::body::Incoming> + use<>> {
+        self.quotes_within_a_window(caller, 2 * 1024 * 1024).await
+    }
+
+    /// The same, of whose answers so many bytes may be unread in each stream.
+    pub async fn quotes_within_a_window(
+        &self,
+        caller: &str,
+        unread_bytes_max: u32,
+    ) -> QuoteSigningServiceClient<impl GrpcService<Body, ResponseBody = hyper::body::Incoming> + use<>> {
         let ClientFile { ca, grpc, .. } = self.client(caller);
         let tls = tls::client(&ca, Some((&grpc.certificate, &grpc.private_key)), b"h2").unwrap();
         let socket = TcpStream::connect(self.address("grpc")).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let stream = TlsConnector::from(tls).connect(name, socket).await.unwrap();
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let mut http2 = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let handshake = http2.initial_stream_window_size(unread_bytes_max).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection);
         let send = tower::service_fn(move |request: http::Request<Body>| sender.clone().send_request(request));
