@@ -1,5 +1,5 @@
-//! `docs/threat-model.md` and `docs/scale.md`: what they name is there, what they show comes out again, and a partner moves to
-//! another ledger as they say.
+//! `docs/threat-model.md` and `docs/scale.md`: what they name is there, what they show comes out again, and what they claim and
+//! nothing else shows is tried.
 
 use std::{
     collections::BTreeSet,
@@ -8,6 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
+use rusqlite::Connection;
 use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
@@ -39,7 +40,7 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
 fn test_of(span: &str) -> Option<(&str, &str)> {
     let (suite, path) = span.split_once(' ')?;
     let is_path = path.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c));
-    (SUITES.contains(&suite) && is_path).then_some((suite, path))
+    (SUITES.contains(&suite) && is_path && path.contains('_')).then_some((suite, path))
 }
 
 /// Whether there is this test, and it is one.
@@ -110,13 +111,13 @@ fn every_link_of_the_pages_leads_somewhere() {
             count += 1;
         }
     }
-    assert!(count > 20, "{count}");
+    assert!(count >= 20, "{count}");
 }
 
 /// The cells of each row of the tables that begin with `head`.
 fn rows(page: &str, head: &str) -> Vec<Vec<String>> {
-    let text = read(page);
-    let tables = text.split(&format!("\n{head}\n")).skip(1);
+    let (text, head) = (read(page), format!("\n{head}\n"));
+    let tables = text.split(&head).skip(1);
     let lines = tables.flat_map(|table| table.lines().skip(1).take_while(|line| line.starts_with('|')));
     lines.map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()).collect()
 }
@@ -171,9 +172,8 @@ async fn a_partner_moves_to_another_ledger_and_no_number_is_given_twice() {
     let (old, new) = (Site::new(), Site::new());
     let (before, after) = (old.serve().await, new.serve().await);
     let (here, there) = (before.quotes("pricing").await, after.quotes("pricing").await);
-    let act = |site, gateway, act: &str, reason| {
-        client(site, gateway, &[act, "--partner", PARTNER, "--reason", reason])
-    };
+    let act =
+        |site, gateway, act: &str, reason| client(site, gateway, &[act, "--partner", PARTNER, "--reason", reason]);
     let seed = |floor: u64| {
         let floor = floor.to_string();
         let args = ["admin", "seed-sequence", "--partner", PARTNER, "--floor", &floor, "--reason", "moved in, OPS-12"];
@@ -205,4 +205,43 @@ async fn a_partner_moves_to_another_ledger_and_no_number_is_given_twice() {
     assert_eq!(there.sign(&again).await.unwrap().sequence, 9);
     refused(here.sign(&Quote::number(10)).await, Code::Unavailable, "SIGNING_HALTED");
     assert_eq!(here.last().await, 7, "nothing was taken at the old one");
+}
+
+/// What the owner of a store can do to a quote that was signed is found when it is asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jws_that_was_changed_in_the_store_is_never_given_again() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let (quote, other) = (Quote::number(1), Quote::number(2));
+    let jws = pricing.sign(&quote).await.unwrap().jws;
+    let others = pricing.sign(&other).await.unwrap().jws;
+    assert!(gateway.stop().success());
+
+    let (header, rest) = jws.split_once('.').unwrap();
+    let (_, signature) = rest.split_once('.').unwrap();
+    let payload = others.split('.').nth(1).unwrap();
+    let store = |from: &str, to: &str| {
+        let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+        let changed = ledger.execute("UPDATE release SET jws = ?2 WHERE jws = ?1", [from, to]).unwrap();
+        assert_eq!(changed, 1);
+    };
+    // Another quote's, which is as good as its own; another payload under its signature.
+    let mixed = format!("{header}.{payload}.{signature}");
+    let mut stored = jws.clone();
+    for changed in [others.clone(), mixed] {
+        // Both would be one text: the other's is set aside first.
+        if changed == others {
+            store(&others, "elsewhere");
+        }
+        store(&stored, &changed);
+        stored = changed;
+        let gateway = site.serve().await;
+        refused(gateway.quotes("pricing").await.sign(&quote).await, Code::Internal, "SIGNATURE_MISMATCH");
+        assert!(gateway.stop().success());
+    }
+    store(&stored, &jws);
+    let gateway = site.serve().await;
+    let again = gateway.quotes("pricing").await.sign(&quote).await.unwrap();
+    assert!(again.replayed && again.jws == jws);
 }
