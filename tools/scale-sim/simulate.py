@@ -33,7 +33,7 @@ PARTNER_COUNT = 1_000
 MEASURED_LEDGER = ((1, 946, 0.98), (64, 11_983, 5.15), (256, 16_957, 14.44))  # callers, pairs a second, p50 in ms
 
 PARAMETERS = {
-    "rate": Parameter(100_000, "quotes/s at the peak", "the question"),
+    "rate": Parameter(100_000, "quotes/s at the peak", "choice: what this page asks about"),
     "skew": Parameter(1.0, "exponent of Zipf's law over 1,000 partners", "assumption"),
     "peak_to_mean": Parameter(3, "times", "assumption: a day's peak against its mean"),
     "plan_ledger": Parameter(0.6, "of what a ledger can do is planned for", "choice: room for a failover's backlog"),
