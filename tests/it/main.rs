@@ -41,6 +41,7 @@ mod kms;
 mod lifecycle;
 mod observability;
 mod oracles;
+mod pages;
 mod path;
 mod policy;
 mod powercut;
