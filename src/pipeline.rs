@@ -264,7 +264,8 @@ impl Pipeline {
         };
         match admitted {
             Ok(admitted) => {
-                let from = Instant::now();
+                // It may have waited for its turn or its place: quotas and expiry are of now.
+                let (from, now) = (Instant::now(), self.clock.now()?);
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);
                 Ok(held?)

@@ -4,6 +4,7 @@
 
 mod keys;
 mod proxy;
+mod rolling;
 
 use std::{
     process::Command,
@@ -50,7 +51,8 @@ impl Replicas {
         let site = Site::new();
         site.edit_policy(|policy| {
             for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
-                policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
+                // A burst of many seconds: a gateway whose ledger kept it waiting asks with the time at which it began to.
+                policy["quotas"][quota]["per_second"] = toml_edit::value(5_000);
                 policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
             }
         });
