@@ -12,7 +12,6 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
@@ -151,7 +150,7 @@ fn positive(text: &str) -> Result<f64, String> {
 struct Place {
     clients: Vec<ClientFile>,
     config: Option<(PathBuf, Config)>,
-    policy: Bundle,
+    policy: Arc<Bundle>,
     own: Option<Own>,
     pid: Option<u32>,
 }
@@ -216,7 +215,7 @@ impl Bench {
             Some((_, config)) => bundle_in(&config.policy)?,
             None => shipped::bundle().map_err(|problems| Failure::failed(format!("{problems:?}")))?,
         };
-        Ok(Place { clients, config, policy, own: None, pid: self.pid })
+        Ok(Place { clients, config, policy: Arc::new(policy), own: None, pid: self.pid })
     }
 
     /// A gateway of this run's own, which does not run yet.
@@ -241,7 +240,7 @@ impl Bench {
         own.device(true)?;
         let (clients, policy) = (own.clients()?, bundle_in(&own.path("policy"))?);
         let config = Some((own.path(super::dev::CONFIG), own.config()?));
-        Ok(Place { clients, config, policy, own: Some(own), pid: None })
+        Ok(Place { clients, config, policy: Arc::new(policy), own: Some(own), pid: None })
     }
 
     fn shim(&self) -> Result<PathBuf, Failure> {
@@ -379,16 +378,8 @@ impl Bench {
                 "--client: callers of one sequence cannot keep its order; give one, or have the gateway give the numbers, with --sequence assign",
             ));
         }
-        let checker = Checker::new(keys, partner, self.policy_of(place)?, self.verify_every);
+        let checker = Checker::new(keys, partner, Arc::clone(&place.policy), self.verify_every);
         Ok((lanes, Arc::new(checker)))
-    }
-
-    /// The bundle that the answers' contracts are in.
-    fn policy_of(&self, place: &Place) -> Result<Bundle, Failure> {
-        match &place.config {
-            Some((_, config)) => bundle_in(&config.policy),
-            None => shipped::bundle().map_err(|problems| Failure::failed(format!("{problems:?}"))),
-        }
     }
 
     /// The last number of a running gateway's sequence. Those of this run's own gateway begin with it.
@@ -463,9 +454,11 @@ fn beyond(kept: &BTreeMap<usize, u64>, lanes: &[Lane]) -> u64 {
 }
 
 fn synchronisation(folder: &Path) -> Result<Spread, Failure> {
-    let mut times = Histogram::<u64>::new(3).map_err(Failure::failed)?;
+    let mut times = load::histogram().map_err(Failure::failed)?;
     let took = host::synchronisations(folder, SYNCHRONISATIONS).map_err(Failure::failed)?;
-    took.into_iter().for_each(|took| times.saturating_record(load::micros(took)));
+    for took in took {
+        times.saturating_record(load::micros(took));
+    }
     Ok(Spread::of(&times))
 }
 
@@ -473,7 +466,7 @@ fn synchronisation(folder: &Path) -> Result<Spread, Failure> {
 fn bar(pace: Pace, duration_s: u64, quotes_max: u64) -> ProgressBar {
     let length = match pace {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bar need not be exact")]
-        Pace::Open(rate) => Some(((rate * duration_s as f64) as u64).min(quotes_max)),
+        Pace::Open(rate) => Some((rate.ceil() as u64).saturating_mul(duration_s).min(quotes_max)),
         Pace::Closed => (duration_s == 0).then_some(quotes_max),
     };
     let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);

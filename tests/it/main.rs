@@ -13,6 +13,7 @@
 mod access;
 mod assigned;
 mod audit;
+mod bench;
 mod checkpoints;
 mod collector;
 mod commands;

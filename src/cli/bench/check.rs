@@ -25,7 +25,7 @@ use crate::{
 pub(super) struct Checker {
     keys: Vec<PublicKey>,
     partner: PartnerId,
-    policy: Bundle,
+    policy: Arc<Bundle>,
     /// One in so many is verified as a whole.
     verify_every: u64,
     seen: AtomicU64,
@@ -50,7 +50,7 @@ pub(super) struct Sent<'s> {
 }
 
 impl Checker {
-    pub(super) fn new(keys: Vec<PublicKey>, partner: PartnerId, policy: Bundle, verify_every: u64) -> Self {
+    pub(super) fn new(keys: Vec<PublicKey>, partner: PartnerId, policy: Arc<Bundle>, verify_every: u64) -> Self {
         Self {
             keys,
             partner,
@@ -135,7 +135,8 @@ mod tests {
     /// A checker, and the answer to quote `q` with the number 4, of which nothing is verified.
     fn answered() -> (Checker, SignQuoteResponse) {
         let policy = shipped::bundle().unwrap();
-        let key = policy.key(&"quote-signing-2026-06".parse().unwrap()).unwrap().public.as_ref().clone();
+        let jwk = policy.key(&"quote-signing-2026-06".parse().unwrap()).unwrap().public.to_jwk();
+        let key = PublicKey::from_jwk(jwk.to_string().as_bytes()).unwrap();
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
         let header = part(r#"{"alg":"RS256","kid":"quote-signing-2026-06","typ":"JWT"}"#);
         let payload = part(r#"{"quote_id":"q","quote_sequence":4}"#);
@@ -147,7 +148,7 @@ mod tests {
             payload_sha256: sha256(b"sent").to_vec(),
             ..SignQuoteResponse::default()
         };
-        let checker = Checker::new(vec![key], "acme-remit".parse().unwrap(), policy, u64::MAX);
+        let checker = Checker::new(vec![key], "acme-remit".parse().unwrap(), Arc::new(policy), u64::MAX);
         // The first is verified.
         checker.seen.store(1, Ordering::Relaxed);
         (checker, answer)

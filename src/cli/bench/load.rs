@@ -86,7 +86,6 @@ pub(super) struct Outcome {
 
 impl Outcome {
     fn new() -> Result<Self, String> {
-        let histogram = || Histogram::new_with_bounds(1, MICROS_MAX, 3).map_err(|fault| fault.to_string());
         Ok(Self {
             signed: 0,
             latency: histogram()?,
@@ -122,6 +121,11 @@ impl Outcome {
             None => *self.errors.entry(format!("{:?}", status.code())).or_default() += 1,
         }
     }
+}
+
+/// Of microseconds.
+pub(super) fn histogram() -> Result<Histogram<u64>, String> {
+    Histogram::new_with_bounds(1, MICROS_MAX, 3).map_err(|fault| fault.to_string())
 }
 
 /// Microseconds.

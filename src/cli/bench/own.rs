@@ -24,7 +24,7 @@ use crate::{
     config::Config,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How often addresses are chosen anew, where another process was faster.
 const STARTS: usize = 3;
 
@@ -59,7 +59,7 @@ impl Own {
         let collector = plan.trace_ratio.map(|_| Collector::start()).transpose().map_err(Failure::failed)?;
         let own = Self { dir, plan, gateway: None, collector };
         own.write_policy()?;
-        own.edit(&own.path(CONFIG), |config| own.configure(config))?;
+        edit(&own.path(CONFIG), |config| own.configure(config))?;
         Ok(own)
     }
 
@@ -123,7 +123,7 @@ impl Own {
             }
             self.stop();
             write_addresses(self.dir.path())?;
-            self.edit(&self.path(CONFIG), |config| self.configure(config))?;
+            edit(&self.path(CONFIG), |config| self.configure(config))?;
         }
         Err(Failure::failed(format!("the benchmark's own gateway does not start: {last}")))
     }
@@ -181,7 +181,7 @@ impl Own {
         let text = fs::read_to_string(&rules).map_err(Failure::failed)?;
         let text = text.replace(r#"context.corridor == "GB-IN""#, r#"context.corridor like "GB-*""#);
         write_private(&rules, text.as_bytes())?;
-        self.edit(&self.path("policy/policy.toml"), |policy| self.write_callers(policy))
+        edit(&self.path("policy/policy.toml"), |policy| self.write_callers(policy))
     }
 
     fn write_callers(&self, policy: &mut DocumentMut) -> Option<()> {
@@ -206,7 +206,7 @@ impl Own {
     fn configure(&self, config: &mut DocumentMut) -> Option<()> {
         let number = |count: usize| i64::try_from(count).ok().map(value);
         let lanes = self.plan.callers * self.plan.in_flight;
-        config["log"]["format"] = value("json");
+        config.get_mut("log")?.as_table_like_mut()?.insert("format", value("json"));
         // Each caller of several has a share of it.
         let signer = config.get_mut("signers")?.as_array_of_tables_mut()?.get_mut(0)?;
         signer.insert("sessions", number(self.plan.sessions)?);
@@ -219,21 +219,14 @@ impl Own {
             environment.insert("P11SHIM_CONTROL", path("control")?);
             environment.insert("P11SHIM_SIGNATURES", path("signatures")?);
         }
-        config["limits"]["streams_max"] = number(self.plan.in_flight.max(128))?;
+        let limits = config.entry("limits").or_insert(toml_edit::table());
+        limits.as_table_like_mut()?.insert("streams_max", number(self.plan.in_flight.max(128))?);
         if let (Some(ratio), Some(collector)) = (self.plan.trace_ratio, &self.collector) {
             let endpoint = format!("http://{}", collector.address());
             let otlp = format!("{{ endpoint = '{endpoint}', protocol = 'http/protobuf', trace_ratio = {ratio:?} }}");
-            config["otlp"] = Item::Value(otlp.parse().ok()?);
+            config.insert("otlp", Item::Value(otlp.parse().ok()?));
         }
         Some(())
-    }
-
-    fn edit(&self, path: &Path, edit: impl FnOnce(&mut DocumentMut) -> Option<()>) -> Result<(), Failure> {
-        let named = |fault: &dyn std::fmt::Display| Failure::failed(format!("{}: {fault}", path.display()));
-        let text = fs::read_to_string(path).map_err(|fault| named(&fault))?;
-        let mut document: DocumentMut = text.parse().map_err(|fault: toml_edit::TomlError| named(&fault))?;
-        edit(&mut document).ok_or_else(|| named(&"is not what `quotesign dev` makes"))?;
-        write_private(path, document.to_string().as_bytes())
     }
 }
 
@@ -245,4 +238,12 @@ impl Drop for Own {
 
 fn caller(at: usize) -> String {
     format!("bench-{at}")
+}
+
+fn edit(path: &Path, edit: impl FnOnce(&mut DocumentMut) -> Option<()>) -> Result<(), Failure> {
+    let named = |fault: &dyn std::fmt::Display| Failure::failed(format!("{}: {fault}", path.display()));
+    let text = fs::read_to_string(path).map_err(|fault| named(&fault))?;
+    let mut document: DocumentMut = text.parse().map_err(|fault: toml_edit::TomlError| named(&fault))?;
+    edit(&mut document).ok_or_else(|| named(&"is not what `quotesign dev` makes"))?;
+    write_private(path, document.to_string().as_bytes())
 }

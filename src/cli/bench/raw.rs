@@ -11,7 +11,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::load::micros;
+use super::load::{histogram, micros};
 use crate::{
     cli::{Failure, out::say},
     clock::{Clock as _, SystemClock},
@@ -80,7 +80,7 @@ fn measure(signer: &SignerEntry, object: &str, lasts: Duration) -> Result<RawPac
     raw.run(1, &inputs, FIRST)?;
     raw.run(signer.sessions, &inputs, FIRST)?;
     let (alone, together) = (raw.run(1, &inputs, lasts / 4)?, raw.run(signer.sessions, &inputs, lasts)?);
-    let (times, alone_times) = (histogram(&together)?, histogram(&alone)?);
+    let (times, alone_times) = (times_of(&together)?, times_of(&alone)?);
     #[expect(clippy::cast_precision_loss, reason = "fewer than 2^52 signatures")]
     let count = together.each.len() as f64;
     Ok(RawPace {
@@ -93,9 +93,11 @@ fn measure(signer: &SignerEntry, object: &str, lasts: Duration) -> Result<RawPac
     })
 }
 
-fn histogram(pace: &Pace) -> Result<Histogram<u64>, String> {
-    let mut times = Histogram::new(3).map_err(|fault| fault.to_string())?;
-    pace.each.iter().for_each(|took| times.saturating_record(micros(*took)));
+fn times_of(pace: &Pace) -> Result<Histogram<u64>, String> {
+    let mut times = histogram()?;
+    for took in &pace.each {
+        times.saturating_record(micros(*took));
+    }
     Ok(times)
 }
 
