@@ -67,9 +67,9 @@ async fn a_stall_is_told_by_every_quote_that_was_due_meanwhile() {
     let args = ["--sequence", "assign", "--rate", "50", "--duration-s", "4", "--in-flight", "1"];
     let bench = std::thread::scope(|scope| {
         let running = scope.spawn(|| bench(&site, &gateway, &args));
-        std::thread::sleep(std::time::Duration::from_millis(2000));
+        std::thread::sleep(std::time::Duration::from_secs(2));
         gateway.signal(rustix::process::Signal::STOP);
-        std::thread::sleep(std::time::Duration::from_millis(1000));
+        std::thread::sleep(std::time::Duration::from_secs(1));
         gateway.signal(rustix::process::Signal::CONT);
         running.join().unwrap()
     });

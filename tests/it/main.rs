@@ -58,6 +58,7 @@ mod runbooks;
 #[path = "../ledger/server.rs"]
 mod server;
 mod shipping;
+mod soak;
 mod stages;
 mod stops;
 mod tidy;
