@@ -16,7 +16,7 @@ use std::{
 };
 
 use quotesign::{
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SystemClock, UtcTime},
     proto::ReloadPolicyRequest,
     transport::tls,
 };
@@ -146,7 +146,8 @@ impl World {
         let args =
             ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--kid", &kid, "--bits", "3072"];
         let entry: toml_edit::DocumentMut = done(self.site.run(&args)).parse().unwrap();
-        let from = SystemClock.now().plus(Duration::from_secs(3));
+        let now = SystemClock.now();
+        let from = UtcTime::from_millis(now.millis() - now.millis().rem_euclid(1000)).plus(Duration::from_secs(3));
         self.site.edit_policy(|policy| {
             let mut key = entry["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
             for (field, at) in [
@@ -228,10 +229,7 @@ impl World {
         let mut all = Vec::new();
         for (at, gateway) in self.gateways.iter().enumerate() {
             all.push((format!("gw-{at}"), gateway.pid()));
-            let children = format!("/proc/{0}/task/{0}/children", gateway.pid());
-            let children = fs::read_to_string(children).unwrap_or_default();
-            let hosts = children.split_whitespace().map(|pid| pid.parse().unwrap());
-            all.extend(hosts.map(|pid| (format!("gw-{at}, PKCS#11 process"), pid)));
+            all.extend(tell::children(gateway.pid()).map(|pid| (format!("gw-{at}, PKCS#11 process"), pid)));
         }
         all
     }
