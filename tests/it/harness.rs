@@ -185,6 +185,16 @@ impl Site {
         fs::write(self.config(), config.to_string()).unwrap();
     }
 
+    /// Has the ledger in this PostgreSQL database, with these settings beside its address, and migrates it.
+    pub fn keep_ledger_in(&self, address: &str, rest: &str) {
+        self.edit_config(|config| {
+            let ledger = config["ledger"].as_table_mut().unwrap();
+            ledger.remove("sqlite");
+            ledger["postgres"] = toml(&format!("{{ address = '{address}', {rest} }}"));
+        });
+        done(self.run(&["ledger", "migrate"]));
+    }
+
     /// Sets a field of the one signer.
     pub fn edit_signer(&self, field: &str, value: toml_edit::Value) {
         self.edit_config(|config| config["signers"][0][field] = toml_edit::value(value));

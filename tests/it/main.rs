@@ -13,6 +13,7 @@
 mod access;
 mod assigned;
 mod audit;
+mod bench;
 mod checkpoints;
 mod collector;
 mod commands;
@@ -61,6 +62,7 @@ mod runbooks;
 #[path = "../ledger/server.rs"]
 mod server;
 mod shipping;
+mod soak;
 mod stages;
 mod stops;
 mod streams;

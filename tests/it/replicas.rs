@@ -24,7 +24,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml, until},
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, until},
     history::{Answer, Store, Told, faults},
     kills::{Dice, number_from, seed_from},
     server::{Cluster, Database},
@@ -56,13 +56,7 @@ impl Replicas {
                 policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
             }
         });
-        let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
-        site.edit_config(|config| {
-            let ledger = config["ledger"].as_table_mut().unwrap();
-            ledger.remove("sqlite");
-            ledger["postgres"] = toml(&format!("{{ address = '{address}', timeout_ms = 2000 }}"));
-        });
-        done(site.run(&["ledger", "migrate"]));
+        site.keep_ledger_in(&database.address(), "timeout_ms = 2000");
         let mut proxies = Vec::new();
         for _ in 0..count {
             proxies.push(Proxy::new(database.port, lies).await);
