@@ -31,12 +31,14 @@ use checkpoint::Checkpoints;
 use schema::After;
 
 mod checkpoint;
+mod condition;
 mod copy;
 mod rows;
 mod schema;
 mod spool;
 
 pub use copy::{backup, check_whole, lock};
+pub(super) use condition::condition;
 pub(super) use spool::note;
 
 /// The one writer of a ledger's file.

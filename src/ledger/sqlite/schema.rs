@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -108,6 +108,34 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, EngineError> {
     Ok(connection)
 }
 
+/// The same of a file that must be of `environment`.
+pub(super) fn open_to_read_of(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+    let connection = open_to_read(path)?;
+    same_environment(path, &this_version(&connection, path)?, environment)?;
+    Ok(connection)
+}
+
+/// The same of a file that nobody writes: no log is made beside it, and none is read.
+pub(super) fn open_to_look(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+    let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
+    // What has a meaning in a URI, and whatever is not plain ASCII.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    let escaped = absolute.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {
+        if plain(*byte) {
+            uri.push(char::from(*byte));
+        } else {
+            uri.push_str(&format!("%{byte:02X}"));
+        }
+        uri
+    });
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(format!("file://{escaped}?immutable=1"), flags)?;
+    tune(&connection)?;
+    same_environment(path, &this_version(&connection, path)?, environment)?;
+    Ok(connection)
+}
+
 /// What every connection has, whether it writes or reads.
 fn tune(connection: &Connection) -> Result<(), EngineError> {
     connection.busy_timeout(BUSY_MAX)?;
@@ -119,8 +147,7 @@ fn tune(connection: &Connection) -> Result<(), EngineError> {
 
 /// Whether [`open`] would take the file; it may be in use, and nothing of it is changed.
 pub(super) fn check(path: &Path, environment: Environment) -> Result<(), EngineError> {
-    let stamped = this_version(&open_to_read(path)?, path)?;
-    same_environment(path, &stamped, environment)
+    open_to_read_of(path, environment).map(drop)
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, EngineError> {
@@ -186,7 +213,7 @@ fn is_empty(connection: &Connection) -> Result<bool, EngineError> {
     Ok(connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", (), |row| row.get(0))?)
 }
 
-fn current() -> i64 {
+pub(super) fn current() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
