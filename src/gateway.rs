@@ -16,7 +16,6 @@ use crate::{
     ledger::{Absent, Engine, EngineError, Ledger, Place},
     outcomes::Outcomes,
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
-    policy::Bundle,
     proto::{
         DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
         quote_signing_service_server::QuoteSigningServiceServer,
@@ -43,6 +42,7 @@ use crate::{
 };
 
 mod beside;
+mod check;
 mod devices;
 mod exports;
 mod fronts;
@@ -57,6 +57,7 @@ mod upkeep;
 
 use beside::Beside;
 
+pub use check::{bundle, check, fits};
 pub use devices::{device, provisioner, token_config};
 
 /// Why a gateway did not start. Nothing of it runs then.
@@ -108,45 +109,6 @@ struct Listeners {
     admin: TcpListener,
     jwks: TcpListener,
     operations: TcpListener,
-}
-
-/// What can be checked of a config without starting anything: `config check` and `serve` both begin here.
-///
-/// # Errors
-/// Everything that is wrong.
-pub fn check(config: &Config) -> Result<Bundle, StartError> {
-    tls::mutual(&config.grpc).map_err(|fault| StartError::unfit(format!("[grpc]: {fault}")))?;
-    tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
-    tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
-    config.reference_key().map_err(StartError::unfit)?;
-    config.otlp.as_ref().map_or(Ok(()), OtlpSection::check_files).map_err(StartError::unfit)?;
-    for signer in &config.signers {
-        signer.check_pin().map_err(StartError::unfit)?;
-    }
-    let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
-    let key = config.policy_key().map_err(StartError::unfit)?;
-    let bundle = Bundle::load_signed(&config.policy, key.as_ref())
-        .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
-    let mut problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
-    if let Some(section) = &config.audit.checkpoint {
-        section.keys().map_err(StartError::unfit)?;
-        let key = section.key().map_err(StartError::unfit)?;
-        let fits = match config.accepts(&section.signer, &section.locator) {
-            None => Err(format!("`audit.checkpoint.signer` = `{}` is no signer of this config", section.signer)),
-            Some(fits) => fits.map_err(|why| format!("`audit.checkpoint.locator`: {why}")),
-        };
-        fits.map_err(StartError::unfit)?;
-        let bundles = config.policy_key().map_err(StartError::unfit)?;
-        if bundles.is_some_and(|bundles| bundles.same_key(key.modulus(), key.exponent())) {
-            return Err(StartError::unfit("`audit.checkpoint.public_key` signs bundles, too; take a key of its own"));
-        }
-        problems.extend(control::is_apart(&bundle, &key));
-    }
-    if problems.is_empty() {
-        Ok(bundle)
-    } else {
-        Err(StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))
-    }
 }
 
 impl Gateway {

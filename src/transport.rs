@@ -2,6 +2,7 @@
 //! calls and until when, and nothing of quotes.
 
 pub mod accept;
+pub mod certificate;
 pub mod edge;
 pub mod peer;
 pub mod tls;

@@ -14,6 +14,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
+use super::certificate::{Facts, Unread};
 use crate::{
     clock::UtcTime,
     config::{GrpcListener, JwksListener},
@@ -83,7 +84,7 @@ pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
 /// Where it cannot be read, or they would not.
 pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<(), TlsError> {
     let file = &listener.certificate;
-    let Leaf { is_self_signed, from, until } = Leaf::read(file)?;
+    let Facts { is_self_signed, from, until, .. } = leaf(file)?;
     match () {
         () if is_self_signed => {
             Err(TlsError::new(file, "is self-signed, which the operator's fetcher refuses; have a public CA issue one"))
@@ -99,29 +100,14 @@ pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<()
 /// # Errors
 /// Where it cannot be read.
 pub fn ends(file: &Path) -> Result<UtcTime, TlsError> {
-    Leaf::read(file).map(|leaf| leaf.until)
+    leaf(file).map(|leaf| leaf.until)
 }
 
-/// What is told of a certificate: the first of its chain.
-struct Leaf {
-    is_self_signed: bool,
-    from: UtcTime,
-    until: UtcTime,
-}
-
-impl Leaf {
-    fn read(file: &Path) -> Result<Self, TlsError> {
-        let chain = certificates(file)?;
-        let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf)) else {
-            return Err(TlsError::new(file, "cannot be read as X.509; issue it anew"));
-        };
-        let at = |at: x509_parser::time::ASN1Time| UtcTime::from_millis(at.timestamp().saturating_mul(1000));
-        Ok(Self {
-            is_self_signed: leaf.issuer() == leaf.subject(),
-            from: at(leaf.validity().not_before),
-            until: at(leaf.validity().not_after),
-        })
-    }
+/// What the first certificate of a chain says.
+fn leaf(file: &Path) -> Result<Facts, TlsError> {
+    let chain = certificates(file)?;
+    let first = chain.first().ok_or(Unread).and_then(Facts::of);
+    first.map_err(|fault| TlsError::new(file, fault))
 }
 
 /// TLS for the project's own client commands.
@@ -144,6 +130,19 @@ pub fn client(ca: &Path, identity_files: Option<(&Path, &Path)>, alpn: &[u8]) ->
     };
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Whether this is the private key of this certificate.
+///
+/// # Errors
+/// Which of the files cannot be used, or that they do not belong together.
+pub fn belong_together(certificate: &Path, key: &Path) -> Result<(), TlsError> {
+    let (chain, secret) = identity(certificate, key)?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|fault| TlsError::new(certificate, fault))?;
+    let taken = builder.with_no_client_auth().with_single_cert(chain, secret);
+    taken.map(drop).map_err(|fault| misfit(certificate, key, &fault))
 }
 
 fn identity(
@@ -187,7 +186,11 @@ pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
     if chain.is_empty() { Err(none()) } else { Ok(chain) }
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+/// The CAs of a file.
+///
+/// # Errors
+/// Where one cannot be used.
+pub fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(file)? {
         store.add(certificate).map_err(|fault| TlsError::new(file, fault))?;
