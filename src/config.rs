@@ -309,7 +309,8 @@ impl Config {
 
 /// The text of a config, with every override applied.
 fn overridden(path: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(path).map_err(|cause| format!("cannot be read: {cause}; name the file with --config"))?;
+    let text =
+        fs::read_to_string(path).map_err(|cause| format!("cannot be read: {cause}; name the file with --config"))?;
     overrides::apply(&text, std::env::vars())
 }
 

@@ -37,8 +37,8 @@ mod rows;
 mod schema;
 mod spool;
 
-pub use copy::{backup, check_whole, lock};
 pub(super) use condition::condition;
+pub use copy::{backup, check_whole, lock};
 pub(super) use spool::note;
 
 /// The one writer of a ledger's file.

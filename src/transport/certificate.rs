@@ -21,8 +21,7 @@ use crate::clock::UtcTime;
 const RSA_BITS_MIN: usize = 2048;
 const EC_BITS_MIN: usize = 256;
 /// Signatures over SHA-1 or MD5, which can be forged.
-const WEAK: [&str; 4] =
-    ["1.2.840.113549.1.1.4", "1.2.840.113549.1.1.5", "1.2.840.10045.4.1", "1.2.840.10040.4.3"];
+const WEAK: [&str; 4] = ["1.2.840.113549.1.1.4", "1.2.840.113549.1.1.5", "1.2.840.10045.4.1", "1.2.840.10040.4.3"];
 
 /// What a certificate says of itself.
 #[derive(Debug, Clone)]

@@ -7,11 +7,7 @@ use super::{
 use crate::{
     clock::UtcTime,
     domain::Environment,
-    ledger::{
-        Condition, EngineError, ServerClock,
-        chain::Heads,
-        place::Journal as _,
-    },
+    ledger::{Condition, EngineError, ServerClock, chain::Heads, place::Journal as _},
 };
 
 /// Looks at the database of `settings`.
@@ -47,10 +43,7 @@ pub(in crate::ledger) fn condition(
             newest_at: (newest > 0).then(|| UtcTime::from_millis(newest)),
             kids: read::all_kids(client).await?,
             stops: read::all_stops(client).await?,
-            server: Some(ServerClock {
-                offset: distance(UtcTime::from_millis(now)),
-                most: settings.clock_offset_max,
-            }),
+            server: Some(ServerClock { offset: distance(UtcTime::from_millis(now)), most: settings.clock_offset_max }),
             behind: regressed(client, anchored, &heads).await?,
             lanes,
         })

@@ -21,10 +21,8 @@ pub(in crate::ledger) fn condition(
     anchored: &Heads,
 ) -> Result<Condition, EngineError> {
     schema::present(path)?;
-    let log = path.with_file_name(format!(
-        "{}-wal",
-        path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
-    ));
+    let log =
+        path.with_file_name(format!("{}-wal", path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()));
     if !fs::exists(&log).unwrap_or(true) {
         // Nobody writes, and to open the file in the usual way would leave an empty log beside it.
         let seen = look(&schema::open_to_look(path, environment)?, anchored);

@@ -128,8 +128,7 @@ pub(super) fn open_to_look(path: &Path, environment: Environment) -> Result<Conn
         }
         uri
     });
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(format!("file://{escaped}?immutable=1"), flags)?;
     tune(&connection)?;
     same_environment(path, &this_version(&connection, path)?, environment)?;

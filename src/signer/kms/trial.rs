@@ -92,11 +92,7 @@ pub(super) async fn once(
 ///
 /// # Errors
 /// Why not.
-pub(super) async fn signs(
-    client: &dyn Client,
-    arn: &KeyArn,
-    public: &Result<Integers, Fault>,
-) -> Result<(), String> {
+pub(super) async fn signs(client: &dyn Client, arn: &KeyArn, public: &Result<Integers, Fault>) -> Result<(), String> {
     let (modulus, exponent) = public.as_ref().map_err(ToString::to_string)?;
     let kid = "examined".parse::<Kid>().map_err(|fault| fault.to_string())?;
     let public = PublicKey::new(kid, modulus, exponent).map_err(|fault| fault.to_string())?;

@@ -254,9 +254,7 @@ fn facts(pkcs11: &Pkcs11, module: &Path, slot: Slot) -> Result<Facts, Fault> {
             },
             pin: match () {
                 () if info.user_pin_locked() => Some("the user PIN is locked (CKF_USER_PIN_LOCKED)"),
-                () if info.user_pin_final_try() => {
-                    Some("one more wrong PIN locks the token (CKF_USER_PIN_FINAL_TRY)")
-                }
+                () if info.user_pin_final_try() => Some("one more wrong PIN locks the token (CKF_USER_PIN_FINAL_TRY)"),
                 () => None,
             },
         }),

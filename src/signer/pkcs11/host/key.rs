@@ -85,9 +85,8 @@ pub(super) fn examine(device: &Device, session: &Session, locator: &str) -> Resu
     let (lacks, remarks) = (lacking(session, handle)?, remarks(session, handle)?);
     let public = "examined".parse::<Kid>().map_err(|fault| fault.to_string());
     let public = public.and_then(|kid| PublicKey::new(kid, &modulus, &exponent).map_err(|fault| fault.to_string()));
-    let tried = public.and_then(|public| {
-        try_mechanisms(device, session, handle, &public).map_err(|fault| fault.to_string())
-    });
+    let tried =
+        public.and_then(|public| try_mechanisms(device, session, handle, &public).map_err(|fault| fault.to_string()));
     let (mechanism, fault) = tried.map_or_else(|why| (None, why), |how| (Some(how.name().to_owned()), String::new()));
     Ok(wire::ExaminedKey { modulus, exponent, lacks, remarks, mechanism, fault })
 }
@@ -155,9 +154,7 @@ pub(super) fn check_never_left(session: &Session, handle: ObjectHandle) -> Resul
     match lacking.first().map(String::as_str) {
         None => Ok(()),
         Some(ALWAYS_AUTHENTICATE) => Err(Fault::Unfit(ALWAYS_AUTHENTICATE.to_owned())),
-        Some(_) => {
-            Err(Fault::Unfit(format!("the token does not show that it never left it: {}", lacking.join(", "))))
-        }
+        Some(_) => Err(Fault::Unfit(format!("the token does not show that it never left it: {}", lacking.join(", ")))),
     }
 }
 
