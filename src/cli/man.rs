@@ -10,6 +10,24 @@ use clap_mangen::Man as Page;
 
 use super::{Cli, Failure, out::say};
 
+const SOURCE: &str = concat!("quotesign ", env!("CARGO_PKG_VERSION"));
+/// What every command ends with; `cli.rs` has it from there.
+const EXIT_STATUS: &str = "\
+.SH EXIT STATUS
+.TP
+0
+It is done, or what was asked about is well.
+.TP
+1
+It was refused or failed, or what was asked about is not well.
+.TP
+2
+Arguments or configuration cannot be used.
+.TP
+3
+\\fBquotesign jwks check\\fR alone: private key material is published.
+";
+
 #[derive(Debug, Args)]
 pub(super) struct Man {
     /// Where they go; it is made where it is not there.
@@ -35,8 +53,9 @@ impl Man {
             waiting.extend(inner.into_iter().map(|inner| (inner, name.clone())));
             let (mut text, path) = (Vec::new(), self.dir.join(format!("{name}.1")));
             let page =
-                Page::new(command.display_name(&name)).title(name.to_uppercase()).section("1").manual("quotesign");
+                Page::new(command.display_name(&name)).title(name.to_uppercase()).source(SOURCE).manual("quotesign");
             page.render(&mut text).map_err(|fault| named(&path, fault))?;
+            text.extend_from_slice(EXIT_STATUS.as_bytes());
             fs::write(&path, text).map_err(|fault| named(&path, fault))?;
             count += 1;
         }

@@ -24,7 +24,7 @@ pub fn ask() -> io::Result<KernelClock> {
         return Err(io::Error::last_os_error());
     }
     let is_synchronised = state != libc::TIME_ERROR && told.status & libc::STA_UNSYNC == 0;
-    Ok(KernelClock { is_synchronised, error_us_max: i64::from(told.maxerror) })
+    Ok(KernelClock { is_synchronised, error_us_max: told.maxerror })
 }
 
 #[cfg(test)]

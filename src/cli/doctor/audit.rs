@@ -12,7 +12,7 @@ pub(super) fn look(site: &Site<'_>, report: &mut Report) {
     match config.reference_key() {
         Ok(Some(_)) => report.ok(Check::AuditReferenceKey, "", "it is a key; all gateways of a ledger need the same"),
         Ok(None) => {
-            report.skipped(Check::AuditReferenceKey, "", "none is configured: records hold nothing of customers")
+            report.skipped(Check::AuditReferenceKey, "", "none is configured: records hold nothing of customers");
         }
         Err(why) => report.fault(Check::AuditReferenceKey, "", why, "give 32 to 1024 random bytes"),
     }
@@ -34,7 +34,7 @@ pub(super) fn look(site: &Site<'_>, report: &mut Report) {
                 );
             }
             Err(why) => {
-                report.fault(check, "", why, "write the public JWK there: `quotesign keys jwk --for checkpoints`")
+                report.fault(check, "", why, "write the public JWK there: `quotesign keys jwk --for checkpoints`");
             }
         },
     }

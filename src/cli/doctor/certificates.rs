@@ -72,7 +72,7 @@ impl Shown<'_> {
     fn look_at_key(&self, key: &Path, report: &mut Report) {
         match tls::belong_together(self.file, key) {
             Ok(()) => {
-                report.ok(Check::TlsKey, self.of, format!("{} is the key of {}", key.display(), self.file.display()))
+                report.ok(Check::TlsKey, self.of, format!("{} is the key of {}", key.display(), self.file.display()));
             }
             Err(fault) => {
                 report.fault(Check::TlsKey, self.of, fault.to_string(), "give certificate and key of one another");
@@ -134,10 +134,12 @@ impl Shown<'_> {
         let Some(leaf) = self.facts.first() else { return };
         let (check, of, names) = (Check::TlsNames, self.of, leaf.names.join(", "));
         if !self.is_server {
-            return match names.is_empty() {
-                false => report.ok(check, of, names),
-                true => report.ok(check, of, format!("none beside `{}`, and a client needs none", leaf.subject)),
+            let told = if names.is_empty() {
+                format!("none beside `{}`, and a client needs none", leaf.subject)
+            } else {
+                names
             };
+            return report.ok(check, of, told);
         }
         if names.is_empty() {
             let evidence =
@@ -200,16 +202,12 @@ fn taken(chain: &[CertificateDer<'_>], roots: RootCertStore, name: &ServerName<'
 fn look_at_strength(of: &str, facts: &[Facts], report: &mut Report) {
     // Nobody verifies the signature of a CA upon itself.
     let weak = facts.iter().find_map(|one| Some((one, one.weakness.as_ref().filter(|_| !one.is_self_signed)?)));
-    match weak {
-        Some((one, weakness)) => {
-            let remedy = "issue it with a key of RSA 2048 or EC 256 bits at least, signed over SHA-256";
-            report.fault(Check::TlsStrength, of, format!("{one}: {weakness}"), remedy);
-        }
-        None => {
-            let keys: Vec<&str> = facts.iter().map(|one| one.key.as_str()).collect();
-            report.ok(Check::TlsStrength, of, keys.join(", "));
-        }
+    if let Some((one, weakness)) = weak {
+        let remedy = "issue it with a key of RSA 2048 or EC 256 bits at least, signed over SHA-256";
+        return report.fault(Check::TlsStrength, of, format!("{one}: {weakness}"), remedy);
     }
+    let keys: Vec<&str> = facts.iter().map(|one| one.key.as_str()).collect();
+    report.ok(Check::TlsStrength, of, keys.join(", "));
 }
 
 fn look_at_expiry(check: Check, of: &str, facts: &[Facts], now: UtcTime, report: &mut Report) {
@@ -225,7 +223,7 @@ fn look_at_expiry(check: Check, of: &str, facts: &[Facts], now: UtcTime, report:
             report.fault(check, of, format!("{first} has expired at {}", first.until), "renew it; peers refuse it");
         }
         () if first.until <= now.plus(LATE) => {
-            report.warning(check, of, evidence, "renew it now: within 7 days it ends")
+            report.warning(check, of, evidence, "renew it now: within 7 days it ends");
         }
         () if first.until <= now.plus(SOON) => report.warning(check, of, evidence, "renew it: within 30 days it ends"),
         () => report.ok(check, of, evidence),
@@ -268,7 +266,9 @@ pub(super) fn look_at_the_public(site: &Site<'_>, report: &mut Report) {
         return report.fault(check, "jwks", fault.to_string(), "have a public CA issue one that is valid now");
     }
     let partners = site.bundle.into_iter().flat_map(crate::policy::Bundle::partners);
+    let mut has_any = false;
     for (partner, url) in partners.filter_map(|partner| Some((partner, partner.jwks_url.as_deref()?))) {
+        has_any = true;
         let of = partner.id.as_str();
         if jwks.export.is_some() {
             report.skipped(check, of, "the sets are exported, so that another server shows its certificate at the URL");
@@ -298,5 +298,8 @@ pub(super) fn look_at_the_public(site: &Site<'_>, report: &mut Report) {
             }
             Err(fault) => report.skipped(check, of, format!("it is told of by another check: {fault}")),
         }
+    }
+    if !has_any {
+        report.skipped(check, "jwks", "policy names no `jwks_url`");
     }
 }

@@ -65,3 +65,26 @@ fn of_kernel(told: std::io::Result<KernelClock>, is_production: bool, report: &m
         Ok(_) => report.warning(check, "", "the kernel does not hold the clock for synchronised", DAEMON),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_nobody_keeps_is_a_fault_in_production_alone() {
+        let of = |told: io::Result<KernelClock>, is_production| {
+            let mut report = Report::default();
+            of_kernel(told, is_production, &mut report);
+            report.told()
+        };
+        let kept = KernelClock { is_synchronised: true, error_us_max: 4_500 };
+        let left = KernelClock { is_synchronised: false, error_us_max: 16_000_000 };
+        assert_eq!(of(Ok(kept), true), ["ok the kernel holds it for synchronised, to 4 ms"]);
+        assert_eq!(of(Ok(left), true), ["FAULT the kernel does not hold the clock for synchronised"]);
+        assert_eq!(of(Ok(left), false), ["WARNING the kernel does not hold the clock for synchronised"]);
+        let refused = of(Err(io::Error::from(io::ErrorKind::PermissionDenied)), true);
+        assert_eq!(refused, ["skipped the kernel does not tell: permission denied"]);
+    }
+}

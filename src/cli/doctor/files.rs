@@ -67,8 +67,16 @@ const SECRET: u32 = 0o037;
 const CHANGE: u32 = 0o022;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
-/// What lies beside a SQLite ledger and an anchor, by what follows their names.
-const BESIDE: [&str; 7] = ["", "-wal", "-shm", ".lock", ".reads", ".reads.taken", ".revoked"];
+/// What lies beside a SQLite ledger and an anchor, by what follows their names. The list of revoked kids is no secret.
+const BESIDE: [(&str, u32); 7] = [
+    ("", SECRET),
+    ("-wal", SECRET),
+    ("-shm", SECRET),
+    (".lock", SECRET),
+    (".reads", SECRET),
+    (".reads.taken", SECRET),
+    (".revoked", CHANGE),
+];
 /// How deep a bundle's directory is looked through.
 const DEPTH_MAX: usize = 4;
 
@@ -204,18 +212,18 @@ fn of_policy(report: &mut Report, dir: &Path, owners: &BTreeSet<u32>) {
 
 fn of_ledger(report: &mut Report, field: &str, path: &Path, owners: &BTreeSet<u32>) {
     let (mut told, mut count) = (None, 0_usize);
-    for beside in BESIDE {
+    for (beside, forbidden) in BESIDE {
         let mut name = path.as_os_str().to_owned();
         name.push(beside);
         let file = PathBuf::from(name);
         match find(&file) {
-            Err(fault) if fault.kind() == io::ErrorKind::NotFound => continue,
+            Err(fault) if fault.kind() == io::ErrorKind::NotFound => {}
             Err(fault) => {
                 let remedy = "run this as the gateway's user";
                 return report.fault(Check::FilesLedger, field, format!("{}: {fault}", file.display()), remedy);
             }
             Ok(found) => {
-                if let Some(remedy) = wrong(&found, &file, SECRET, owners) {
+                if let Some(remedy) = wrong(&found, &file, forbidden, owners) {
                     return report.fault(Check::FilesLedger, field, found.told, remedy);
                 }
                 count += 1;

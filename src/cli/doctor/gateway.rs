@@ -26,7 +26,7 @@ pub(super) fn look(site: &Site<'_>, report: &mut Report) -> bool {
     match (runs, site.client) {
         (false, _) => report.all_skipped(&ASKED_AS_A_CALLER, "", "no gateway runs here"),
         (true, None) => {
-            report.all_skipped(&ASKED_AS_A_CALLER, "", "give --client, an operator's, to ask it as a caller")
+            report.all_skipped(&ASKED_AS_A_CALLER, "", "give --client, an operator's, to ask it as a caller");
         }
         (true, Some(client)) => {
             look_at_health(client, report);

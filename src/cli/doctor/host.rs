@@ -17,7 +17,8 @@ const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 const HEEDS: &str = "systemd-coredump";
 
 pub(super) fn look(config: &Config, report: &mut Report) {
-    look_at_open_files(config, getrlimit(Resource::Nofile).current, report);
+    let connections = u64::try_from(config.limits.connections_max).unwrap_or(u64::MAX);
+    of_open_files(connections, getrlimit(Resource::Nofile).current, report);
     look_at_core_dumps(report);
     let listen = config.operations.listen;
     if listen.ip().is_loopback() {
@@ -30,8 +31,7 @@ pub(super) fn look(config: &Config, report: &mut Report) {
 }
 
 /// The gateway's own limits are those that its service manager gives it; these are this process' own.
-fn look_at_open_files(config: &Config, most: Option<u64>, report: &mut Report) {
-    let connections = u64::try_from(config.limits.connections_max).unwrap_or(u64::MAX);
+fn of_open_files(connections: u64, most: Option<u64>, report: &mut Report) {
     let wanted = connections.saturating_mul(LISTENERS).saturating_add(OWN);
     let check = Check::HostOpenFiles;
     let told = |most: u64| {
@@ -65,5 +65,35 @@ fn of_pattern(pattern: &str, report: &mut Report) {
             report.warning(Check::HostCoreDumps, "", evidence, remedy);
         }
         _ => report.ok(Check::HostCoreDumps, "", format!("`{pattern}`, and the gateway sets its limit to 0")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_that_need_not_heed_the_limit_is_told() {
+        for (pattern, verdict) in [
+            ("core", "ok"),
+            ("/var/crash/core.%p", "ok"),
+            ("|/usr/lib/systemd/systemd-coredump %P", "ok"),
+            ("|/usr/share/apport/apport %p", "WARNING"),
+        ] {
+            let mut report = Report::default();
+            of_pattern(pattern, &mut report);
+            assert!(report.told().concat().starts_with(verdict), "{pattern}: {:?}", report.told());
+        }
+    }
+
+    #[test]
+    fn fewer_files_than_connections_are_a_fault_and_few_more_a_warning() {
+        for (files, verdict) in
+            [(Some(1024), "FAULT"), (Some(1025), "WARNING"), (Some(4352), "ok"), (None, "ok"), (Some(4351), "WARNING")]
+        {
+            let mut report = Report::default();
+            of_open_files(1024, files, &mut report);
+            assert!(report.told().concat().starts_with(verdict), "{files:?}: {:?}", report.told());
+        }
     }
 }

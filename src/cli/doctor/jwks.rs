@@ -29,7 +29,7 @@ pub(super) fn look(site: &Site<'_>, runs: bool, report: &mut Report) {
             }
             (None, Some(_)) => report.skipped(check, of, "policy names no `jwks_url`, and no gateway runs here"),
             (None, None) => {
-                report.skipped(check, of, "policy names no `jwks_url`; give --client to see the listener's own")
+                report.skipped(check, of, "policy names no `jwks_url`; give --client to see the listener's own");
             }
         }
     }
@@ -58,14 +58,14 @@ fn look_at(site: &Site<'_>, bundle: &Bundle, partner: &Partner, (url, ca): (&str
     let remedy = format!("`quotesign jwks check {url}` tells it line by line");
     match worst {
         Severity::Critical => {
-            report.fault(check, of, evidence, "revoke the key and rotate now: docs/runbooks/emergency-rotation.md")
+            report.fault(check, of, evidence, "revoke the key and rotate now: docs/runbooks/emergency-rotation.md");
         }
         Severity::Failed => report.fault(check, of, evidence, remedy),
         Severity::Warning | Severity::Passed => {
             let shown = key_set::shown(&body).unwrap_or_default();
             match differs(site, bundle, partner, standing, &shown) {
                 Some(why) => {
-                    report.fault(check, of, format!("{url}: {why}"), "purge its caches, and look at `jwks.export`")
+                    report.fault(check, of, format!("{url}: {why}"), "purge its caches, and look at `jwks.export`");
                 }
                 None if worst == Severity::Warning => report.warning(check, of, evidence, remedy),
                 None => report.ok(check, of, format!("{url}: {} keys, as policy has it", shown.kids.len())),

@@ -59,7 +59,7 @@ fn look_at_whole(found: &Condition, store: &Store, report: &mut Report) {
             );
         }
         (None, Store::Postgres(_)) => {
-            report.skipped(check, "", "a database's own pages are for its operators to check")
+            report.skipped(check, "", "a database's own pages are for its operators to check");
         }
     }
 }
@@ -74,7 +74,7 @@ fn look_at_anchor(found: &Condition, anchor: &AnchorState, report: &mut Report) 
             report.fault(check, "", "the anchor is missing, and the ledger is not empty", remedy);
         }
         AnchorState::Unfit(why) => {
-            report.fault(check, "", why.clone(), "name this environment's own, on a volume of its own")
+            report.fault(check, "", why.clone(), "name this environment's own, on a volume of its own");
         }
         AnchorState::Heads(_) if !found.behind.is_empty() => {
             let evidence = format!("the ledger has gone back in time: {}", found.behind.join("; "));

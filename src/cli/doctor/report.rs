@@ -206,6 +206,12 @@ impl Report {
         format!("{ok} ok, {warnings} warnings, {faults} faults, {skipped} skipped")
     }
 
+    /// Verdict and evidence of each finding, in a line.
+    #[cfg(test)]
+    pub(super) fn told(&self) -> Vec<String> {
+        self.0.iter().map(|found| format!("{} {}", found.verdict.word(), found.evidence)).collect()
+    }
+
     pub(super) fn print(&self, format: Format, place: &str, now: UtcTime) {
         match format {
             Format::Json => {

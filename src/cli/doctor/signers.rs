@@ -84,14 +84,13 @@ fn look_at_device(name: &str, wanted: &[Wanted], seen: Examination, report: &mut
         }
     }
     for key in wanted {
-        match keys.next() {
-            Some(shown) => look_at_key(key, shown, report),
-            None => {
-                let why = if entered { "the device ended before it was come to" } else { "its device lets nobody in" };
-                report.skipped(Check::KeyFound, &key.of, why);
-                report.all_skipped(&OF_A_KEY, &key.of, why);
-            }
+        if let Some(shown) = keys.next() {
+            look_at_key(key, shown, report);
+            continue;
         }
+        let why = if entered { "the device ended before it was come to" } else { "its device lets nobody in" };
+        report.skipped(Check::KeyFound, &key.of, why);
+        report.all_skipped(&OF_A_KEY, &key.of, why);
     }
 }
 

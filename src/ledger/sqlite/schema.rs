@@ -118,16 +118,10 @@ pub(super) fn open_to_read_of(path: &Path, environment: Environment) -> Result<C
 /// The same of a file that nobody writes: no log is made beside it, and none is read.
 pub(super) fn open_to_look(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
     let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
-    // What has a meaning in a URI, and whatever is not plain ASCII.
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
-    let escaped = absolute.as_os_str().as_bytes().iter().fold(String::new(), |mut uri, byte| {
-        if plain(*byte) {
-            uri.push(char::from(*byte));
-        } else {
-            uri.push_str(&format!("%{byte:02X}"));
-        }
-        uri
-    });
+    // What has a meaning in a URI is escaped, and whatever is not plain ASCII.
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
+    let escape = |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+    let escaped: String = absolute.as_os_str().as_bytes().iter().map(escape).collect();
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(format!("file://{escaped}?immutable=1"), flags)?;
     tune(&connection)?;
