@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::{
-    first_start::{Hands, ROOT},
+    first_start::{Hands, Production, ROOT, SIGNING},
     harness::{DAY, Gateway, PARTNER, Quote, Site, client_certificate, done, failed, quotesign, seconds, toml},
     lifecycle::Cdn,
     server::Cluster,
@@ -46,6 +46,11 @@ struct Report {
 }
 
 impl Report {
+    fn of(output: Output) -> Self {
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|fault| panic!("{fault}: {output:?}"));
+        Self { checks: told["checks"].as_array().unwrap().clone(), output }
+    }
+
     /// Each check that is not as it should be, with the worst it came to.
     fn turned(&self) -> BTreeMap<String, String> {
         let mut turned = BTreeMap::new();
@@ -91,8 +96,16 @@ fn doctor(site: &Site, args: &[&str]) -> Report {
     let mut command = quotesign();
     command.envs(&site.env).args(["doctor", "--format", "json", "--config"]).arg(site.config()).args(args);
     let output = command.output().unwrap();
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|fault| panic!("{fault}: {output:?}"));
-    Report { checks: told["checks"].as_array().unwrap().clone(), output }
+    Report::of(output)
+}
+
+/// Nobody else reads what is secret.
+fn keep_secrets(site: &Site) {
+    let keys = fs::read_dir(site.path("tls")).unwrap().map(|entry| entry.unwrap().path());
+    for key in keys.chain([site.path("pin")]) {
+        let is_public = key.extension().is_some_and(|ending| ending != "key");
+        chmod(&key, if is_public { 0o644 } else { 0o600 });
+    }
 }
 
 fn chmod(path: &Path, mode: u32) {
@@ -169,11 +182,8 @@ impl Healthy {
         healthy
     }
 
-    /// Nobody else reads what is secret.
     fn tidy(&self) {
-        for key in fs::read_dir(self.site.path("tls")).unwrap().map(|entry| entry.unwrap().path()) {
-            chmod(&key, if key.extension().is_some_and(|ending| ending == "key") { 0o600 } else { 0o644 });
-        }
+        keep_secrets(&self.site);
     }
 
     /// Has the registered URL show what the bundle's directory holds.
@@ -362,6 +372,28 @@ async fn a_database_is_looked_at_as_a_ledger_is() {
     let careless = healthy.doctor();
     assert_eq!(careless.turned(), fault("ledger.opens"));
     assert!(careless.said("ledger.opens").contains("fsync = off"), "{}", careless.said("ledger.opens"));
+}
+
+/// As `docs/first-start.md` has it: nothing is a fault, and what it leaves for afterwards is warned of.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_start_leads_to_a_site_with_what_is_left_to_do_alone() {
+    let production = Production::signing().await;
+    let gateway = production.serve(SIGNING);
+    gateway.signing().await;
+    keep_secrets(&production.site);
+    let report = Report::of(production.line("quotesign doctor --format json --client operator.toml"));
+    let left = ["audit.checkpoints", "policy.ahead", "policy.cases"];
+    let left = left.map(|check| (check.to_owned(), "warning".to_owned()));
+    assert_eq!(report.turned(), left.into(), "{:#?}", report.checks);
+    assert!(gateway.stop().success());
+    // Before its last steps no key signs, and that is what is told.
+    let early = Production::new().with_key();
+    keep_secrets(&early.site);
+    let report = Report::of(early.line("quotesign doctor --format json"));
+    assert_eq!(report.turned().get("policy.signing").map(String::as_str), Some("fault"));
+    assert!(report.said("policy.signing").contains("no key of the timeline signs now"));
+    let faults: Vec<_> = report.turned().into_iter().filter(|(_, verdict)| verdict == "fault").collect();
+    assert_eq!(faults.len(), 1, "{faults:?}");
 }
 
 /// What KMS says of a key counts as what a token says.
