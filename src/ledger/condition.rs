@@ -23,6 +23,8 @@ pub struct Condition {
     pub store: String,
     /// That its pages, or the end of its journal, are not as they should be.
     pub damage: Option<String>,
+    /// Why not all of its pages were looked at, where they were not.
+    pub unseen: Option<String>,
     /// Where its lanes begin and stand.
     pub lanes: Vec<Stretch>,
     /// Up to which index each lane was shipped.

@@ -38,6 +38,7 @@ pub(in crate::ledger) fn condition(
                 schema::current()
             ),
             damage: None,
+            unseen: Some("a database's own pages are for its operators to check".to_owned()),
             shipped: read::shipped(client).await?,
             quarantined: read::quarantined(client).await?.len(),
             newest_at: (newest > 0).then(|| UtcTime::from_millis(newest)),

@@ -115,15 +115,24 @@ pub(super) fn open_to_read_of(path: &Path, environment: Environment) -> Result<C
     Ok(connection)
 }
 
-/// The same of a file that nobody writes: no log is made beside it, and none is read.
-pub(super) fn open_to_look(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
-    let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
-    // What has a meaning in a URI is escaped, and whatever is not plain ASCII.
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
-    let escape = |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
-    let escaped: String = absolute.as_os_str().as_bytes().iter().map(escape).collect();
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(format!("file://{escaped}?immutable=1"), flags)?;
+/// The same of a file that no process has open. Neither log nor shared memory is made beside it: without a log it is taken for
+/// one that cannot change, and with one that somebody has left behind the log's index is held in this process, and nobody's locks
+/// are asked for. Whoever looks so must look whether somebody has opened it meanwhile.
+pub(super) fn open_to_look(path: &Path, environment: Environment, has_log: bool) -> Result<Connection, EngineError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if has_log {
+        let connection = Connection::open_with_flags_and_vfs(path, flags, "unix-none")?;
+        let _mode: String = connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |row| row.get(0))?;
+        connection
+    } else {
+        let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
+        // What has a meaning in a URI is escaped, and whatever is not plain ASCII.
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
+        let escape = |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let escaped: String = absolute.as_os_str().as_bytes().iter().map(escape).collect();
+        let uri = format!("file://{escaped}?immutable=1");
+        Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?
+    };
     tune(&connection)?;
     same_environment(path, &this_version(&connection, path)?, environment)?;
     Ok(connection)
