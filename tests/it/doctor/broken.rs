@@ -3,6 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::*;
+use crate::faults::shim::Shim;
 
 /// What breaks a site, and what must then turn: each check with the worst it comes to.
 struct Break {
@@ -624,4 +625,18 @@ async fn the_certificates_that_the_gateway_itself_shows_are_looked_at() {
     let turned: Vec<_> = report.turned().into_keys().collect();
     assert_eq!(turned, ["collector.reached", "tls.expiry"]);
     assert!(report.checks.iter().any(|found| found["of"] == "otlp" && found["verdict"] == "fault"));
+}
+
+/// One more wrong PIN would lock the token, so that not even a right one is tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_is_not_tried_where_the_token_says_that_it_could_be_the_last() {
+    let healthy = Healthy::new().await;
+    let shim = Shim::before(&healthy.site);
+    assert_eq!(healthy.doctor().turned(), BTreeMap::new());
+    shim.rules("* pin-final-try\nC_Login err CKR_PIN_LOCKED\n");
+    let report = healthy.doctor();
+    assert_eq!(report.turned().into_keys().collect::<Vec<_>>(), ["signer.login"]);
+    let said = report.said("signer.login");
+    assert!(said.contains("CKF_USER_PIN_FINAL_TRY") && said.contains("it was not tried"), "{said}");
+    assert_eq!(shim.faults("C_Login"), 0);
 }
