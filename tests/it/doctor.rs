@@ -413,8 +413,10 @@ async fn a_key_in_kms_is_looked_at_as_one_on_a_token_is() {
     }
     let (site, kid) = (&healthy.site, "quote-signing-in-kms");
     site.edit_config(|config| {
-        config["aws_kms"] =
-            toml(&format!("[{{ name = 'kms-eu', region = 'eu-west-1', endpoint = 'http://{emulator}' }}]"));
+        // The emulator takes its time to make a key of 3072 bits.
+        let times = "attempt_timeout_ms = 40000, call_timeout_ms = 60000";
+        let kms = format!("{{ name = 'kms-eu', region = 'eu-west-1', endpoint = 'http://{emulator}', {times} }}");
+        config["aws_kms"] = toml(&format!("[{kms}]"));
     });
     let generate = ["keys", "generate", "--kid", kid, "--signer", "kms-eu", "--partner", PARTNER];
     let entry: toml_edit::DocumentMut = done(site.run(&generate)).parse().unwrap();
