@@ -8,13 +8,16 @@ BENCH_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit torture fuzz bench soak soak-short fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build man demo test test-unit torture fuzz bench soak soak-short fmt fmt-check lint deny advisories ci release clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the gateway for development
 	cargo build --locked
+
+man: ## Write the manual pages to target/man/man1, one for each command
+	cargo run --locked --quiet -- man --dir target/man/man1
 
 demo: ## Start a gateway, sign a quote, verify it with openssl, show its audit record
 	scripts/setup demo

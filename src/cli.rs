@@ -18,12 +18,14 @@ mod callers;
 mod completions;
 mod config;
 mod dev;
+mod doctor;
 mod golive;
 mod halt;
 mod health;
 mod jwks;
 mod keys;
 mod ledger;
+mod man;
 mod noted;
 mod out;
 mod pkcs11_host;
@@ -53,6 +55,8 @@ enum Command {
     /// Check what `serve` would read, without starting anything.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look at a deployment from end to end and tell what is wrong, with the remedy; changes nothing.
+    Doctor(doctor::Doctor),
     /// Have a quote signed.
     Sign(sign::Sign),
     /// Verify a signed quote.
@@ -91,6 +95,8 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Write completions for a shell to standard output.
     Completions(completions::Completions),
+    /// Write the manual pages, one for each command, to a directory.
+    Man(man::Man),
     /// Load a PKCS#11 module for the gateway that started this process. Nobody else needs it.
     #[command(hide = true)]
     Pkcs11Host,
@@ -191,6 +197,7 @@ impl Cli {
             Command::Serve(command) => command.run(),
             Command::Dev(command) => command.run(),
             Command::Config(command) => command.run(),
+            Command::Doctor(command) => command.run(),
             Command::Sign(command) => command.run(),
             Command::Verify(command) => command.run(),
             Command::Jwks(command) => command.run(),
@@ -205,6 +212,7 @@ impl Cli {
             Command::Policy(command) => command.run(),
             Command::Golive(command) => command.run(),
             Command::Support(command) => command.run(),
+            Command::Man(command) => command.run(),
             Command::Pkcs11Host => pkcs11_host::run(),
             Command::Bench(command) => command.run(),
             Command::BenchRaw(command) => command.run(),

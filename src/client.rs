@@ -2,16 +2,23 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, Uri, body::Bytes};
+use hyper::{
+    Request, Response, Uri,
+    body::{Bytes, Incoming},
+};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
@@ -27,6 +34,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const JWKS_BYTES_MAX: usize = 1 << 20;
+const OPERATIONS_BYTES_MAX: usize = 8 << 20;
 
 /// `client.toml`: how client commands reach a gateway.
 #[derive(Debug, Clone, Deserialize)]
@@ -183,12 +191,9 @@ async fn get(url: &str, ca: &Path) -> Result<(Fetched, Bytes), Box<dyn std::erro
     let connector = TlsConnector::from(tls::client(ca, None, b"http/1.1")?);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial(&uri, &connector)).await??;
     let certificate_ends = ends(&stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    let request = Request::get(target).header(hyper::header::HOST, authority).body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    let response = ask(stream, &authority, target).await?;
     let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let fetched = Fetched {
         status: response.status().as_u16(),
@@ -199,6 +204,36 @@ async fn get(url: &str, ca: &Path) -> Result<(Fetched, Bytes), Box<dyn std::erro
     };
     let body = Limited::new(response.into_body(), JWKS_BYTES_MAX).collect().await?.to_bytes();
     Ok((fetched, body))
+}
+
+/// What is at a plain HTTP address of the operations listener: status and body.
+///
+/// # Errors
+/// Where nothing of bounded size comes in time.
+pub async fn plain(address: SocketAddr, target: &str) -> Result<(u16, Bytes), Unreachable> {
+    let got = async {
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+        let response = ask(stream, &address.to_string(), target).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), OPERATIONS_BYTES_MAX).collect().await?.to_bytes();
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>((status, body))
+    };
+    let got = tokio::time::timeout(FETCH_TIMEOUT, got).await.unwrap_or_else(|_| Err("no answer in time".into()));
+    got.map_err(|fault| Unreachable(format!("{address}: {fault}")))
+}
+
+async fn ask<S>(
+    stream: S,
+    authority: &str,
+    target: &str,
+) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get(target).header(hyper::header::HOST, authority).body(Empty::<Bytes>::new())?;
+    Ok(sender.send_request(request).await?)
 }
 
 /// When the certificate ends that the server has shown.

@@ -98,13 +98,20 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let fault = |text: String| ConfigError { file: file.clone(), text };
-        let text = fs::read_to_string(path)
-            .map_err(|cause| fault(format!("cannot be read: {cause}; name the file with --config")))?;
-        let text = overrides::apply(&text, std::env::vars()).map_err(&fault)?;
+        let text = overridden(path).map_err(&fault)?;
         let mut config: Self = strict_toml::read(&text).map_err(|misfit| fault(told(&text, &misfit)))?;
         config.anchor(path.parent().unwrap_or(Path::new("")));
         config.check().map_err(fault)?;
         Ok(config)
+    }
+
+    /// The document of a config as it stands, with every override applied, whether or not it makes a config.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is no TOML.
+    pub fn document(path: &Path) -> Result<toml::Table, ConfigError> {
+        let fault = |text: String| ConfigError { file: path.display().to_string(), text };
+        overridden(path).and_then(|text| text.parse().map_err(|_| "is no TOML".to_owned())).map_err(fault)
     }
 
     /// Whether a key could lie at `locator` on the signer of this name; nothing where there is no such signer.
@@ -300,6 +307,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The text of a config, with every override applied.
+fn overridden(path: &Path) -> Result<String, String> {
+    let text =
+        fs::read_to_string(path).map_err(|cause| format!("cannot be read: {cause}; name the file with --config"))?;
+    overrides::apply(&text, std::env::vars())
 }
 
 /// Whether a PIN may have been put there by mistake.

@@ -15,7 +15,6 @@ use crate::{
     ledger::{Absent, Engine, EngineError, Ledger, Place},
     outcomes::Outcomes,
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
-    policy::Bundle,
     published::Published,
     service::health::{Components, Watch},
     signer::keyring::Keyring,
@@ -27,6 +26,7 @@ use crate::{
 
 mod beside;
 mod certificates;
+mod check;
 mod devices;
 mod exports;
 mod fronts;
@@ -42,6 +42,7 @@ mod upkeep;
 use beside::Beside;
 use fronts::{Listeners, Lives};
 
+pub use check::{bundle, check, fits};
 pub use devices::{device, provisioner, token_config};
 
 /// Why a gateway did not start. Nothing of it runs then.
@@ -78,45 +79,6 @@ pub struct Gateway {
     listeners: Listeners,
     lives: Lives,
     started_at: UtcTime,
-}
-
-/// What can be checked of a config without starting anything: `config check` and `serve` both begin here.
-///
-/// # Errors
-/// Everything that is wrong.
-pub fn check(config: &Config) -> Result<Bundle, StartError> {
-    tls::mutual(&config.grpc).map_err(|fault| StartError::unfit(format!("[grpc]: {fault}")))?;
-    tls::mutual(&config.admin).map_err(|fault| StartError::unfit(format!("[admin]: {fault}")))?;
-    tls::public(&config.jwks).map_err(|fault| StartError::unfit(format!("[jwks]: {fault}")))?;
-    config.reference_key().map_err(StartError::unfit)?;
-    config.otlp.as_ref().map_or(Ok(()), OtlpSection::check_files).map_err(StartError::unfit)?;
-    for signer in &config.signers {
-        signer.check_pin().map_err(StartError::unfit)?;
-    }
-    let place = |problem: &dyn ToString| format!("{}/{}", config.policy.display(), problem.to_string());
-    let key = config.policy_key().map_err(StartError::unfit)?;
-    let bundle = Bundle::load_signed(&config.policy, key.as_ref())
-        .map_err(|problems| StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))?;
-    let mut problems = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
-    if let Some(section) = &config.audit.checkpoint {
-        section.keys().map_err(StartError::unfit)?;
-        let key = section.key().map_err(StartError::unfit)?;
-        let fits = match config.accepts(&section.signer, &section.locator) {
-            None => Err(format!("`audit.checkpoint.signer` = `{}` is no signer of this config", section.signer)),
-            Some(fits) => fits.map_err(|why| format!("`audit.checkpoint.locator`: {why}")),
-        };
-        fits.map_err(StartError::unfit)?;
-        let bundles = config.policy_key().map_err(StartError::unfit)?;
-        if bundles.is_some_and(|bundles| bundles.same_key(key.modulus(), key.exponent())) {
-            return Err(StartError::unfit("`audit.checkpoint.public_key` signs bundles, too; take a key of its own"));
-        }
-        problems.extend(control::is_apart(&bundle, &key));
-    }
-    if problems.is_empty() {
-        Ok(bundle)
-    } else {
-        Err(StartError::Unfit(problems.iter().map(|problem| place(problem)).collect()))
-    }
 }
 
 impl Gateway {

@@ -19,6 +19,7 @@ mod acts;
 pub mod anchor;
 pub mod batch;
 pub mod chain;
+mod condition;
 mod encoding;
 mod front;
 mod kept;
@@ -34,6 +35,7 @@ pub mod stops;
 
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
+pub use condition::{AnchorState, Condition, ServerClock};
 pub use front::{Ledger, LedgerConfig, Load};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};

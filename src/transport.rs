@@ -1,6 +1,7 @@
 //! TLS, connections and the edge of a call: everything between the network and a service method. Knows who
 //! calls and until when, and nothing of quotes.
 
+pub mod certificate;
 pub mod tls;
 pub mod live;
 pub mod peer;

@@ -98,6 +98,23 @@ impl Anchor {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(path, &error)),
         };
+        let mark = Self::mark(path, environment)?;
+        Ok(Some(Self { path: path.to_owned(), file, mark }))
+    }
+
+    /// Where the lanes stood, of a file that is read and no more; absent where there is none.
+    ///
+    /// # Errors
+    /// As for [`Anchor::open`].
+    pub fn heads_at(path: &Path, environment: Environment) -> Result<Option<Heads>, EngineError> {
+        if !path.try_exists().map_err(|error| unusable(path, &error))? {
+            return Ok(None);
+        }
+        Self::mark(path, environment)?.heads().map(Some).ok_or_else(|| unread(path))
+    }
+
+    /// The newest whole slot.
+    fn mark(path: &Path, environment: Environment) -> Result<Mark, EngineError> {
         let bytes = fs::read(path).map_err(|error| unusable(path, &error))?;
         let marks = bytes.chunks(SLOT_BYTES).filter_map(Mark::read);
         let mark = marks.max_by_key(|mark| mark.count).ok_or_else(|| {
@@ -112,7 +129,7 @@ impl Anchor {
                 path.display()
             )));
         }
-        Ok(Some(Self { path: path.to_owned(), file, mark }))
+        Ok(mark)
     }
 
     /// Makes the file, in place of one that may be there.
@@ -137,8 +154,7 @@ impl Anchor {
     /// # Errors
     /// Where what it holds cannot be read.
     pub fn heads(&self) -> Result<Heads, EngineError> {
-        let why = || EngineError::Unfit(format!("the anchor `{}` cannot be read", self.path.display()));
-        self.mark.heads().ok_or_else(why)
+        self.mark.heads().ok_or_else(|| unread(&self.path))
     }
 
     /// Writes where they stand now, and returns when it is durable.
@@ -347,6 +363,10 @@ impl Engine for Anchored {
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
         self.inner.newest_record_at()
     }
+}
+
+fn unread(path: &Path) -> EngineError {
+    EngineError::Unfit(format!("the anchor `{}` cannot be read", path.display()))
 }
 
 fn unusable(path: &Path, error: &io::Error) -> EngineError {

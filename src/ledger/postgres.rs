@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::runtime::Runtime;
-use tokio_postgres::{Statement, types::ToSql};
+use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -31,6 +31,7 @@ use crate::{
 use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
+mod condition;
 mod lease;
 mod read;
 mod reader;
@@ -39,6 +40,7 @@ mod schema;
 mod session;
 mod write;
 
+pub(super) use condition::condition;
 pub use reader::Reader;
 pub use session::Server;
 
@@ -197,8 +199,7 @@ impl Inner {
     }
 
     fn same_time(&self, seen: &Seen) -> Result<(), EngineError> {
-        let (here, there) = (SystemClock.now().millis(), seen.server_now.millis());
-        let offset = Duration::from_millis(here.abs_diff(there));
+        let offset = distance(seen.server_now);
         if offset <= self.settings.clock_offset_max {
             return Ok(());
         }
@@ -264,16 +265,26 @@ impl Open {
     async fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
         let client = &self.session.client;
         let now = self.reads.snapshot(client, &Needs::default()).await?.heads;
-        let firsts = read::firsts(client).await?;
-        let mut found = Vec::new();
-        for (lane, was) in heads {
-            let is = now.get(lane).copied().unwrap_or(Position::GENESIS);
-            let link = read::link_before(client, lane, was.next_index).await?;
-            let first = firsts.get(lane).copied().unwrap_or(Position::GENESIS);
-            found.extend(regression(lane, *was, is, first, link));
-        }
-        Ok(found)
+        regressed(client, heads, &now).await
     }
+}
+
+/// Those of the places where lanes once `stood` that the database does not hold any more, where they stand at `now`.
+async fn regressed(client: &Client, stood: &Heads, now: &Heads) -> Result<Vec<String>, EngineError> {
+    let firsts = read::firsts(client).await?;
+    let mut found = Vec::new();
+    for (lane, was) in stood {
+        let is = now.get(lane).copied().unwrap_or(Position::GENESIS);
+        let link = read::link_before(client, lane, was.next_index).await?;
+        let first = firsts.get(lane).copied().unwrap_or(Position::GENESIS);
+        found.extend(regression(lane, *was, is, first, link));
+    }
+    Ok(found)
+}
+
+/// How far the server's clock, which says `there`, is from this machine's.
+fn distance(there: UtcTime) -> Duration {
+    Duration::from_millis(SystemClock.now().millis().abs_diff(there.millis()))
 }
 
 impl Reads for Postgres {

@@ -31,11 +31,13 @@ use checkpoint::Checkpoints;
 use schema::After;
 
 mod checkpoint;
+mod condition;
 mod copy;
 mod rows;
 mod schema;
 mod spool;
 
+pub(super) use condition::condition;
 pub use copy::{backup, check_whole, lock};
 pub(super) use spool::note;
 

@@ -1,6 +1,6 @@
 //! What lies ahead on the timelines of a bundle's partners, told while there is time to act.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::UtcTime,
@@ -43,7 +43,13 @@ impl Bundle {
     /// keys that the operator has not confirmed.
     #[must_use]
     pub fn ahead(&self, now: UtcTime) -> Vec<Notice> {
-        let until = now.plus(self.warn_ahead);
+        self.ahead_within(now, self.warn_ahead)
+    }
+
+    /// The same of another time ahead than the bundle's own.
+    #[must_use]
+    pub fn ahead_within(&self, now: UtcTime, span: Duration) -> Vec<Notice> {
+        let until = now.plus(span);
         let mut notices = Vec::new();
         for partner in self.partners.keys() {
             let mut tell = |at, text| notices.push(Notice { partner: partner.clone(), at, text });

@@ -65,6 +65,30 @@ pub struct Listed {
     pub unfit: Option<String>,
 }
 
+/// What a device shows of itself and of some of its keys. A part that was not come to is told by the one before.
+#[derive(Debug)]
+pub struct Examination {
+    /// What the device says it is, and how it can be asked for RS256.
+    pub reached: Result<String, ProvisionError>,
+    /// Whether it let the gateway in: what was said, or why not. One attempt is made.
+    pub entered: Result<String, ProvisionError>,
+    /// The keys, in the order in which they were asked for; empty where nobody came to them.
+    pub keys: Vec<Result<Examined, ProvisionError>>,
+}
+
+/// What a device shows of a key.
+#[derive(Debug)]
+pub struct Examined {
+    /// Modulus and public exponent, or why they are not told.
+    pub public: Result<(Vec<u8>, Vec<u8>), String>,
+    /// What it lacks that shows that it was made on the device, cannot leave it and may be used.
+    pub lacks: Vec<String>,
+    /// What is worth telling beside.
+    pub remarks: Vec<String>,
+    /// How its test signature was made, which verifies with its own public half; or why there is none.
+    pub signs: Result<String, String>,
+}
+
 /// A device as commands see it.
 #[async_trait]
 pub trait Provision: Send + Sync {
@@ -84,4 +108,7 @@ pub trait Provision: Send + Sync {
     /// # Errors
     /// Where there is no such key, or several, or it fails the trial.
     async fn try_out(&self, kid: &Kid, locator: &str, attributes: Attributes) -> Result<Provisioned, ProvisionError>;
+    /// Looks at the device and at the keys at these locators, each of which signs once. Nothing is made or changed, and what
+    /// the device refuses is not tried again.
+    async fn examine(&self, locators: &[String]) -> Examination;
 }

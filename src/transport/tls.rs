@@ -16,6 +16,7 @@ use rustls::{
 
 use secrecy::ExposeSecret as _;
 
+use super::certificate::{Facts, Unread};
 use crate::{
     clock::UtcTime,
     config::{GrpcListener, JwksListener},
@@ -71,7 +72,7 @@ pub(super) fn settings(material: &Material) -> Result<Settings, TlsError> {
         (Some(file), Some(pem)) => Some(clients(pem, file)?),
         _ => None,
     };
-    let Leaf { until: ends, .. } = Leaf::of(&chain, certificate)?;
+    let Facts { until: ends, .. } = leaf_of(&chain, certificate)?;
     let leaf = chain.first().map(|leaf| sha256(leaf)).unwrap_or_default();
     let versions: &[_] = if clients.is_some() { &[&TLS13] } else { &[&TLS13, &TLS12] };
     let builder = ServerConfig::builder_with_provider(provider())
@@ -103,7 +104,7 @@ fn clients(pem: &[u8], file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsEr
 /// Where it cannot be read, or they would not.
 pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<(), TlsError> {
     let file = &listener.certificate;
-    let Leaf { is_self_signed, from, until } = Leaf::read(file)?;
+    let Facts { is_self_signed, from, until, .. } = leaf(file)?;
     match () {
         () if is_self_signed => {
             Err(TlsError::new(file, "is self-signed, which the operator's fetcher refuses; have a public CA issue one"))
@@ -114,29 +115,14 @@ pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<()
     }
 }
 
-/// What is told of a certificate: the first of its chain.
-struct Leaf {
-    is_self_signed: bool,
-    from: UtcTime,
-    until: UtcTime,
+/// What the first certificate of a chain says.
+fn leaf(file: &Path) -> Result<Facts, TlsError> {
+    leaf_of(&certificates(file)?, file)
 }
 
-impl Leaf {
-    fn read(file: &Path) -> Result<Self, TlsError> {
-        Self::of(&certificates(file)?, file)
-    }
-
-    fn of(chain: &[CertificateDer<'_>], file: &Path) -> Result<Self, TlsError> {
-        let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf)) else {
-            return Err(TlsError::new(file, "cannot be read as X.509; issue it anew"));
-        };
-        let at = |at: x509_parser::time::ASN1Time| UtcTime::from_millis(at.timestamp().saturating_mul(1000));
-        Ok(Self {
-            is_self_signed: leaf.issuer() == leaf.subject(),
-            from: at(leaf.validity().not_before),
-            until: at(leaf.validity().not_after),
-        })
-    }
+fn leaf_of(chain: &[CertificateDer<'_>], file: &Path) -> Result<Facts, TlsError> {
+    let first = chain.first().ok_or(Unread).and_then(Facts::of);
+    first.map_err(|fault| TlsError::new(file, fault))
 }
 
 /// TLS for the project's own client commands.
@@ -159,6 +145,19 @@ pub fn client(ca: &Path, identity_files: Option<(&Path, &Path)>, alpn: &[u8]) ->
     };
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Whether this is the private key of this certificate.
+///
+/// # Errors
+/// Which of the files cannot be used, or that they do not belong together.
+pub fn belong_together(certificate: &Path, key: &Path) -> Result<(), TlsError> {
+    let (chain, secret) = identity(certificate, key)?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|fault| TlsError::new(certificate, fault))?;
+    let taken = builder.with_no_client_auth().with_single_cert(chain, secret);
+    taken.map(drop).map_err(|fault| misfit(certificate, key, &fault))
 }
 
 fn identity(
@@ -205,7 +204,11 @@ fn certificates_in(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static
     if chain.is_empty() { Err(fault(&pem::Error::NoItemsFound)) } else { Ok(chain) }
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+/// The CAs of a file.
+///
+/// # Errors
+/// Where one cannot be used.
+pub fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
     roots_in(&certificates(file)?, file)
 }
 

@@ -20,11 +20,11 @@ use crate::harness::{Gateway, PARTNER, Quote, Site, client_certificate, reason, 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The time of day of everything that runs in a site. Even clocks are left alone.
-struct Hands(PathBuf);
+pub struct Hands(PathBuf);
 
 impl Hands {
     /// Gives `site` a time of day of its own: so far the machine's.
-    fn of(site: &mut Site) -> Self {
+    pub fn of(site: &mut Site) -> Self {
         let libraries = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
         let found = libraries.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
         let library = found.expect("libfaketime is not installed; on Debian: apt-get install faketime");
@@ -42,7 +42,7 @@ impl Hands {
     }
 
     /// Turns to the machine's time and so many seconds.
-    fn turn(&self, ahead_s: i64) {
+    pub fn turn(&self, ahead_s: i64) {
         let new = self.0.with_extension("new");
         fs::write(&new, format!("{ahead_s:+}\n")).unwrap();
         fs::rename(new, &self.0).unwrap();

@@ -21,6 +21,7 @@ mod contract_document;
 mod corpus;
 mod dashboards;
 mod docs;
+mod doctor;
 mod drain;
 #[cfg(feature = "kms")]
 #[allow(dead_code, reason = "the suite of KMS uses the rest of it")]
@@ -41,6 +42,7 @@ mod kills;
 #[cfg(feature = "kms")]
 mod kms;
 mod lifecycle;
+mod manual;
 mod observability;
 mod oracles;
 mod pages;

@@ -220,6 +220,7 @@ async fn no_output_tells_what_was_in_a_quote_or_any_secret() {
             ("the journal", done(site.run(&["audit", "export"]))),
             ("the summary", done(site.run(&["audit", "summary"]))),
             ("golive", both(&site, &["golive", "--partner", PARTNER])),
+            ("the doctor", both(&site, &["doctor"])),
             ("the config check", done(site.run(&["config", "check"]))),
         ];
         let id = first.0["quote_id"].as_str().unwrap().to_owned();

@@ -1,6 +1,6 @@
 //! Asks a PKCS#11 module for a token's label and serial number where the `cryptoki` crate cannot: opencryptoki says
-//! that its tokens have a clock and then gives no time, and `cryptoki` refuses the whole answer for it. This is the one
-//! place of the gateway with code that is `unsafe`, and it is called for such modules alone.
+//! that its tokens have a clock and then gives no time, and `cryptoki` refuses the whole answer for it. It is
+//! called for such modules alone.
 
 use std::path::Path;
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::runtime::Runtime;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
@@ -38,7 +39,17 @@ impl Reader {
     pub fn open(server: &Server) -> Result<Self, EngineError> {
         let runtime = runtime()?;
         let session = runtime.block_on(Session::open(server))?;
-        Ok(Self { runtime, session, timeout: server.timeout })
+        Ok(Self::of(runtime, session, server.timeout))
+    }
+
+    /// On a session that is open.
+    pub(super) fn of(runtime: Runtime, session: Session, timeout: Duration) -> Self {
+        Self { runtime, session, timeout }
+    }
+
+    /// What it reads by.
+    pub(super) fn parts(&self) -> (&Runtime, &Client) {
+        (&self.runtime, &self.session.client)
     }
 
     /// Leaves a note of a read, durably.

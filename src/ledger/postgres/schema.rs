@@ -53,7 +53,7 @@ async fn stamp(client: &Client) -> Result<Option<(i32, String)>, EngineError> {
     Ok(Some((row.get(0), row.get(1))))
 }
 
-fn current() -> i32 {
+pub(super) fn current() -> i32 {
     i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
 }
 

@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -108,6 +108,36 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, EngineError> {
     Ok(connection)
 }
 
+/// The same of a file that must be of `environment`.
+pub(super) fn open_to_read_of(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+    let connection = open_to_read(path)?;
+    same_environment(path, &this_version(&connection, path)?, environment)?;
+    Ok(connection)
+}
+
+/// The same of a file that no process has open. Neither log nor shared memory is made beside it: without a log it is taken for
+/// one that cannot change, and with one that somebody has left behind the log's index is held in this process, and nobody's locks
+/// are asked for. Whoever looks so must look whether somebody has opened it meanwhile.
+pub(super) fn open_to_look(path: &Path, environment: Environment, has_log: bool) -> Result<Connection, EngineError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if has_log {
+        let connection = Connection::open_with_flags_and_vfs(path, flags, "unix-none")?;
+        let _mode: String = connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |row| row.get(0))?;
+        connection
+    } else {
+        let absolute = std::path::absolute(path).map_err(|error| unusable(path, &error))?;
+        // What has a meaning in a URI is escaped, and whatever is not plain ASCII.
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
+        let escape = |byte: &u8| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let escaped: String = absolute.as_os_str().as_bytes().iter().map(escape).collect();
+        let uri = format!("file://{escaped}?immutable=1");
+        Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?
+    };
+    tune(&connection)?;
+    same_environment(path, &this_version(&connection, path)?, environment)?;
+    Ok(connection)
+}
+
 /// What every connection has, whether it writes or reads.
 fn tune(connection: &Connection) -> Result<(), EngineError> {
     connection.busy_timeout(BUSY_MAX)?;
@@ -119,8 +149,7 @@ fn tune(connection: &Connection) -> Result<(), EngineError> {
 
 /// Whether [`open`] would take the file; it may be in use, and nothing of it is changed.
 pub(super) fn check(path: &Path, environment: Environment) -> Result<(), EngineError> {
-    let stamped = this_version(&open_to_read(path)?, path)?;
-    same_environment(path, &stamped, environment)
+    open_to_read_of(path, environment).map(drop)
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, EngineError> {
@@ -186,7 +215,7 @@ fn is_empty(connection: &Connection) -> Result<bool, EngineError> {
     Ok(connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", (), |row| row.get(0))?)
 }
 
-fn current() -> i64 {
+pub(super) fn current() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 

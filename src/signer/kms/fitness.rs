@@ -78,7 +78,7 @@ pub(super) fn judge(told: &Described, attributes: Attributes) -> Result<Remarks,
 }
 
 /// The public half, if it is that of an RSA key for [`RS256`]. Whose it is shows by the pin or by a test signature.
-fn public(half: &PublicHalf) -> Result<Integers, Fault> {
+pub(super) fn public(half: &PublicHalf) -> Result<Integers, Fault> {
     if !half.algorithms.iter().any(|algorithm| algorithm == RS256) {
         return Err(Fault::unfit(format!("it does not sign with {RS256}")));
     }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::{
     KmsConfig,
-    client::{Alias, Client, Creation, Page},
+    client::{Alias, Client, Creation, Page, RS256},
     fault::{Fault, Kind},
     fitness::{self, Integers},
     trial,
@@ -23,7 +23,7 @@ use crate::{
     jwk::PublicKey,
     signer::{
         Attributes,
-        provision::{Listed, NewKey, Provision, ProvisionError, Provisioned},
+        provision::{Examination, Examined, Listed, NewKey, Provision, ProvisionError, Provisioned},
     },
 };
 
@@ -115,11 +115,41 @@ impl Provision for Provisioner {
         };
         Ok(Provisioned { public, locator: arn.to_string(), existed: true })
     }
+
+    async fn examine(&self, locators: &[String]) -> Examination {
+        let reached = match self.client.credentials().await {
+            Ok(()) => Ok(format!("AWS KMS in {}, {RS256}", self.config.region)),
+            Err(fault) => Err(fault.into()),
+        };
+        let (entered, mut keys) = (Ok("credentials were found".to_owned()), Vec::new());
+        for locator in locators.iter().filter(|_| reached.is_ok()) {
+            keys.push(self.look(locator).await);
+        }
+        Examination { reached, entered, keys }
+    }
 }
 
 impl Provisioner {
     pub(super) fn new(config: KmsConfig, client: Arc<dyn Client>) -> Self {
         Self { config, client }
+    }
+
+    /// What KMS tells of a key, whatever that is, and whether it signs.
+    async fn look(&self, locator: &str) -> Result<Examined, ProvisionError> {
+        let arn = KeyArn::parse(locator, &self.config.region);
+        let arn = arn.map_err(|error| ProvisionError::Invalid(error.to_string()))?;
+        let told = self.client.describe(arn.as_str()).await.map_err(|fault| match fault.code() {
+            Some("NotFoundException") => ProvisionError::Missing(locator.to_owned()),
+            _ => fault.into(),
+        })?;
+        let (lacks, remarks) = match fitness::judge(&told, Attributes::Require) {
+            Ok(remarks) => (Vec::new(), remarks.0),
+            Err(fault) => (vec![fault.to_string()], Vec::new()),
+        };
+        let half = self.client.public_half(arn.as_str()).await;
+        let public = half.and_then(|half| fitness::public(&half));
+        let signs = trial::signs(&*self.client, &arn, &public).await.map(|()| RS256.to_owned());
+        Ok(Examined { public: public.map_err(|fault| fault.to_string()), lacks, remarks, signs })
     }
 
     fn creation(&self, key: &NewKey, spec: String) -> Creation {

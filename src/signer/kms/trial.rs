@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{client::Client, fault::Fault, fitness};
+use super::{
+    client::Client,
+    fault::Fault,
+    fitness::{self, Integers},
+};
 use crate::signer::locator::KeyArn;
 use crate::{
     domain::Kid,
@@ -80,10 +84,26 @@ pub(super) async fn once(
     }
     let public = PublicKey::new(kid.clone(), &modulus, &exponent)
         .map_err(|error| Failed::Other(ProvisionError::Unfit(error.to_string())))?;
-    let input = SigningInput::fresh_probe();
-    let signed = client.sign(&arn, input.digest()).await?;
-    if signed.key != arn.as_str() || !public.verifies(input.bytes(), &signed.signature) {
-        return Err(Fault::unfit("its test signature does not verify with its own public half").into());
-    }
+    verified(client, &arn, &public).await?;
     Ok((arn, public))
+}
+
+/// Whether a test signature of the key verifies with the public half that it shows.
+///
+/// # Errors
+/// Why not.
+pub(super) async fn signs(client: &dyn Client, arn: &KeyArn, public: &Result<Integers, Fault>) -> Result<(), String> {
+    let (modulus, exponent) = public.as_ref().map_err(ToString::to_string)?;
+    let kid = "examined".parse::<Kid>().map_err(|fault| fault.to_string())?;
+    let public = PublicKey::new(kid, modulus, exponent).map_err(|fault| fault.to_string())?;
+    verified(client, arn, &public).await.map_err(|fault| fault.to_string())
+}
+
+async fn verified(client: &dyn Client, arn: &KeyArn, public: &PublicKey) -> Result<(), Fault> {
+    let input = SigningInput::fresh_probe();
+    let signed = client.sign(arn, input.digest()).await?;
+    if signed.key != arn.as_str() || !public.verifies(input.bytes(), &signed.signature) {
+        return Err(Fault::unfit("its test signature does not verify with its own public half"));
+    }
+    Ok(())
 }

@@ -155,9 +155,9 @@ fn answer(
         (Request::Open(open), None) => {
             let pkcs11 = module::enter(Path::new(&open.module))?;
             let device = Device::reach(pkcs11, &open, Arc::clone(jobs))?;
-            let keeper = device.open_session(Access::Read)?;
+            let (keeper, found) = (device.open_session(Access::Read)?, device.reached());
             *reached = Some((device, keeper, open.sessions));
-            Ok(Response::Done(Nothing {}))
+            Ok(Response::Reached(found))
         }
         (Request::Login(_), host @ None) => {
             let pin = secret(control)?;
@@ -182,6 +182,9 @@ fn answer(
         (Request::Generate(ask), Some(host)) => keygen::generate(&host.shared.device, &ask).map(Response::Key),
         (Request::List(_), Some(host)) => keygen::list(&host.shared.device).map(Response::Keys),
         (Request::TryOut(ask), Some(host)) => key::try_out(&host.shared.device, &host.keeper, &ask).map(Response::Key),
+        (Request::Examine(locator), Some(host)) => {
+            key::examine(&host.shared.device, &host.keeper, &locator).map(Response::Examined)
+        }
         (_, _) => Err(Fault::Device("the host process was asked out of turn".to_owned())),
     }
 }
@@ -206,8 +209,7 @@ impl Host {
         }
         let had = u32::try_from(sessions.len()).unwrap_or(u32::MAX);
         let spare = if had < wanted { 0 } else { (room - had).min(wanted) };
-        let facts = device.facts();
-        let token = format!("{} {} {}", facts.manufacturer, facts.model, facts.serial);
+        let token = device.facts().name();
         let shared = Arc::new(Shared { device, keys: RwLock::default(), work: Mutex::default() });
         let mut host = Self { shared, keeper, workers: Vec::new() };
         for session in sessions {

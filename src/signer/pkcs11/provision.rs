@@ -12,7 +12,8 @@ use super::{
     link::Link,
     logins::Logins,
     wire::{
-        self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Request, Response, TriedKey, TryOut,
+        self, Attributes as WireAttributes, Generate, InitToken, Nothing, Open, Reached, Request, Response, TriedKey,
+        TryOut,
     },
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     jwk::PublicKey,
     signer::{
         Attributes,
-        provision::{Listed, NewKey, Provision, ProvisionError, Provisioned},
+        provision::{Examination, Examined, Listed, NewKey, Provision, ProvisionError, Provisioned},
     },
 };
 
@@ -51,16 +52,50 @@ impl Provisioner {
     }
 
     async fn open_and_ask(&self, link: &Link, request: Request) -> Result<Response, Fault> {
-        let open = Open {
+        let pin = self.config.pin.read()?;
+        link.ask(self.open(), &[], PATIENCE).await??;
+        link.ask(Request::Login(Nothing {}), &[&pin], PATIENCE).await??;
+        link.ask(request, &[], PATIENCE).await?
+    }
+
+    fn open(&self) -> Request {
+        Request::Open(Open {
             module: self.config.module.display().to_string(),
             token_label: self.config.token_label.clone(),
             token_serial: self.config.token_serial.clone(),
             sessions: 0,
+        })
+    }
+
+    /// Finds the token, logs in once, and looks at the keys. What was come to stands in `seen` when the process fails.
+    async fn look(&self, link: &Link, locators: &[String], seen: &mut Examination) -> Result<(), Fault> {
+        let Response::Reached(reached) = link.ask(self.open(), &[], PATIENCE).await?? else {
+            return Err(Fault::Device(OUT_OF_TURN.to_owned()));
         };
-        let pin = self.config.pin.read()?;
-        link.ask(Request::Open(open), &[], PATIENCE).await??;
-        link.ask(Request::Login(Nothing {}), &[&pin], PATIENCE).await??;
-        link.ask(request, &[], PATIENCE).await?
+        let Reached { token, mechanisms, pin: warning } = reached;
+        seen.reached = Ok(format!("{}, {}", token.trim(), mechanisms.join(" and ")));
+        if let Some(why) = warning {
+            seen.entered = Err(ProvisionError::Pin(format!("{why}; it was not tried")));
+            return Ok(());
+        }
+        let entered = match self.config.pin.read() {
+            Ok(pin) => link.ask(Request::Login(Nothing {}), &[&pin], PATIENCE).await?,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = entered {
+            seen.entered = Err(fault.into());
+            return Ok(());
+        }
+        seen.entered = Ok("one log-in, which succeeded".to_owned());
+        for locator in locators {
+            let asked = link.ask(Request::Examine(locator.clone()), &[], PATIENCE).await?;
+            seen.keys.push(match asked {
+                Ok(Response::Examined(key)) => Ok(examined(key)),
+                Ok(_) => Err(out_of_turn()),
+                Err(fault) => Err(fault.into()),
+            });
+        }
+        Ok(())
     }
 
     async fn key(&self, request: Request, kid: &Kid) -> Result<Provisioned, ProvisionError> {
@@ -94,6 +129,34 @@ impl Provision for Provisioner {
         let ask = TryOut { kid: kid.to_string(), locator: locator.to_owned(), attributes };
         Ok(Provisioned { existed: true, ..self.key(Request::TryOut(ask), kid).await? })
     }
+
+    async fn examine(&self, locators: &[String]) -> Examination {
+        let not_come_to = || Err(ProvisionError::Device("it was not come to".to_owned()));
+        let mut seen = Examination { reached: not_come_to(), entered: not_come_to(), keys: Vec::new() };
+        let link = match Link::start(&self.config, Arc::new(Logins::default())) {
+            Ok(link) => link,
+            Err(fault) => return Examination { reached: Err(fault.into()), ..seen },
+        };
+        let ended = tokio::select! {
+            ended = self.look(&link, locators, &mut seen) => ended,
+            fault = link.listen() => Err(fault),
+        };
+        link.close(LEAVE).await;
+        // A process that ended is told of where it was.
+        if let Err(fault) = ended {
+            match (&seen.reached, &seen.entered) {
+                (Err(_), _) => seen.reached = Err(fault.into()),
+                (Ok(_), Err(_)) => seen.entered = Err(fault.into()),
+                (Ok(_), Ok(_)) => seen.keys.push(Err(fault.into())),
+            }
+        }
+        seen
+    }
+}
+
+fn examined(key: wire::ExaminedKey) -> Examined {
+    let wire::ExaminedKey { modulus, exponent, lacks, remarks, mechanism, fault } = key;
+    Examined { public: Ok((modulus, exponent)), lacks, remarks, signs: mechanism.ok_or(fault) }
 }
 
 /// Initialises the module's first free slot with a token of the config's label, and sets its user PIN; for
@@ -127,6 +190,8 @@ fn listed(key: wire::ListedKey) -> Listed {
     }
 }
 
+const OUT_OF_TURN: &str = "the host process answered out of turn";
+
 fn out_of_turn() -> ProvisionError {
-    ProvisionError::Device("the host process answered out of turn".to_owned())
+    ProvisionError::Device(OUT_OF_TURN.to_owned())
 }

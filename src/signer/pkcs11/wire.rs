@@ -18,7 +18,7 @@ pub(super) const JOB_BYTES_MAX: usize = 128 * 1024;
 /// What the gateway asks.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Ask {
-    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub request: Option<Request>,
 }
 
@@ -54,6 +54,9 @@ pub(super) enum Request {
     /// Log in and open the sessions; comes second. The PIN follows in a frame of its own.
     #[prost(message, tag = "10")]
     Login(Nothing),
+    /// Tell what the token shows of the key at this locator, and have it sign once.
+    #[prost(string, tag = "11")]
+    Examine(String),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -134,7 +137,7 @@ pub(super) struct TryOut {
 /// What the host answers.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Answer {
-    #[prost(oneof = "Response", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Response", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub response: Option<Response>,
 }
 
@@ -154,6 +157,10 @@ pub(super) enum Response {
     Keys(Keys),
     #[prost(message, tag = "7")]
     Replaced(Replaced),
+    #[prost(message, tag = "8")]
+    Reached(Reached),
+    #[prost(message, tag = "9")]
+    Examined(ExaminedKey),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -229,6 +236,39 @@ pub(super) struct TriedKey {
     pub exponent: Vec<u8>,
     #[prost(string, tag = "3")]
     pub locator: String,
+}
+
+/// A token that was found.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Reached {
+    /// What it says it is.
+    #[prost(string, tag = "1")]
+    pub token: String,
+    /// The mechanisms by which it can be asked for RS256.
+    #[prost(string, repeated, tag = "2")]
+    pub mechanisms: Vec<String>,
+    /// Why the PIN should not be tried, as far as the token says so.
+    #[prost(string, optional, tag = "3")]
+    pub pin: Option<String>,
+}
+
+/// What the token shows of a key.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ExaminedKey {
+    #[prost(bytes = "vec", tag = "1")]
+    pub modulus: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub exponent: Vec<u8>,
+    #[prost(string, repeated, tag = "3")]
+    pub lacks: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub remarks: Vec<String>,
+    /// The mechanism whose test signature verified; nothing where none did.
+    #[prost(string, optional, tag = "5")]
+    pub mechanism: Option<String>,
+    /// Why none did.
+    #[prost(string, tag = "6")]
+    pub fault: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

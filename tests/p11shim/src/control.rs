@@ -73,9 +73,8 @@ pub fn plan(rules: &Rules, function: &str, has_session: bool) -> Plan {
     let mut plan = Plan::default();
     for standing in rules.iter() {
         let action = standing.rule.action;
-        let concerned = standing.rule.is_for(function)
-            && !matches!(action, Action::MaxSessions(_))
-            && (has_session || !action.needs_session());
+        let concerned =
+            standing.rule.is_for(function) && !action.is_state() && (has_session || !action.needs_session());
         if !concerned || !standing.meets() {
             continue;
         }
@@ -96,6 +95,11 @@ pub fn max_sessions(rules: &Rules) -> Option<CK_ULONG> {
         Action::MaxSessions(bound) => Some(bound),
         _ => None,
     })
+}
+
+/// Whether the token says that one more wrong PIN locks it.
+pub fn is_final_try(rules: &Rules) -> bool {
+    rules.iter().any(|standing| standing.rule.action == Action::PinFinalTry)
 }
 
 /// Whether a rule has signatures remembered.

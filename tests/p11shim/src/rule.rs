@@ -72,9 +72,16 @@ pub enum Action {
     Cache,
     /// Not an event but a bound: a slot has no more than so many sessions.
     MaxSessions(CK_ULONG),
+    /// Not an event but a state: the token says that one more wrong PIN locks it.
+    PinFinalTry,
 }
 
 impl Action {
+    /// Whether it holds always, and is of no call.
+    pub fn is_state(self) -> bool {
+        matches!(self, Self::MaxSessions(_) | Self::PinFinalTry)
+    }
+
     /// Whether the call goes on after it, to the next rule and at last to the real module.
     pub fn lets_go_on(self) -> bool {
         matches!(self, Self::Delay(_) | Self::Hang | Self::Logout | Self::Close)
@@ -91,7 +98,7 @@ impl Action {
                 matches!(function, Some(("C_Sign", _)))
             }
             (Self::Empty, function) => matches!(function, Some(("C_FindObjects" | "C_GetSlotList", _))),
-            (Self::MaxSessions(_), function) => function.is_none(),
+            (Self::MaxSessions(_) | Self::PinFinalTry, function) => function.is_none(),
             (Self::Logout | Self::Close, Some((_, session))) => session,
             _ => true,
         }
@@ -133,8 +140,8 @@ impl Rule {
         if !action.fits(function) {
             return Err(format!("`{}` does not fit that function", spoken.join(" ")));
         }
-        if matches!(action, Action::MaxSessions(_)) && !modifiers.is_empty() {
-            return Err("`max-sessions` always holds".into());
+        if action.is_state() && !modifiers.is_empty() {
+            return Err(format!("`{}` always holds", spoken.join(" ")));
         }
         let mut rule = Self {
             function: function.map(|(name, _)| name),
@@ -185,6 +192,7 @@ fn action<'a, 'w>(words: &'a [&'w str]) -> Result<(Action, &'a [&'w str]), Strin
         "logout" => Action::Logout,
         "close" => Action::Close,
         "cache" => Action::Cache,
+        "pin-final-try" => Action::PinFinalTry,
         "truncate" if rest.first().and_then(|next| code::number(next)).is_none() => Action::Truncate(1),
         _ => return action_with_argument(word, rest),
     };

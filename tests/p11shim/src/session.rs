@@ -2,12 +2,12 @@
 
 use cryptoki_sys::{
     CK_BBOOL, CK_FLAGS, CK_NOTIFY, CK_OBJECT_HANDLE_PTR, CK_RV, CK_SESSION_HANDLE, CK_SESSION_HANDLE_PTR, CK_SLOT_ID,
-    CK_SLOT_ID_PTR, CK_TOKEN_INFO_PTR, CK_ULONG, CK_ULONG_PTR, CK_VOID_PTR, CKR_ARGUMENTS_BAD, CKR_OK,
-    CKR_SESSION_CLOSED, CKR_SESSION_COUNT, CKR_SESSION_HANDLE_INVALID,
+    CK_SLOT_ID_PTR, CK_TOKEN_INFO_PTR, CK_ULONG, CK_ULONG_PTR, CK_VOID_PTR, CKF_USER_PIN_FINAL_TRY, CKR_ARGUMENTS_BAD,
+    CKR_OK, CKR_SESSION_CLOSED, CKR_SESSION_COUNT, CKR_SESSION_HANDLE_INVALID,
 };
 
 use crate::{
-    control::{Standing, control, max_sessions},
+    control::{Standing, control, is_final_try, max_sessions},
     fault::{Inside, Verdict, befall, log, note},
     memory::memory,
     real,
@@ -93,6 +93,10 @@ pub unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: CK_TOKEN_INFO_PT
         let info = unsafe { &mut *info };
         info.ulMaxSessionCount = bound;
         info.ulMaxRwSessionCount = bound;
+    }
+    if code == CKR_OK && is_final_try(&control().rules()) {
+        // SAFETY: as above.
+        unsafe { (*info).flags |= CKF_USER_PIN_FINAL_TRY };
     }
     code
 }

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 
 use super::super::{
     fault::Fault,
-    wire::{Login, Open, Said},
+    wire::{Login, Open, Reached, Said},
 };
 use crate::jws::SigningInput;
 
@@ -51,6 +51,15 @@ pub(super) struct Facts {
     pub serial: String,
     is_initialized: bool,
     sessions_max: Option<u64>,
+    /// Why its PIN should not be tried.
+    pin: Option<&'static str>,
+}
+
+impl Facts {
+    /// What the token says it is.
+    pub(super) fn name(&self) -> String {
+        format!("{} {} {}", self.manufacturer, self.model, self.serial)
+    }
 }
 
 /// What a session may do.
@@ -102,6 +111,12 @@ impl Device {
         }
         let (pin, refusal) = (SecretString::default(), Mutex::new(None));
         Ok(Self { pkcs11, module, slot, facts, mechanisms, pin, refusal, words })
+    }
+
+    /// What was found.
+    pub(super) fn reached(&self) -> Reached {
+        let mechanisms = self.mechanisms.iter().map(|how| how.name().to_owned()).collect();
+        Reached { token: self.facts.name(), mechanisms, pin: self.facts.pin.map(str::to_owned) }
     }
 
     /// The same, with the PIN that its sessions log in with.
@@ -237,6 +252,11 @@ fn facts(pkcs11: &Pkcs11, module: &Path, slot: Slot) -> Result<Facts, Fault> {
                 Limit::Max(most) => Some(most),
                 Limit::Infinite | Limit::Unavailable => None,
             },
+            pin: match () {
+                () if info.user_pin_locked() => Some("the user PIN is locked (CKF_USER_PIN_LOCKED)"),
+                () if info.user_pin_final_try() => Some("one more wrong PIN locks the token (CKF_USER_PIN_FINAL_TRY)"),
+                () => None,
+            },
         }),
         Err(Error::ParseInt(_)) => {
             let info = quotesign_p11_token_info::token_info(module, slot.id()).map_err(Fault::Device)?;
@@ -247,6 +267,7 @@ fn facts(pkcs11: &Pkcs11, module: &Path, slot: Slot) -> Result<Facts, Fault> {
                 serial: own(&info.serial),
                 is_initialized: info.is_initialized,
                 sessions_max: Some(info.sessions_max).filter(|most| (1..u64::from(u32::MAX)).contains(most)),
+                pin: None,
             })
         }
         Err(error) => Err(error.into()),

@@ -24,6 +24,9 @@ const NEVER_LEFT: [Attribute; 7] = [
     Attribute::Token(true),
 ];
 
+/// What a key lacks that cannot be used without somebody who types.
+const ALWAYS_AUTHENTICATE: &str = "it wants its PIN for every signature (CKA_ALWAYS_AUTHENTICATE)";
+
 /// A key that policy pins and that was tried out.
 pub(super) struct Key {
     public: PublicKey,
@@ -72,6 +75,20 @@ pub(super) fn try_out(device: &Device, session: &Session, ask: &wire::TryOut) ->
     let public = PublicKey::new(kid, &modulus, &exponent).map_err(|error| Fault::Unfit(error.to_string()))?;
     try_mechanisms(device, session, handle, &public)?;
     Ok(wire::TriedKey { modulus, exponent, locator: ask.locator.clone() })
+}
+
+/// Tells what the token shows of a key, whatever that is, and has it sign.
+pub(super) fn examine(device: &Device, session: &Session, locator: &str) -> Result<wire::ExaminedKey, Fault> {
+    let locator = Locator::parse(locator).map_err(|fault| Fault::Invalid(format!("`{locator}`: {fault}")))?;
+    let handle = find_one(device, session, &locator)?;
+    let (modulus, exponent) = public_half(session, handle)?;
+    let (lacks, remarks) = (lacking(session, handle)?, remarks(session, handle)?);
+    let public = "examined".parse::<Kid>().map_err(|fault| fault.to_string());
+    let public = public.and_then(|kid| PublicKey::new(kid, &modulus, &exponent).map_err(|fault| fault.to_string()));
+    let tried =
+        public.and_then(|public| try_mechanisms(device, session, handle, &public).map_err(|fault| fault.to_string()));
+    let (mechanism, fault) = tried.map_or_else(|why| (None, why), |how| (Some(how.name().to_owned()), String::new()));
+    Ok(wire::ExaminedKey { modulus, exponent, lacks, remarks, mechanism, fault })
 }
 
 /// The first mechanism whose test signature verifies.
@@ -133,18 +150,30 @@ pub(super) fn private_rsa() -> [Attribute; 2] {
 /// Refuses a private key that does not state all of [`NEVER_LEFT`], or that wants its PIN for every signature.
 /// What the token does not say is not proven.
 pub(super) fn check_never_left(session: &Session, handle: ObjectHandle) -> Result<(), Fault> {
+    let lacking = lacking(session, handle)?;
+    match lacking.first().map(String::as_str) {
+        None => Ok(()),
+        Some(ALWAYS_AUTHENTICATE) => Err(Fault::Unfit(ALWAYS_AUTHENTICATE.to_owned())),
+        Some(_) => Err(Fault::Unfit(format!("the token does not show that it never left it: {}", lacking.join(", ")))),
+    }
+}
+
+/// What of [`NEVER_LEFT`] a private key does not state; that it wants its PIN for every signature comes first.
+fn lacking(session: &Session, handle: ObjectHandle) -> Result<Vec<String>, Fault> {
     let mut types: Vec<_> = NEVER_LEFT.iter().map(Attribute::attribute_type).collect();
     types.push(AttributeType::AlwaysAuthenticate);
     let stated = session.get_attributes(handle, &types)?;
-    if stated.contains(&Attribute::AlwaysAuthenticate(true)) {
-        return Err(Fault::Unfit("it wants its PIN for every signature (CKA_ALWAYS_AUTHENTICATE)".to_owned()));
-    }
+    let asks = stated.contains(&Attribute::AlwaysAuthenticate(true)).then(|| ALWAYS_AUTHENTICATE.to_owned());
     let lacking = NEVER_LEFT.iter().filter(|wanted| !stated.contains(wanted));
-    let lacking: Vec<_> = lacking.map(|wanted| wanted.attribute_type().to_string()).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    Err(Fault::Unfit(format!("the token does not show that it never left it: {}", lacking.join(", "))))
+    Ok(asks.into_iter().chain(lacking.map(|wanted| wanted.attribute_type().to_string())).collect())
+}
+
+/// What a key may do beside signing, which is worth a remark.
+fn remarks(session: &Session, handle: ObjectHandle) -> Result<Vec<String>, Fault> {
+    let more = session.get_attributes(handle, &[AttributeType::Decrypt, AttributeType::Unwrap])?;
+    let may_more = [Attribute::Decrypt(true), Attribute::Unwrap(true)].iter().any(|use_| more.contains(use_));
+    let told = may_more.then(|| "it may also decrypt or unwrap; a signing key should only sign".to_owned());
+    Ok(told.into_iter().collect())
 }
 
 /// What policy makes of the attributes; with `warn`, what they lack. A key that may do more than sign is warned of.
@@ -159,11 +188,7 @@ fn judge_attributes(
     match (check_never_left(session, handle), policy) {
         (Err(Fault::Unfit(why)), wire::Attributes::Warn) => Ok(Some(why)),
         (Err(fault), _) => Err(fault),
-        (Ok(()), _) => {
-            let more = session.get_attributes(handle, &[AttributeType::Decrypt, AttributeType::Unwrap])?;
-            let may_more = [Attribute::Decrypt(true), Attribute::Unwrap(true)].iter().any(|use_| more.contains(use_));
-            Ok(may_more.then(|| "it may also decrypt or unwrap; a signing key should only sign".to_owned()))
-        }
+        (Ok(()), _) => Ok(remarks(session, handle)?.pop()),
     }
 }
 
