@@ -11,9 +11,11 @@
 )]
 
 mod access;
+mod api;
 mod assigned;
 mod audit;
 mod checkpoints;
+mod clients;
 mod collector;
 mod commands;
 mod contract_document;
