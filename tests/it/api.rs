@@ -1,0 +1,1 @@
+//! Holds `proto/` to its rules, and `docs/api.md` to `proto/`.
