@@ -7,7 +7,7 @@ FLOOD_SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit torture fuzz fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build demo test test-unit torture fuzz api-docs fmt fmt-check lint deny advisories ci release clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ torture: ## Run the integration tests with many trials each (TRIALS=200, FLOOD_S
 
 fuzz: ## Run each fuzz target for a time (FUZZ_SECONDS=60)
 	scripts/fuzz $(FUZZ_SECONDS)
+
+api-docs: ## Make docs/api.md from the comments of proto/; a test holds that it is up to date
+	UPDATE=1 $(CARGO_TEST) --test it api::the_reference_is_what_the_proto_says
 
 fmt: ## Format the code
 	cargo fmt

@@ -50,12 +50,12 @@ func main() {
 	config := flag.String("service-config", "../service-config.json", "the gRPC service config")
 	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these and burst")
 	count := flag.Int("count", 10, "how many quotes a burst has")
-	deadline := flag.Duration("deadline", 30*time.Second, "for a quote, retries and all")
+	deadline := flag.Float64("deadline", 30, "seconds for a quote, retries and all")
 	flag.Parse()
 	options.ServiceConfig = string(read(*config))
 	options.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
 
-	s := scenario{count: *count, deadline: *deadline}
+	s := scenario{count: *count, deadline: time.Duration(*deadline * float64(time.Second))}
 	must(json.Unmarshal(read(*payload), &s.template))
 	var err error
 	s.gateway, err = quotesign.Dial(options)

@@ -90,7 +90,7 @@ class Scenario:
         low = self.quote()(number)
         self.try_to("sequence", lambda: self.gateway.sign(low, self.deadline_s))
         # One who has lost count: the first number is refused, the next one fits.
-        self.sequence._last = number - 1
+        self.sequence.last = number - 1
         self.issue("sequence-resumed")
 
     def denied(self):

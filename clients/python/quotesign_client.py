@@ -212,27 +212,27 @@ class Sequence:
     def __init__(self, gateway: Gateway, partner: str, corridor: str = ""):
         self._gateway, self._partner, self._corridor = gateway, partner, corridor
         self._lock = threading.Lock()
-        self._last = None
+        self.last = None
 
     def resume(self, deadline_s: float = 30.0) -> int:
         """Takes up the sequence where the gateway says that it stands: at the start, and when a number did not fit."""
-        self._last = self._gateway.last_number(self._partner, self._corridor, deadline_s)
-        return self._last
+        self.last = self._gateway.last_number(self._partner, self._corridor, deadline_s)
+        return self.last
 
     def issue(self, quote, deadline_s: float = 30.0) -> Signed:
         """Has the bytes signed that `quote(number)` makes. A number that did not fit bound nothing, so the quote gets another."""
         end = time.monotonic() + deadline_s
         with self._lock:
             for renumbered in range(RENUMBERED_MAX + 1):
-                if self._last is None:
+                if self.last is None:
                     self.resume(end - time.monotonic())
-                self._last += 1
+                self.last += 1
                 try:
-                    return self._gateway.sign(quote(self._last), end - time.monotonic())
+                    return self._gateway.sign(quote(self.last), end - time.monotonic())
                 except Refused as refused:
                     if refused.action != "renumber" or renumbered == RENUMBERED_MAX:
                         raise
-                    self._last = None
+                    self.last = None
         raise AssertionError("the last round raises")
 
 

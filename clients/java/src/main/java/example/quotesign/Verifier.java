@@ -62,7 +62,7 @@ public final class Verifier {
             }
             return claims;
         } catch (ParseException | BadJOSEException | JOSEException | RuntimeException error) {
-            throw new Unverified(error.getMessage(), error);
+            throw new Unverified(error.toString(), error);
         }
     }
 
