@@ -4,10 +4,11 @@ CARGO_TEST = cargo test --locked --features failpoints
 TRIALS ?= 200
 FUZZ_SECONDS ?= 60
 FLOOD_SECONDS ?= 180
+BENCH_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit torture fuzz api-docs fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build demo test test-unit torture fuzz bench soak soak-short api-docs fmt fmt-check lint deny advisories ci release clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,21 @@ torture: ## Run the integration tests with many trials each (TRIALS=200, FLOOD_S
 
 fuzz: ## Run each fuzz target for a time (FUZZ_SECONDS=60)
 	scripts/fuzz $(FUZZ_SECONDS)
+
+bench: ## Measure whole gateways of a release build against the targets (BENCH_SECONDS=20); prints Markdown
+	scripts/bench $(BENCH_SECONDS)
+
+# Of a release build, without failpoints. What it tells goes to target/soak/<seconds>/.
+SOAK = SOAK_OUT=target/soak/$(1) SOAK_SECONDS=$(1) cargo test --locked --release --test it -- --exact --nocapture \
+	soak::nothing_is_lost_and_nothing_is_twice_while_everything_is_exchanged
+
+soak: ## Load two gateways for an hour while everything is exchanged and fails; nothing may be lost or come twice
+	scripts/setup test
+	$(call SOAK,3600)
+
+soak-short: ## The same in ten minutes
+	scripts/setup test
+	$(call SOAK,600)
 
 api-docs: ## Make docs/api.md from the comments of proto/; a test holds that it is up to date
 	UPDATE=1 $(CARGO_TEST) --test it api::the_reference_is_what_the_proto_says

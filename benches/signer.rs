@@ -24,18 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cryptoki::{
-    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
-    mechanism::Mechanism,
-    object::{Attribute, ObjectClass, ObjectHandle},
-    session::{Session, UserType},
-};
 use quotesign::{
     jwk::PublicKey,
     jws::SigningInput,
     signer::{
         Attributes, Device as _, Flow, Health, Order, Pinned, Signer,
-        pkcs11::{Pin, Provisioner, Token, TokenConfig, init_token},
+        pkcs11::{Pin, Provisioner, Token, TokenConfig, init_token, raw::Raw},
         provision::{NewKey, Provision as _},
     },
 };
@@ -139,21 +133,23 @@ impl Bench {
     fn row(&self, name: &str, module: &Path, bits: u32, sessions: usize, in_flight: usize) {
         let public = self.key(bits);
         let inputs: Arc<Vec<SigningInput>> = Arc::new((0..INPUTS).map(|_| SigningInput::fresh_probe()).collect());
-        let raw = Raw::open(module, &format!("bench-{bits}"));
+        let pin = Pin::File(self.home.join("pin"));
+        let raw = Raw::open(module, "bench", &pin, &format!("bench-{bits}")).unwrap();
+        let bare = |threads, lasts| raw.run(threads, &inputs, lasts).unwrap().rate();
         let (token, key) = self.token(module, sessions, &public);
         let pool = Pool::start(&raw, sessions);
         // Everyone signs everything once, so that the waiting device has its answers ready.
-        raw.rate(sessions, &inputs, Duration::from_millis(500));
+        bare(sessions, Duration::from_millis(500));
         self.rate(&Via::Pool(&pool), in_flight, &inputs, Duration::from_millis(500));
         self.rate(&Via::Key(&key, false), in_flight, &inputs, Duration::from_millis(500));
         let mut rates = [(); 4].map(|()| Vec::new());
         let mut alone = [(); 3].map(|()| Vec::new());
         for _ in 0..ROUNDS {
-            rates[0].push(raw.rate(sessions, &inputs, ROUND));
+            rates[0].push(bare(sessions, ROUND));
             rates[1].push(self.rate(&Via::Pool(&pool), in_flight, &inputs, ROUND));
             rates[2].push(self.rate(&Via::Key(&key, false), in_flight, &inputs, ROUND));
             rates[3].push(self.rate(&Via::Key(&key, true), in_flight, &inputs, ROUND));
-            alone[0].push(1e6 / raw.rate(1, &inputs, ROUND / 4));
+            alone[0].push(1e6 / bare(1, ROUND / 4));
             alone[1].push(1e6 / self.rate(&Via::Pool(&pool), 1, &inputs, ROUND / 4));
             alone[2].push(1e6 / self.rate(&Via::Key(&key, false), 1, &inputs, ROUND / 4));
         }
@@ -250,58 +246,6 @@ impl OwnedVia {
     }
 }
 
-/// The module in this very process.
-struct Raw {
-    pkcs11: Pkcs11,
-    slot: cryptoki::slot::Slot,
-    name: String,
-    _keeper: Session,
-}
-
-impl Raw {
-    fn open(module: &Path, name: &str) -> Self {
-        let pkcs11 = Pkcs11::new(module).unwrap();
-        // One that is left from the row before is as good.
-        let _initialised = pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
-        let mut slots = pkcs11.get_slots_with_initialized_token().unwrap().into_iter();
-        let slot = slots.find(|slot| pkcs11.get_token_info(*slot).unwrap().label().trim() == "bench").unwrap();
-        let keeper = pkcs11.open_ro_session(slot).unwrap();
-        // As above.
-        let _logged_in = keeper.login(UserType::User, Some(&BENCH_PIN.into()));
-        Self { pkcs11, slot, name: name.to_owned(), _keeper: keeper }
-    }
-
-    fn session(&self) -> (Session, ObjectHandle) {
-        let session = self.pkcs11.open_ro_session(self.slot).unwrap();
-        let label = Attribute::Label(self.name.as_bytes().to_vec());
-        let key = session.find_objects(&[Attribute::Class(ObjectClass::PRIVATE_KEY), label]).unwrap()[0];
-        (session, key)
-    }
-
-    fn rate(&self, threads: usize, inputs: &Arc<Vec<SigningInput>>, lasts: Duration) -> f64 {
-        let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
-        let began = Instant::now();
-        thread::scope(|scope| {
-            for at in 0..threads {
-                let (session, key) = self.session();
-                let (done, over) = (&done, &over);
-                scope.spawn(move || {
-                    for input in inputs.iter().cycle().skip(at) {
-                        if over.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        session.sign(&Mechanism::Sha256RsaPkcs, key, input.bytes()).unwrap();
-                        done.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-            thread::sleep(lasts);
-            over.store(true, Ordering::Relaxed);
-        });
-        done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
-    }
-}
-
 type PoolJob = (SigningInput, oneshot::Sender<Vec<u8>>);
 
 /// Threads with a session each behind a bounded channel, in this process.
@@ -313,10 +257,10 @@ impl Pool {
     fn start(raw: &Raw, sessions: usize) -> Self {
         let (jobs, taken) = flume::bounded::<PoolJob>(256);
         for _ in 0..sessions {
-            let ((session, key), taken) = (raw.session(), taken.clone());
+            let (session, taken) = (raw.session().unwrap(), taken.clone());
             thread::spawn(move || {
                 for (input, reply) in taken {
-                    let signature = session.sign(&Mechanism::Sha256RsaPkcs, key, input.bytes()).unwrap();
+                    let signature = session.sign(&input).unwrap();
                     let _gone = reply.send(signature);
                 }
             });

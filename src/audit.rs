@@ -101,6 +101,8 @@ events! {
     PolicyLoaded = "policy.loaded",
     /// A policy bundle was refused.
     PolicyRefused = "policy.refused",
+    /// A front's TLS files had changed and are in force.
+    TlsReloaded = "tls.reloaded",
     /// A gateway started.
     Started = "gateway.started",
 }

@@ -2,9 +2,11 @@
 
 mod course;
 mod trace;
+mod turn;
 
 pub use course::{Course, Stage};
 pub use trace::{Parent, Sampler, Trace};
+pub use turn::{Line, Turn};
 
 use std::{
     sync::{Arc, OnceLock},
@@ -13,8 +15,8 @@ use std::{
 
 use crate::domain::{Caller, CorrelationId, PartnerId, QuoteId};
 
-/// One call of an authenticated caller.
-#[derive(Debug, Clone)]
+/// One call of an authenticated caller, or one quote of a stream.
+#[derive(Debug)]
 pub struct Call {
     /// Who calls.
     pub caller: Caller,
@@ -30,6 +32,8 @@ pub struct Call {
     pub course: Arc<Course>,
     /// Its place in a trace, where it has one.
     pub trace: Option<Trace>,
+    /// Its turn among the quotes of a stream, where it is one.
+    pub turn: Option<Turn>,
 }
 
 impl Call {
@@ -45,6 +49,7 @@ impl Call {
             subject: Arc::default(),
             course: Arc::new(Course::new(now)),
             trace: None,
+            turn: None,
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{client::ClientFile, config::Config, policy::Partner};
 
 mod admin;
 mod audit;
+mod bench;
 mod callers;
 mod completions;
 mod config;
@@ -86,11 +87,16 @@ enum Command {
     Golive(Box<golive::GoLive>),
     /// Gather what the operator's support asks for about a key set or a quote, and nothing that must not be sent.
     Support(support::Support),
+    /// Load a gateway and measure it, with every answer checked; refuses production.
+    Bench(Box<bench::Bench>),
     /// Write completions for a shell to standard output.
     Completions(completions::Completions),
     /// Load a PKCS#11 module for the gateway that started this process. Nobody else needs it.
     #[command(hide = true)]
     Pkcs11Host,
+    /// Sign in a bare loop for the `bench` that started this process. Nobody else needs it.
+    #[command(hide = true)]
+    BenchRaw(bench::BenchRaw),
 }
 
 /// How a command prints.
@@ -200,6 +206,8 @@ impl Cli {
             Command::Golive(command) => command.run(),
             Command::Support(command) => command.run(),
             Command::Pkcs11Host => pkcs11_host::run(),
+            Command::Bench(command) => command.run(),
+            Command::BenchRaw(command) => command.run(),
             Command::Completions(command) => {
                 command.run();
                 Ok(())

@@ -217,6 +217,8 @@ impl Config {
             ("limits.streams_max", limits.streams_max as usize),
             ("limits.handshake_timeout_ms", usize::try_from(limits.handshake_timeout_ms).unwrap_or(usize::MAX)),
             ("limits.deadline_ms_max", usize::try_from(limits.deadline_ms_max).unwrap_or(usize::MAX)),
+            ("limits.connection_age_s_max", usize::try_from(limits.connection_age_s_max).unwrap_or(usize::MAX)),
+            ("limits.stream_window", limits.stream_window),
             ("ledger.queue_max", self.ledger.queue_max),
             ("ledger.batch_max", self.ledger.batch_max),
         ] {

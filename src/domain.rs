@@ -162,6 +162,12 @@ impl CorrelationId {
     pub fn made() -> Self {
         Self(uuid::Uuid::now_v7().to_string())
     }
+
+    /// That of one part of what this one is of: with the tag behind it, or one made here where that would be too long.
+    #[must_use]
+    pub fn tagged(&self, tag: u64) -> Self {
+        format!("{}.{tag}", self.0).parse().unwrap_or_else(|_| Self::made())
+    }
 }
 
 /// Where a gateway, its bundle, its keys and its ledger belong. They must all agree.

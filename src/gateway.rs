@@ -3,46 +3,30 @@
 use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc, task::JoinSet};
+use tokio::{signal::unix::SignalKind, sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::Router};
 
 use crate::{
     backlog::Backlog,
     clock::{Clock as _, ClockGuard, SystemClock, UtcTime},
-    config::{CheckpointSection, Config, GrpcListener, OtlpSection},
+    config::{CheckpointSection, Config, OtlpSection},
     control::{self, Control},
     domain::Environment,
     ledger::{Absent, Engine, EngineError, Ledger, Place},
     outcomes::Outcomes,
     pipeline::{Pipeline, admit::Flows, attempts::Attempts, journal::Shares},
     policy::Bundle,
-    proto::{
-        DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
-        quote_signing_service_server::QuoteSigningServiceServer,
-    },
     published::Published,
-    service::{
-        admin::Admin,
-        health::{Components, Watch},
-        jwks::{self, Lines, Sets},
-        keys::Keys,
-        operations::{self, Operations},
-        quotes::Quotes,
-    },
+    service::health::{Components, Watch},
     signer::keyring::Keyring,
     stopped::Stopped,
     telemetry::{Metrics, Tracer, otlp::spans::Ended},
-    transport::{
-        accept::{self, Bounds, Identify},
-        edge::EdgeLayer,
-        peer::Peer,
-        tls,
-    },
+    transport::tls,
     volume::Volumes,
 };
 
 mod beside;
+mod certificates;
 mod devices;
 mod exports;
 mod fronts;
@@ -56,6 +40,7 @@ mod shipping;
 mod upkeep;
 
 use beside::Beside;
+use fronts::{Listeners, Lives};
 
 pub use devices::{device, provisioner, token_config};
 
@@ -76,15 +61,6 @@ impl StartError {
     }
 }
 
-/// How many connections may wait to be accepted by the kernel is its own affair; these are ours.
-const MESSAGE_OVERHEAD_BYTES: usize = 4096;
-/// How large a header list of a call may be.
-const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// How often an idle connection is asked whether it lives, and how long it may take to say so.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
-
-/// How long a connection to the public JWKS may be silent.
-const PUBLIC_IDLE_MAX: Duration = Duration::from_secs(15);
 /// How long answers that are made may take to leave when the gateway ends.
 const FLUSH: Duration = Duration::from_millis(250);
 
@@ -100,14 +76,8 @@ pub struct Gateway {
     /// Recorded calls, where there are any.
     recorded: Option<mpsc::Receiver<Ended>>,
     listeners: Listeners,
+    lives: Lives,
     started_at: UtcTime,
-}
-
-struct Listeners {
-    grpc: TcpListener,
-    admin: TcpListener,
-    jwks: TcpListener,
-    operations: TcpListener,
 }
 
 /// What can be checked of a config without starting anything: `config check` and `serve` both begin here.
@@ -163,6 +133,7 @@ impl Gateway {
         {
             tracing::error!(%fault, "verifiers will not take the certificate of the key sets");
         }
+        let lives = Lives::read(&config).map_err(StartError::unfit)?;
         let listeners = Listeners::bind(&config).await?;
         let place = config.ledger.place().map_err(StartError::unfit)?;
         let stopped = Arc::new(Stopped::open(place.anchor.as_deref()).map_err(StartError::unfit)?);
@@ -231,6 +202,7 @@ impl Gateway {
             components: Arc::default(),
             calls: TaskTracker::new(),
             listeners,
+            lives,
             started_at: SystemClock.now(),
             config,
         })
@@ -283,9 +255,9 @@ impl Gateway {
         if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), answered).await.is_err() {
             tracing::warn!("calls under way were cut off at the drain's timeout");
         }
-        fronts.abort_all();
         pipeline.finishing.close();
         pipeline.finishing.wait().await;
+        fronts.abort_all();
         let _ended = watch.await;
         beside.end(&pipeline).await;
         pipeline.ledger.close().await;
@@ -297,129 +269,12 @@ impl Gateway {
         }
     }
 
-    fn fronts<H>(
-        self,
-        health: tonic_health::pb::health_server::HealthServer<H>,
-        stop: &CancellationToken,
-    ) -> Result<JoinSet<()>, StartError>
-    where
-        H: tonic_health::pb::health_server::Health,
-    {
-        let mut fronts = JoinSet::new();
-        let limits = &self.config.limits;
-        let message_bytes = limits.payload_bytes_max + MESSAGE_OVERHEAD_BYTES;
-        let quotes =
-            QuoteSigningServiceServer::new(Quotes { pipeline: self.pipeline.clone(), metrics: self.metrics.clone() })
-                .max_decoding_message_size(message_bytes);
-        let keys = KeyDirectoryServiceServer::new(Keys { pipeline: self.pipeline.clone() })
-            .max_decoding_message_size(message_bytes);
-        let admin = AdminServiceServer::new(Admin {
-            pipeline: self.pipeline.clone(),
-            control: self.control.clone(),
-            components: self.components.clone(),
-            started_at: self.started_at,
-        })
-        .max_decoding_message_size(message_bytes);
-        let grpc = self.server().add_service(health.clone()).add_service(quotes).add_service(keys);
-        let admin = self.server().add_service(health).add_service(admin);
-        let bounds = Bounds {
-            connections_max: limits.connections_max,
-            connections_per_address_max: limits.connections_per_address_max,
-            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
-            idle_max: KEEPALIVE.0 + KEEPALIVE.1 + KEEPALIVE.1,
-        };
-        let public_bounds = Bounds { idle_max: PUBLIC_IDLE_MAX, ..bounds };
-        for (router, listener, section) in
-            [(grpc, self.listeners.grpc, &self.config.grpc), (admin, self.listeners.admin, &self.config.admin)]
-        {
-            let router = with_reflection(router, section)?;
-            let connections = accept::accept(
-                listener,
-                tls::mutual(section).map_err(StartError::unfit)?,
-                identify(section),
-                bounds,
-                stop.clone(),
-            );
-            let stop = stop.clone();
-            fronts.spawn(async move {
-                if let Err(fault) = router.serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
-                    tracing::error!(%fault, "a gRPC front ended");
-                }
-            });
-        }
-        let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
-        let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
-        let public = tls::public(&self.config.jwks).map_err(StartError::unfit)?;
-        for (front, file) in [
-            ("grpc", &self.config.grpc.certificate),
-            ("admin", &self.config.admin.certificate),
-            ("jwks", &self.config.jwks.certificate),
-        ] {
-            // What is served now; it was read a moment ago.
-            self.metrics.certificate(front, tls::ends(file).map_err(StartError::unfit)?);
-        }
-        let connections = accept::accept(self.listeners.jwks, public, Arc::new(|_| None), public_bounds, stop.clone());
-        let lines = Lines::new(self.config.environment, self.metrics.clone());
-        fronts.spawn(fronts::serve_https(connections, jwks::routes(sets, lines), stop.clone()));
-        let operations = operations::routes(Operations {
-            components: self.components,
-            stopped: self.pipeline.stopped.clone(),
-            published: self.pipeline.published.clone(),
-            metrics: self.metrics,
-        });
-        let (listener, stop) = (self.listeners.operations, stop.clone());
-        fronts.spawn(async move {
-            if let Err(fault) = axum::serve(listener, operations).with_graceful_shutdown(stop.cancelled_owned()).await {
-                tracing::error!(%fault, "the operations front ended");
-            }
-        });
-        Ok(fronts)
-    }
-
-    fn server(&self) -> Server<tower::layer::util::Stack<EdgeLayer, tower::layer::util::Identity>> {
-        let limits = &self.config.limits;
-        Server::builder()
-            .max_concurrent_streams(limits.streams_max)
-            .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .layer(EdgeLayer {
-                environment: self.config.environment,
-                deadline_max: limits.deadline_max(),
-                metrics: self.metrics.clone(),
-                calls: self.calls.clone(),
-                tracer: self.tracer.clone(),
-            })
-    }
-
     /// The addresses it listens on: gRPC, admin, JWKS, operations.
     ///
     /// # Errors
     /// Where the machine does not tell.
     pub fn addresses(&self) -> io::Result<[(&'static str, std::net::SocketAddr); 4]> {
-        let listeners = &self.listeners;
-        Ok([
-            ("grpc", listeners.grpc.local_addr()?),
-            ("admin", listeners.admin.local_addr()?),
-            ("jwks", listeners.jwks.local_addr()?),
-            ("operations", listeners.operations.local_addr()?),
-        ])
-    }
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let bind = async |field: &str, address: std::net::SocketAddr| {
-            TcpListener::bind(address).await.map_err(|fault| {
-                StartError::unfit(format!("`{field}` = `{address}` cannot be bound: {fault}; free it or give another"))
-            })
-        };
-        Ok(Self {
-            grpc: bind("grpc.listen", config.grpc.listen).await?,
-            admin: bind("admin.listen", config.admin.listen).await?,
-            jwks: bind("jwks.listen", config.jwks.listen).await?,
-            operations: bind("operations.listen", config.operations.listen).await?,
-        })
+        self.listeners.addresses()
     }
 }
 
@@ -457,26 +312,4 @@ fn engine(place: Place, environment: Environment) -> Result<(Box<dyn Engine>, bo
         }
         Err(error) => Err(StartError::unfit(error)),
     }
-}
-
-fn identify(section: &GrpcListener) -> Identify {
-    let trust_domain = section.trust_domain.clone();
-    Arc::new(move |connection| {
-        let leaf = connection.peer_certificates()?.first()?;
-        Some(Peer::of(leaf, trust_domain.as_deref()))
-    })
-}
-
-fn with_reflection<L: Clone>(router: Router<L>, section: &GrpcListener) -> Result<Router<L>, StartError> {
-    if !section.reflection {
-        return Ok(router);
-    }
-    let build = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let (v1, v1alpha) = (build().build_v1(), build().build_v1alpha());
-    let fault = |fault: tonic_reflection::server::Error| StartError::Machine(fault.to_string());
-    Ok(router.add_service(v1.map_err(fault)?).add_service(v1alpha.map_err(fault)?))
 }

@@ -157,7 +157,10 @@ impl Pipeline {
         request: QuoteRequest,
         trail: &mut audit::Context,
     ) -> Result<Answer, Refusal> {
-        let counted = attempts::count(&self.attempts, policy, call)?;
+        let counted = match call.turn {
+            None => attempts::count(&self.attempts, policy, call)?,
+            Some(_) => attempts::count_in_time(&self.attempts, policy, call).await?,
+        };
         self.let_in(call)?;
         self.has_joined()?;
         let now = self.clock.now()?;
@@ -245,12 +248,24 @@ impl Pipeline {
             return Ok(Held::Replay(stored));
         }
         let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from).and_then(|()| self.has_room());
+        if let Some(turn) = &call.turn {
+            turn.comes().await;
+        }
         let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
-        let keyed = bears.and_then(|()| Ok(course.time(Stage::Select, select)?));
-        let admit = |keyed| course.time(Stage::Admit, || admit::admit(keyed, &self.flows, call));
-        match keyed.and_then(|keyed| Ok(admit(keyed)?)) {
+        let admit = async |keyed| {
+            let from = Instant::now();
+            let admitted = admit::admit(keyed, &self.flows, call).await;
+            course.ran(Stage::Admit, from);
+            admitted
+        };
+        let admitted = match bears.and_then(|()| Ok(course.time(Stage::Select, select)?)) {
+            Ok(keyed) => admit(keyed).await.map_err(Refusal::from),
+            Err(refusal) => Err(refusal),
+        };
+        match admitted {
             Ok(admitted) => {
-                let from = Instant::now();
+                // It may have waited for its turn or its place: quotas and expiry are of now.
+                let (from, now) = (Instant::now(), self.clock.now()?);
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);
                 Ok(held?)

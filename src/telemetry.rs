@@ -1,6 +1,9 @@
 //! What the gateway says of itself: log lines and metrics. No value of a quote ever gets here but the named few.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::IsTerminal as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -25,6 +28,22 @@ pub fn start_logging(log: &LogSection) -> Result<(), String> {
         LogFormat::Text => lines.with_target(false).try_init(),
     };
     started.map_err(|fault| fault.to_string())
+}
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Has a panic counted and told by its place alone: what it says may hold a value.
+pub fn count_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a task of the gateway panicked at this place; it is a fault to report");
+    }));
+}
+
+/// How many there were.
+fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
 }
 
 /// The filter of a config.

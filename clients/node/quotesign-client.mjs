@@ -22,7 +22,7 @@ const ACTIONS = {
   // The same bytes may be sent again.
   retry: reasons(
     "RATE_LIMITED OVERLOADED SIGNER_UNAVAILABLE LEDGER_UNAVAILABLE CLOCK_UNTRUSTED AUDIT_LAG SIGNING_HALTED" +
-      " DEADLINE_EXCEEDED INTERNAL",
+      " STREAM_ENDED DEADLINE_EXCEEDED INTERNAL",
   ),
   // Ask where the sequence stands and give the quote another number.
   renumber: reasons("SEQUENCE_NOT_MONOTONIC"),

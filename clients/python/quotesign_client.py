@@ -30,7 +30,7 @@ DOMAIN = "quotesign.v1"
 # The same bytes may be sent again.
 RETRY = frozenset(
     "RATE_LIMITED OVERLOADED SIGNER_UNAVAILABLE LEDGER_UNAVAILABLE CLOCK_UNTRUSTED AUDIT_LAG SIGNING_HALTED"
-    " DEADLINE_EXCEEDED INTERNAL".split()
+    " STREAM_ENDED DEADLINE_EXCEEDED INTERNAL".split()
 )
 # Ask where the sequence stands and give the quote another number.
 RENUMBER = frozenset(["SEQUENCE_NOT_MONOTONIC"])

@@ -17,7 +17,8 @@ mod certificates;
 mod files;
 mod token;
 
-pub(super) use files::write as write_private;
+pub(super) use certificates::TRUST_DOMAIN;
+pub(super) use files::{CONFIG, write as write_private, write_addresses};
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
@@ -33,14 +34,14 @@ impl Dev {
     pub(super) fn run(self) -> Result<(), Failure> {
         let dir = make_dir(&self.dir)?;
         if !dir.join(files::COMPLETE).exists() {
-            prepare(&dir)?;
+            prepare(&dir, &[], token::BITS)?;
         }
         if self.prepare {
             say!("{} is ready; `quotesign dev --dir {}` serves it", self.dir.display(), self.dir.display());
             return Ok(());
         }
-        files::write_addresses(&dir)?;
-        let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
+        write_addresses(&dir)?;
+        let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
         // An older version may have made it.
         migrate(&config)?;
         serve(config, |gateway| tell(&self.dir, gateway))
@@ -54,16 +55,17 @@ fn make_dir(dir: &Path) -> Result<PathBuf, Failure> {
     dir.canonicalize().map_err(named)
 }
 
-/// Makes everything anew. What an interrupted run has left goes first; the mark of completion is set last.
-fn prepare(dir: &Path) -> Result<(), Failure> {
+/// Makes everything anew, with a key of so many bits and certificates of these callers beside the bundle's own. What an
+/// interrupted run has left goes first; the mark of completion is set last.
+pub(super) fn prepare(dir: &Path, callers: &[String], bits: u32) -> Result<(), Failure> {
     files::clear(dir)?;
     files::write_softhsm(dir)?;
-    certificates::make(&dir.join("tls"))?;
-    files::write_addresses(dir)?;
-    let (quotes, checkpoints) = token::make(dir)?;
+    certificates::make(&dir.join("tls"), callers)?;
+    write_addresses(dir)?;
+    let (quotes, checkpoints) = token::make(dir, bits)?;
     files::write_policy(&dir.join("policy"), &quotes)?;
     files::write_checkpoint_key(dir, &checkpoints)?;
-    let config = Config::load(&dir.join(files::CONFIG)).map_err(Failure::unfit)?;
+    let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
     migrate(&config)?;
     files::write(&dir.join(files::COMPLETE), b"the environment beside this file is complete\n")
 }

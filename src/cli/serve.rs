@@ -1,7 +1,7 @@
 //! `quotesign serve`.
 
 use clap::Args;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{config::Config, gateway::Gateway, telemetry};
 
@@ -22,7 +22,9 @@ impl Serve {
 /// Serves until told to end. `ready` is called once every address is bound.
 pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), Failure> {
     telemetry::start_logging(&config.log).map_err(Failure::unfit)?;
+    telemetry::count_panics();
     refuse_core_dumps()?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(async {
         let _failpoints = cfg!(feature = "failpoints").then(fail::FailScenario::setup);
@@ -33,6 +35,15 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
         ready(&gateway);
         gateway.run().await.map_err(Failure::failed)
     })
+}
+
+/// Raises the limit on open files as far as the system lets it: each connection is one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(fault) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%fault, "the limit on open files cannot be raised");
+    }
 }
 
 /// A core dump would hold PINs and quotes.

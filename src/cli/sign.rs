@@ -3,12 +3,12 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tonic::{Request, transport::Channel};
 
 use crate::{
     client::ClientFile,
-    clock::{Clock as _, SystemClock, UtcTime},
+    clock::UtcTime,
     proto::{
         GetSequenceRequest, SignQuoteRequest, SignQuoteResponse,
         quote_signing_service_client::QuoteSigningServiceClient, timestamp,
@@ -16,6 +16,10 @@ use crate::{
 };
 
 use super::{ClientPath, Failure, block_on, dev::write_private, out::say};
+
+mod template;
+
+pub(super) use template::{Template, this_second};
 
 #[derive(Debug, Args)]
 pub(super) struct Sign {
@@ -117,30 +121,11 @@ impl Sign {
 
 /// Fills in the claims of the shipped contract that go stale. The quote keeps its length of validity.
 async fn fill(payload: &[u8], gateway: &mut QuoteSigningServiceClient<Channel>) -> Result<Vec<u8>, Failure> {
-    let mut quote: Map<String, Value> =
-        serde_json::from_slice(payload).map_err(|fault| Failure::unfit(format!("--fill: {fault}")))?;
-    let text = |claim: &str| quote.get(claim).and_then(Value::as_str);
-    let partner = text("partner_id").ok_or_else(|| Failure::unfit("--fill: the quote has no `partner_id`"))?.to_owned();
-    let time = |claim| text(claim).and_then(|text| UtcTime::parse(text).ok());
-    let valid_for = match (time("issued_at"), time("expires_at")) {
-        (Some(issued), Some(expires)) => expires.since(issued),
-        _ => {
-            return Err(Failure::unfit(
-                "--fill: the quote has no `issued_at` and `expires_at` to take its validity from",
-            ));
-        }
-    };
+    let template = Template::read(payload).map_err(|fault| Failure::unfit(format!("--fill: {fault}")))?;
+    let partner = template.partner().to_owned();
     let mut request = Request::new(GetSequenceRequest { partner, corridor: String::new() });
     request.set_timeout(Duration::from_secs(10));
     let answer = gateway.get_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
-    let now = whole_seconds(SystemClock.now());
-    quote.insert("quote_id".to_owned(), json!(uuid::Uuid::now_v7().to_string()));
-    quote.insert("quote_sequence".to_owned(), json!(answer.last + 1));
-    quote.insert("issued_at".to_owned(), json!(now));
-    quote.insert("expires_at".to_owned(), json!(now.plus(valid_for)));
+    let quote = template.fill(&uuid::Uuid::now_v7().to_string(), Some(answer.last + 1), this_second());
     serde_json::to_vec_pretty(&quote).map_err(Failure::failed)
-}
-
-fn whole_seconds(at: UtcTime) -> UtcTime {
-    UtcTime::from_millis(at.millis() - at.millis().rem_euclid(1000))
 }

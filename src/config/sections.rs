@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::CheckpointSection;
-use crate::{clock::ClockBounds, domain::Environment, json::Limits, signer::pkcs11::Pin};
+use crate::{clock::ClockBounds, domain::Environment, json::Limits, signer::pkcs11::Pin, transport::live::Files};
 
 /// A listener with mutual TLS 1.3.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +31,24 @@ pub struct GrpcListener {
     /// Whether gRPC reflection answers.
     #[serde(default)]
     pub reflection: bool,
+}
+
+impl GrpcListener {
+    /// The files of its TLS.
+    #[must_use]
+    pub fn files(&self) -> Files {
+        let Self { certificate, private_key, client_ca, .. } = self.clone();
+        Files { certificate, private_key, client_ca: Some(client_ca) }
+    }
+}
+
+impl JwksListener {
+    /// The files of its TLS.
+    #[must_use]
+    pub fn files(&self) -> Files {
+        let Self { certificate, private_key, .. } = self.clone();
+        Files { certificate, private_key, client_ca: None }
+    }
 }
 
 /// The public listener.
@@ -115,6 +133,11 @@ pub struct LimitsSection {
     pub handshake_timeout_ms: u64,
     /// The longest a call may take, and what a call without a deadline gets.
     pub deadline_ms_max: u64,
+    /// How old a connection may be before its client is asked to open another, in seconds; each ends up to a tenth earlier, so
+    /// that those that began together do not end together.
+    pub connection_age_s_max: u64,
+    /// How many quotes of one stream may be under way.
+    pub stream_window: usize,
 }
 
 impl Default for LimitsSection {
@@ -128,6 +151,8 @@ impl Default for LimitsSection {
             streams_max: 128,
             handshake_timeout_ms: 5_000,
             deadline_ms_max: 10_000,
+            connection_age_s_max: 3_600,
+            stream_window: 64,
         }
     }
 }
@@ -284,6 +309,14 @@ impl LimitsSection {
     #[must_use]
     pub fn deadline_max(&self) -> Duration {
         Duration::from_millis(self.deadline_ms_max)
+    }
+}
+
+impl LimitsSection {
+    /// How old a connection may be.
+    #[must_use]
+    pub fn age_max(&self) -> Duration {
+        Duration::from_secs(self.connection_age_s_max)
     }
 }
 

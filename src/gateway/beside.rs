@@ -7,8 +7,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Gateway, StartError, exports, join, lanes::OwnLanes, notary::Notary, pruning::Pruning, publication,
-    reporting::Reporting, shipping::Shipping, upkeep,
+    Gateway, StartError, certificates::Certificates, exports, join, lanes::OwnLanes, notary::Notary, pruning::Pruning,
+    publication, reporting::Reporting, shipping::Shipping, upkeep,
 };
 use crate::{service::access, telemetry::otlp::records};
 
@@ -112,6 +112,7 @@ fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {
     upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::look_at_room(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::reload_on_hangup(control.clone(), pipeline(), stop.clone()));
+    upkeep.spawn(Certificates::new(&gateway.lives, config, pipeline(), metrics.clone()).run(stop.clone()));
     upkeep.spawn(join::until_joined(pipeline(), control.clone(), stop.clone()));
     upkeep.spawn(upkeep::look_ahead(pipeline(), metrics.clone(), stop.clone()));
     let (replica, url_ca) = (ledger.replica(), config.jwks.url_ca.clone());

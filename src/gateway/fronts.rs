@@ -1,56 +1,182 @@
-//! Serves HTTP routes over accepted TLS connections, with bounds on how long a request's head may take.
+//! The four listeners: what each speaks, what it serves, and within which bounds.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use http::Request;
+use hyper::body::Incoming;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower::{Layer as _, ServiceExt as _};
 
-use crate::transport::accept::Connection;
+use super::{Gateway, StartError};
+use crate::{
+    config::{Config, GrpcListener},
+    pipeline::Pipeline,
+    proto::{
+        DESCRIPTORS, admin_service_server::AdminServiceServer, key_directory_service_server::KeyDirectoryServiceServer,
+        quote_signing_service_server::QuoteSigningServiceServer,
+    },
+    service::{
+        admin::Admin,
+        jwks::{self, Lines, Sets},
+        keys::Keys,
+        operations::{self, Operations},
+        quotes::Quotes,
+    },
+    transport::{
+        accept::{self, Bounds, Protocol},
+        edge::{EdgeLayer, Site},
+        live::Live,
+        serve::{self, KEEPALIVE, Terms},
+        tls::{self, TlsError},
+    },
+};
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request's head is a path and a few headers.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// How long connections may take to end when the gateway does.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much larger a message may be than the quote in it.
+const MESSAGE_OVERHEAD_BYTES: usize = 4096;
+/// How long a connection to a listener of anyone's may be silent.
+const PUBLIC_IDLE_MAX: Duration = Duration::from_secs(15);
+/// How many requests such a connection may have under way.
+const PUBLIC_STREAMS_MAX: u32 = 16;
+/// How long after the longest call a connection is cut off that is to end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
-/// Serves `routes` until `stop`.
-pub(super) async fn serve_https(
-    mut connections: ReceiverStream<io::Result<Connection>>,
-    routes: Router,
-    stop: CancellationToken,
-) {
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(16)
-        .max_header_list_size(16 * 1024)
-        .keep_alive_interval(Duration::from_secs(30));
-    let ending = GracefulShutdown::new();
-    loop {
-        let connection = tokio::select! {
-            () = stop.cancelled() => break,
-            next = connections.next() => match next {
-                Some(Ok(connection)) => connection,
-                Some(Err(_)) => continue,
-                None => break,
-            },
+/// Where the gateway listens.
+pub(super) struct Listeners {
+    grpc: TcpListener,
+    admin: TcpListener,
+    jwks: TcpListener,
+    operations: TcpListener,
+}
+
+/// The TLS settings of the fronts, which follow their files.
+#[derive(Clone)]
+pub(super) struct Lives {
+    pub(super) grpc: Arc<Live>,
+    pub(super) admin: Arc<Live>,
+    pub(super) jwks: Arc<Live>,
+}
+
+impl Listeners {
+    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+        let bind = async |field: &str, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|fault| {
+                StartError::unfit(format!("`{field}` = `{address}` cannot be bound: {fault}; free it or give another"))
+            })
         };
-        let service = TowerToHyperService::new(routes.clone());
-        let serving = server.serve_connection(TokioIo::new(connection), service).into_owned();
-        let serving = ending.watch(serving);
-        tokio::spawn(async move {
-            if let Err(fault) = serving.await {
-                tracing::debug!(%fault, "a connection to the JWKS ended");
-            }
-        });
+        Ok(Self {
+            grpc: bind("grpc.listen", config.grpc.listen).await?,
+            admin: bind("admin.listen", config.admin.listen).await?,
+            jwks: bind("jwks.listen", config.jwks.listen).await?,
+            operations: bind("operations.listen", config.operations.listen).await?,
+        })
     }
-    let _late_ones_are_dropped = tokio::time::timeout(END_TIMEOUT, ending.shutdown()).await;
+
+    pub(super) fn addresses(&self) -> io::Result<[(&'static str, SocketAddr); 4]> {
+        Ok([
+            ("grpc", self.grpc.local_addr()?),
+            ("admin", self.admin.local_addr()?),
+            ("jwks", self.jwks.local_addr()?),
+            ("operations", self.operations.local_addr()?),
+        ])
+    }
+}
+
+impl Lives {
+    pub(super) fn read(config: &Config) -> Result<Self, TlsError> {
+        Ok(Self {
+            grpc: Live::new(tls::mutual(&config.grpc)?),
+            admin: Live::new(tls::mutual(&config.admin)?),
+            jwks: Live::new(tls::public(&config.jwks)?),
+        })
+    }
+}
+
+impl Gateway {
+    /// Begins to serve on all four, until `stop`.
+    pub(super) fn fronts<H>(
+        self,
+        health: tonic_health::pb::health_server::HealthServer<H>,
+        stop: &CancellationToken,
+    ) -> Result<JoinSet<()>, StartError>
+    where
+        H: tonic_health::pb::health_server::Health,
+    {
+        let limits = &self.config.limits;
+        let message_bytes = limits.payload_bytes_max + MESSAGE_OVERHEAD_BYTES;
+        let (pipeline, metrics) = (self.pipeline.clone(), self.metrics.clone());
+        let quotes = Quotes { pipeline, metrics, stream_window: limits.stream_window };
+        let quotes = QuoteSigningServiceServer::new(quotes).max_decoding_message_size(message_bytes);
+        let keys = Keys { pipeline: self.pipeline.clone() };
+        let keys = KeyDirectoryServiceServer::new(keys).max_decoding_message_size(message_bytes);
+        let admin = AdminServiceServer::new(Admin {
+            pipeline: self.pipeline.clone(),
+            control: self.control.clone(),
+            components: self.components.clone(),
+            started_at: self.started_at,
+        })
+        .max_decoding_message_size(message_bytes);
+        let grpc = Routes::new(health.clone()).add_service(quotes).add_service(keys);
+        let admin = Routes::new(health).add_service(admin);
+        let bounds = Bounds {
+            connections_max: limits.connections_max,
+            connections_per_address_max: limits.connections_per_address_max,
+            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+            idle_max: KEEPALIVE.0 + KEEPALIVE.1 + KEEPALIVE.1,
+        };
+        let public_bounds = Bounds { idle_max: PUBLIC_IDLE_MAX, ..bounds };
+        let last_calls = limits.deadline_max() + LAST_CALLS;
+        let terms = Terms { http2_only: true, streams_max: limits.streams_max, age_max: limits.age_max(), last_calls };
+        let public_terms = Terms { http2_only: false, streams_max: PUBLIC_STREAMS_MAX, ..terms };
+
+        let mut fronts = JoinSet::new();
+        let Listeners { grpc: grpc_listener, admin: admin_listener, jwks: jwks_listener, operations } = self.listeners;
+        let edge = EdgeLayer(Arc::new(Site {
+            environment: self.config.environment,
+            deadline_max: limits.deadline_max(),
+            metrics: self.metrics.clone(),
+            calls: self.calls.clone(),
+            tracer: self.tracer.clone(),
+        }));
+        for (routes, listener, section, live) in [
+            (grpc, grpc_listener, &self.config.grpc, &self.lives.grpc),
+            (admin, admin_listener, &self.config.admin, &self.lives.admin),
+        ] {
+            let routes = edge.layer(with_reflection(routes, section)?.prepare());
+            let routes = routes.map_request(|request: Request<Incoming>| request.map(Body::new));
+            let protocol = Protocol::Mutual(live.clone(), section.trust_domain.clone());
+            let connections = accept::accept(listener, protocol, bounds, stop.clone());
+            fronts.spawn(serve::serve(connections, routes, terms, stop.clone()));
+        }
+        let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
+        let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
+        let sets = jwks::routes(sets, Lines::new(self.config.environment, self.metrics.clone()));
+        let protocol = Protocol::Public(self.lives.jwks.clone());
+        let connections = accept::accept(jwks_listener, protocol, public_bounds, stop.clone());
+        fronts.spawn(serve::serve(connections, sets, public_terms, stop.clone()));
+        let watched = operations::routes(Operations {
+            components: self.components,
+            stopped: self.pipeline.stopped.clone(),
+            published: self.pipeline.published.clone(),
+            metrics: self.metrics,
+        });
+        let connections = accept::accept(operations, Protocol::Plain, public_bounds, stop.clone());
+        fronts.spawn(serve::serve(connections, watched, public_terms, stop.clone()));
+        Ok(fronts)
+    }
+}
+
+fn with_reflection(routes: Routes, section: &GrpcListener) -> Result<Routes, StartError> {
+    if !section.reflection {
+        return Ok(routes);
+    }
+    let build = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (v1, v1alpha) = (build().build_v1(), build().build_v1alpha());
+    let fault = |fault: tonic_reflection::server::Error| StartError::Machine(fault.to_string());
+    Ok(routes.add_service(v1.map_err(fault)?).add_service(v1alpha.map_err(fault)?))
 }

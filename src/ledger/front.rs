@@ -79,22 +79,25 @@ impl Ledger {
         Self(Arc::new(Handle { queue, desk, passed: Mutex::default(), writer: Mutex::new(writer.ok()) }))
     }
 
-    /// Binds a number and a key to a payload; returns once that is durable.
+    /// Binds a number and a key to a payload; ends once that is durable. It has its place among all operations by the time
+    /// this returns: what is asked for later is done later.
     ///
     /// # Errors
     /// Where it is refused, or cannot be made durable.
-    pub async fn reserve(&self, op: Reserve) -> Result<Reserved, LedgerError> {
-        let scope = op.scope.clone();
-        match self.ask(Op::Reserve(op)).await? {
-            Done::Reserved(reserved) => {
-                let (Reserved::Pending(Reservation { sequence, .. }) | Reserved::Replay(Released { sequence, .. })) =
-                    &reserved;
-                let mut passed = self.0.passed.lock();
-                let last = passed.entry(scope).or_insert(*sequence);
-                *last = (*last).max(*sequence);
-                Ok(reserved)
+    pub fn reserve(&self, op: Reserve) -> impl Future<Output = Result<Reserved, LedgerError>> + Send + use<> {
+        let (scope, begun, ledger) = (op.scope.clone(), self.begin(Op::Reserve(op)), self.clone());
+        async move {
+            match answered(begun?).await? {
+                Done::Reserved(reserved) => {
+                    let (Reserved::Pending(Reservation { sequence, .. }) | Reserved::Replay(Released { sequence, .. })) =
+                        &reserved;
+                    let mut passed = ledger.0.passed.lock();
+                    let last = passed.entry(scope).or_insert(*sequence);
+                    *last = (*last).max(*sequence);
+                    Ok(reserved)
+                }
+                _ => Err(misplaced()),
             }
-            _ => Err(misplaced()),
         }
     }
 

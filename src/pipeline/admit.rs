@@ -1,7 +1,10 @@
 //! Lets no more quotes towards a device than it can take, and shares it fairly among callers: what cannot be served
 //! soon enough is refused before a number is taken, with an honest time to come again.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Instant,
+};
 
 use crate::{
     call::Call,
@@ -41,13 +44,20 @@ pub struct Seat {
     _place: Place,
 }
 
-/// Takes a place.
+/// Takes a place. A quote of a stream waits for one, and those behind it with it: a stream is held back rather than refused.
 ///
 /// # Errors
 /// Where none is free for this caller, or its turn would come after its deadline.
-pub fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
+pub async fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
     let Keyed(ready) = keyed;
     let flow = flows.of(&call.caller);
-    let (replica, place) = ready.signer.place(flow, call.deadline)?;
-    Ok(Admitted { ready, seat: Seat { flow, replica, _place: place } })
+    loop {
+        match ready.signer.place(flow, call.deadline) {
+            Ok((replica, place)) => return Ok(Admitted { ready, seat: Seat { flow, replica, _place: place } }),
+            Err(Busy { retry_after }) if call.turn.is_some() && Instant::now() + retry_after < call.deadline => {
+                tokio::time::sleep(retry_after).await;
+            }
+            Err(busy) => return Err(busy),
+        }
+    }
 }

@@ -1,7 +1,11 @@
 //! A cheap quota on attempts per caller, before anything is parsed, so that refusals are bounded too. Kept in
 //! memory: forgetting it costs nothing. Quotas on signed quotes are the ledger's.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter, clock::Clock as _};
 use parking_lot::RwLock;
@@ -47,6 +51,18 @@ pub fn count(attempts: &Attempts, policy: &Bundle, call: &Call) -> Result<Counte
     match limiter.limiter.check() {
         Ok(()) => Ok(Counted(())),
         Err(not_until) => Err(Exhausted { retry_after: not_until.wait_time_from(limiter.limiter.clock().now()) }),
+    }
+}
+
+/// Counts one attempt of the caller once its quota has room: for a stream, which is held back rather than refused.
+pub async fn count_in_time(attempts: &Attempts, policy: &Bundle, call: &Call) -> Result<Counted, Exhausted> {
+    loop {
+        match count(attempts, policy, call) {
+            Err(Exhausted { retry_after }) if Instant::now() + retry_after < call.deadline => {
+                tokio::time::sleep(retry_after).await;
+            }
+            counted => return counted,
+        }
     }
 }
 

@@ -151,6 +151,7 @@ pub fn is_retryable(reason: Reason) -> bool {
             | Reason::ClockUntrusted
             | Reason::AuditLag
             | Reason::SigningHalted
+            | Reason::StreamEnded
             | Reason::Internal
     )
 }
@@ -209,7 +210,8 @@ pub fn answer(reason: Reason) -> Status {
         | Reason::LedgerUnavailable
         | Reason::ClockUntrusted
         | Reason::SigningHalted
-        | Reason::AuditLag => Status::Unavailable,
+        | Reason::AuditLag
+        | Reason::StreamEnded => Status::Unavailable,
         Reason::DeadlineExceeded => Status::DeadlineExceeded,
         Reason::NotFound => Status::NotFound,
         Reason::Unspecified | Reason::SignatureMismatch | Reason::Internal => Status::Internal,

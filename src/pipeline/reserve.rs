@@ -75,7 +75,12 @@ pub async fn reserve(
         context: trail.clone(),
         now,
     };
-    match ledger.reserve(op).await? {
+    let reserving = ledger.reserve(op);
+    // The ledger has it in its place now.
+    if let Some(turn) = &call.turn {
+        turn.pass();
+    }
+    match reserving.await? {
         Reserved::Replay(released) => Ok(Held::Replay(Stored { released })),
         Reserved::Pending(reservation) => {
             let input = input_of(unsigned, &reservation)?;

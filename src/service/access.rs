@@ -29,8 +29,9 @@ pub struct Rpc {
 }
 
 /// Every RPC of the gateway's own services. A test holds it against the proto's descriptors.
-pub const RPCS: [Rpc; 18] = [
+pub const RPCS: [Rpc; 19] = [
     SIGN_QUOTE,
+    SIGN_QUOTES,
     VERIFY_QUOTE,
     GET_SEQUENCE,
     GET_JWKS,
@@ -52,6 +53,8 @@ pub const RPCS: [Rpc; 18] = [
 
 /// `SignQuote`.
 pub const SIGN_QUOTE: Rpc = Rpc { method: "quotesign.v1.QuoteSigningService/SignQuote", action: Action::SignQuote };
+/// `SignQuotes`: to policy each of its quotes is one of `SignQuote`.
+pub const SIGN_QUOTES: Rpc = Rpc { method: "quotesign.v1.QuoteSigningService/SignQuotes", action: Action::SignQuote };
 /// `VerifyQuote`.
 pub const VERIFY_QUOTE: Rpc =
     Rpc { method: "quotesign.v1.QuoteSigningService/VerifyQuote", action: Action::VerifyQuote };
@@ -115,14 +118,18 @@ impl Rpc {
     /// # Errors
     /// UNAUTHENTICATED where the client certificate names no caller.
     pub fn call<T>(self, request: &Request<T>) -> Result<Call, Status> {
-        let extensions = request.extensions();
-        let edge = extensions.get::<Edge>().ok_or_else(|| status::plain(Reason::Internal, "the call has no edge"))?;
-        let peer = extensions.get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
-        let peer =
-            peer.ok_or_else(|| status::plain(Reason::CallerUnidentified, "the connection has no client certificate"))?;
-        let caller = peer.caller.clone().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?;
-        let Edge { correlation_id, deadline, subject, course, trace } = edge.clone();
-        Ok(Call { caller, method: self.method, correlation_id, deadline, subject, course, trace })
+        let (edge, peer) = behind(request)?;
+        self.call_of(edge, &peer)
+    }
+
+    /// The call of this peer at this edge.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED where the client certificate names no caller, or is not accepted any more.
+    pub fn call_of(self, edge: Edge, peer: &Peer) -> Result<Call, Status> {
+        let caller = peer.caller().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?.clone();
+        let Edge { correlation_id, deadline, subject, course, trace, .. } = edge;
+        Ok(Call { caller, method: self.method, correlation_id, deadline, subject, course, trace, turn: None })
     }
 
     /// Counts the attempt, and says whether policy lets `call` do this with `partner`. Unknown and forbidden look
@@ -169,6 +176,18 @@ impl Rpc {
         denied(pipeline, policy, call, &verdict, status::answer(Reason::PolicyDenied));
         Err(status::plain(Reason::PolicyDenied, "policy does not let this caller do this"))
     }
+}
+
+/// What the transport put beside a request.
+///
+/// # Errors
+/// Where it did not come through the edge, or over a connection without a client certificate.
+pub fn behind<T>(request: &Request<T>) -> Result<(Edge, Arc<Peer>), Status> {
+    let extensions = request.extensions();
+    let edge = extensions.get::<Edge>().ok_or_else(|| status::plain(Reason::Internal, "the call has no edge"))?;
+    let peer = extensions.get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
+    let nobody = || status::plain(Reason::CallerUnidentified, "the connection has no client certificate");
+    Ok((edge.clone(), peer.ok_or_else(nobody)?.clone()))
 }
 
 /// Counts the attempt, and turns away whoever is suspended.
@@ -223,6 +242,9 @@ mod tests {
         methods.sort();
         rows.sort();
         assert_eq!(methods, rows);
-        assert!(RPCS.iter().all(|rpc| rpc.method.ends_with(&format!("/{}", rpc.action.name()))));
+        // A stream is many of one act.
+        let is_of = |rpc: &Rpc| rpc.method.ends_with(&format!("/{}", rpc.action.name()));
+        assert!(RPCS.iter().all(|rpc| *rpc == SIGN_QUOTES || is_of(rpc)));
+        assert_eq!(SIGN_QUOTES.action, SIGN_QUOTE.action);
     }
 }

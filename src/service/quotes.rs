@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     audit::{self, Event, Facts, Record},
@@ -20,12 +22,49 @@ use crate::{
 
 use super::{access, outcomes, status};
 
+mod stream;
+
+use stream::QuoteStream;
+
 /// Serves callers.
 pub struct Quotes {
     /// The path of a quote.
     pub pipeline: Arc<Pipeline>,
     /// Where it is counted what was found of quotes.
     pub metrics: Arc<Metrics>,
+    /// How many quotes of one stream may be under way.
+    pub stream_window: usize,
+}
+
+/// Signs the quote of one call, or of one place in a stream.
+async fn sign(
+    pipeline: &Arc<Pipeline>,
+    call: &Call,
+    request: proto::SignQuoteRequest,
+) -> Result<proto::SignQuoteResponse, Status> {
+    let proto::SignQuoteRequest { environment, payload, quote_id, values_fixed_at } = request;
+    let values_fixed_at = values_fixed_at.map(|at| instant("values_fixed_at", at)).transpose()?;
+    let policy = pipeline.policy.load_full();
+    let mut trail = access::trail(call, pipeline.environment, &policy);
+    let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
+    let signed = pipeline.sign_quote(&policy, call, request, &mut trail).await;
+    let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
+    match signed {
+        Ok(answer) => Ok(proto::SignQuoteResponse {
+            jws: answer.released.jws.as_str().to_owned(),
+            kid: answer.released.kid.to_string(),
+            sequence: answer.released.sequence.get(),
+            payload_sha256: answer.released.payload.0.to_vec(),
+            policy_digest: answer.policy.to_string(),
+            replayed: answer.replayed,
+            audit_record_id: answer.released.record.to_string(),
+            expires_at: Some(proto::timestamp(answer.released.expires_at)),
+        }),
+        Err(refusal) => {
+            pipeline.journal_refusal(trail, &refusal);
+            Err(status::of(&refusal))
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -35,29 +74,19 @@ impl QuoteSigningService for Quotes {
         request: Request<proto::SignQuoteRequest>,
     ) -> Result<Response<proto::SignQuoteResponse>, Status> {
         let call = access::SIGN_QUOTE.call(&request)?;
-        let proto::SignQuoteRequest { environment, payload, quote_id, values_fixed_at } = request.into_inner();
-        let values_fixed_at = values_fixed_at.map(|at| instant("values_fixed_at", at)).transpose()?;
-        let policy = self.pipeline.policy.load_full();
-        let mut trail = access::trail(&call, self.pipeline.environment, &policy);
-        let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
-        let signed = self.pipeline.sign_quote(&policy, &call, request, &mut trail).await;
-        let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
-        match signed {
-            Ok(answer) => Ok(Response::new(proto::SignQuoteResponse {
-                jws: answer.released.jws.as_str().to_owned(),
-                kid: answer.released.kid.to_string(),
-                sequence: answer.released.sequence.get(),
-                payload_sha256: answer.released.payload.0.to_vec(),
-                policy_digest: answer.policy.to_string(),
-                replayed: answer.replayed,
-                audit_record_id: answer.released.record.to_string(),
-                expires_at: Some(proto::timestamp(answer.released.expires_at)),
-            })),
-            Err(refusal) => {
-                self.pipeline.journal_refusal(trail, &refusal);
-                Err(status::of(&refusal))
-            }
-        }
+        sign(&self.pipeline, &call, request.into_inner()).await.map(Response::new)
+    }
+
+    type SignQuotesStream = ReceiverStream<Result<proto::SignQuotesResponse, Status>>;
+
+    async fn sign_quotes(
+        &self,
+        request: Request<Streaming<proto::SignQuotesRequest>>,
+    ) -> Result<Response<Self::SignQuotesStream>, Status> {
+        let stream = QuoteStream::begin(self.pipeline.clone(), self.metrics.clone(), self.stream_window, &request)?;
+        let (answers, answered) = mpsc::channel(self.stream_window);
+        tokio::spawn(stream.run(request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(answered)))
     }
 
     async fn verify_quote(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
@@ -20,6 +20,9 @@ pub fn code(reason: Reason) -> Code {
     Code::from_i32(answer(reason).number())
 }
 
+/// When gRPC's own retries come again.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 pub use crate::pipeline::refusal::{answer, name};
 
 /// A status of a reason and a message.
@@ -35,7 +38,14 @@ fn with(
     mut details: ErrorDetails,
 ) -> Status {
     details.set_error_info(name(reason), DOMAIN, metadata);
-    Status::with_error_details(code(reason), message, details)
+    // gRPC's own retries heed this and know nothing of RetryInfo.
+    let wait = details.retry_info().and_then(|info| info.retry_delay);
+    let wait = wait.and_then(|wait| wait.as_millis().to_string().parse().ok());
+    let mut trailers = MetadataMap::new();
+    if let Some(wait) = wait {
+        trailers.insert(PUSHBACK, wait);
+    }
+    Status::with_error_details_and_metadata(code(reason), message, details, trailers)
 }
 
 /// The status of a refusal of the quote's path.
@@ -152,6 +162,6 @@ mod tests {
             assert!(!name(reason).starts_with("REASON"));
             seen += 1;
         }
-        assert_eq!(seen, 28);
+        assert_eq!(seen, 29);
     }
 }

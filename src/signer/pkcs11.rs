@@ -9,6 +9,7 @@
 //! - `wire`: what both sides say to each other
 //! - `fault`: what goes wrong, translated in one place
 //! - `provision`: what commands ask of a token
+//! - `raw`: the module without any of this, for benchmarks
 //! - `host`: the process that loads the module: sessions on threads of their own, keys, key generation
 
 use std::{
@@ -44,6 +45,7 @@ mod link;
 mod logins;
 mod outage;
 mod provision;
+pub mod raw;
 mod supervisor;
 mod wire;
 

@@ -108,6 +108,19 @@ pub struct Metrics {
     spike: Family<KeyLabels, Gauge>,
     stops: Family<StopLabels, Gauge>,
     certificates: Family<FrontLabels, Instant>,
+    certificates_refused: Family<FrontLabels, Gauge>,
+    streams: Gauge,
+    panics: Counter,
+}
+
+/// A stream that is open, for as long as it is held.
+#[must_use]
+pub struct OpenStream(Gauge);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 fn family<L, M>(registry: &mut Registry, name: &str, help: &str) -> Family<L, M>
@@ -200,6 +213,13 @@ impl Default for Metrics {
                 "certificate_expiry_timestamp_seconds",
                 "When the certificate that a front serves ends",
             ),
+            certificates_refused: family(
+                of,
+                "certificate_files_refused",
+                "1 where the TLS files of a front have changed and cannot be used",
+            ),
+            streams: single(of, "streams", "How many streams of quotes are open"),
+            panics: single(of, "panics", "Faults of the gateway that ended a task; each cost one call at most"),
             registry: Mutex::new(all),
         }
         .at_the_start()
@@ -281,6 +301,17 @@ impl Metrics {
     /// When a front's certificate ends.
     pub fn certificate(&self, front: &'static str, ends: UtcTime) {
         self.certificates.get_or_create(&FrontLabels { front }).set(seconds(ends));
+    }
+
+    /// Whether its files have changed and cannot be used.
+    pub fn certificate_refused(&self, front: &'static str, is_refused: bool) {
+        self.certificates_refused.get_or_create(&FrontLabels { front }).set(i64::from(is_refused));
+    }
+
+    /// Another stream is open.
+    pub fn stream(&self) -> OpenStream {
+        self.streams.inc();
+        OpenStream(self.streams.clone())
     }
 
     /// How a part fares.
@@ -389,6 +420,7 @@ impl Metrics {
     #[must_use]
     pub fn text(&self) -> String {
         self.clock.set(seconds(SystemClock.now()));
+        self.panics.inner().store(super::panics(), Ordering::Relaxed);
         let mut text = String::new();
         match encode(&mut text, &self.registry.lock()) {
             Ok(()) => text,
@@ -453,6 +485,9 @@ mod tests {
             spike,
             stops,
             certificates,
+            certificates_refused,
+            streams: _,
+            panics: _,
         } = &metrics;
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
@@ -478,6 +513,7 @@ mod tests {
         outcomes.get_or_create(&OutcomeLabels { kid: text(), outcome: "accepted" }).set(1);
         stops.get_or_create(&StopLabels { kind: "revoked" }).set(1);
         certificates.get_or_create(&FrontLabels { front: "jwks" }).set(1.0);
+        certificates_refused.get_or_create(&FrontLabels { front: "jwks" }).set(1);
         metrics.reloads((1, 1));
         metrics
     }

@@ -1,8 +1,9 @@
-//! Accepts connections and shakes hands, within bounds on both, so that no stranger holds the gateway up. A
-//! connection of a caller ends no later than its certificate.
+//! Accepts connections and shakes hands, within bounds on both, so that no stranger holds the gateway up: a connection has a
+//! place only once its handshake is done, and where too many handshakes are under way, the oldest gives way. A connection of a
+//! caller ends no later than its certificate.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::IpAddr,
     pin::Pin,
@@ -12,21 +13,19 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustls::{ServerConfig, ServerConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::AbortHandle,
     time::{Instant, Sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
 use crate::clock::{Clock as _, SystemClock};
 
-use super::peer::Peer;
+use super::{live::Live, peer::Peer};
 
 /// Handshakes under way at once, on one listener.
 const HANDSHAKES_MAX: usize = 256;
@@ -47,14 +46,30 @@ pub struct Bounds {
     pub idle_max: Duration,
 }
 
+/// What a listener speaks.
+#[derive(Clone)]
+pub enum Protocol {
+    /// Mutual TLS, with the SPIFFE trust domain of its callers.
+    Mutual(Arc<Live>, Option<String>),
+    /// TLS for anyone.
+    Public(Arc<Live>),
+    /// No TLS: loopback, or a pod's own network.
+    Plain,
+}
+
 /// A connection after its handshake.
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     peer: Option<Arc<Peer>>,
     ends: Option<Pin<Box<Sleep>>>,
     silent: Pin<Box<Sleep>>,
     idle_max: Duration,
     _place: Place,
+}
+
+enum Stream {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
 }
 
 /// A place among the connections of a listener and of its address; dropping it gives both back.
@@ -90,26 +105,51 @@ impl Drop for Place {
     }
 }
 
-/// Reads the peer of a finished handshake; absent on a listener without client certificates.
-pub type Identify = Arc<dyn Fn(&ServerConnection) -> Option<Peer> + Send + Sync>;
+/// Handshakes under way, oldest first.
+#[derive(Default)]
+struct Handshakes(Mutex<BTreeMap<u64, AbortHandle>>);
+
+impl Handshakes {
+    /// Begins one. Whoever keeps many half open loses them first; a peer that goes on is done long before it is the oldest.
+    fn begin(self: &Arc<Self>, id: u64, handshake: impl Future<Output = ()> + Send + 'static) {
+        // Its end waits for this lock, so that it is never taken out before it was put in.
+        let mut under_way = self.0.lock();
+        if under_way.len() >= HANDSHAKES_MAX
+            && let Some((_, oldest)) = under_way.pop_first()
+        {
+            oldest.abort();
+        }
+        let handshakes = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            handshake.await;
+            handshakes.0.lock().remove(&id);
+        });
+        under_way.insert(id, task.abort_handle());
+    }
+}
+
+/// What every handshake of a listener needs.
+struct Door {
+    protocol: Protocol,
+    bounds: Bounds,
+    places: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
+    ready: mpsc::Sender<Connection>,
+}
 
 /// Accepts until `stop`. Whoever fails the handshake is dropped without an answer beyond the TLS alert.
 pub fn accept(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    identify: Identify,
+    protocol: Protocol,
     bounds: Bounds,
     stop: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(bounds.connections_max));
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let addresses = Arc::new(Addresses::default());
-    let acceptor = TlsAcceptor::from(tls);
+    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), ready });
+    let handshakes = Arc::new(Handshakes::default());
     tokio::spawn(async move {
-        loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
+        for id in 0.. {
             let (socket, address) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
@@ -121,59 +161,68 @@ pub fn accept(
                     }
                 },
             };
-            if !addresses.enter(address, bounds.connections_per_address_max) {
-                tracing::info!(%address, "an address holds as many connections as it may");
-                continue;
-            }
-            let place = Place { address, addresses: addresses.clone(), _permit: place };
-            let (acceptor, identify, ready) = (acceptor.clone(), identify.clone(), ready.clone());
-            tokio::spawn(async move {
-                if let Some(connection) = shake(socket, acceptor, &identify, bounds, place).await {
-                    drop(handshake);
-                    let _gone_when_stopped = ready.send(Ok(connection)).await;
-                }
-            });
+            let door = door.clone();
+            handshakes.begin(id, async move { door.let_in(socket, address).await });
         }
     });
-    ReceiverStream::new(connections)
+    connections
 }
 
-async fn shake(
-    socket: TcpStream,
-    acceptor: TlsAcceptor,
-    identify: &Identify,
-    bounds: Bounds,
-    place: Place,
-) -> Option<Connection> {
-    let _without_nodelay_it_is_slower = socket.set_nodelay(true);
-    let stream = match timeout(bounds.handshake_timeout, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(fault)) => {
-            tracing::info!(address = %place.address, %fault, "a handshake failed");
-            return None;
+impl Door {
+    async fn let_in(&self, socket: TcpStream, address: IpAddr) {
+        let _without_nodelay_it_is_slower = socket.set_nodelay(true);
+        let (stream, peer) = match timeout(self.bounds.handshake_timeout, self.shake(socket)).await {
+            Ok(Ok(shaken)) => shaken,
+            Ok(Err(fault)) => return tracing::info!(%address, %fault, "a handshake failed"),
+            Err(_) => return tracing::info!(%address, "a handshake took too long"),
+        };
+        let Ok(permit) = self.places.clone().try_acquire_owned() else {
+            return tracing::info!(%address, "the listener holds as many connections as it may");
+        };
+        if !self.addresses.enter(address, self.bounds.connections_per_address_max) {
+            return tracing::info!(%address, "an address holds as many connections as it may");
         }
-        Err(_) => {
-            tracing::info!(address = %place.address, "a handshake took too long");
-            return None;
-        }
-    };
-    let peer = identify(stream.get_ref().1).map(Arc::new);
-    let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
-    let silent = Box::pin(tokio::time::sleep(bounds.handshake_timeout));
-    Some(Connection { stream, peer, ends, silent, idle_max: bounds.idle_max, _place: place })
+        let place = Place { address, addresses: self.addresses.clone(), _permit: permit };
+        let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
+        let silent = Box::pin(tokio::time::sleep(self.bounds.handshake_timeout));
+        let connection = Connection { stream, peer, ends, silent, idle_max: self.bounds.idle_max, _place: place };
+        let _gone_when_stopped = self.ready.send(connection).await;
+    }
+
+    async fn shake(&self, socket: TcpStream) -> io::Result<(Stream, Option<Arc<Peer>>)> {
+        let (live, trust_domain) = match &self.protocol {
+            Protocol::Plain => return Ok((Stream::Plain(socket), None)),
+            Protocol::Public(live) => (live, None),
+            Protocol::Mutual(live, trust_domain) => (live, Some(trust_domain.as_deref())),
+        };
+        // Before the settings are taken: what is swapped in between is asked for again.
+        let swaps = live.swaps();
+        let stream = TlsAcceptor::from(live.settings().server.clone()).accept(socket).await?;
+        let peer = trust_domain.and_then(|domain| {
+            let chain = stream.get_ref().1.peer_certificates()?;
+            Peer::of(chain, domain, live.clone(), swaps)
+        });
+        Ok((Stream::Tls(Box::new(stream)), peer.map(Arc::new)))
+    }
 }
 
 /// As long as the peer's certificate; one that names no caller has time to read why, and no more.
 fn life(peer: &Peer) -> Duration {
     let life = peer.not_after.since(SystemClock.now());
-    if peer.caller.is_ok() { life } else { life.min(UNIDENTIFIED_LIFE) }
+    if peer.caller().is_ok() { life } else { life.min(UNIDENTIFIED_LIFE) }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Option<Arc<Peer>>;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
+impl Connection {
+    /// Who is at its other end; nobody where clients show no certificate.
+    #[must_use]
+    pub fn peer(&self) -> Option<Arc<Peer>> {
         self.peer.clone()
+    }
+
+    /// When it ends at the latest, where its peer's certificate says so.
+    #[must_use]
+    pub fn ends(&self) -> Option<Instant> {
+        self.ends.as_ref().map(|ends| ends.deadline())
     }
 }
 
@@ -186,7 +235,11 @@ impl AsyncRead for Connection {
         {
             return Poll::Ready(Ok(()));
         }
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+        let read = match &mut self.stream {
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        match read {
             Poll::Ready(read) => {
                 let wait = self.idle_max;
                 self.silent.as_mut().reset(Instant::now() + wait);
@@ -200,14 +253,23 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        match &mut self.stream {
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

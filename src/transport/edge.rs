@@ -1,4 +1,4 @@
-//! The edge of every gRPC call: correlation id, deadline, panics, and one access-log line.
+//! The edge of every gRPC call: correlation id, deadline, panics.
 
 use std::{
     convert::Infallible,
@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
@@ -18,14 +18,16 @@ use tracing::Instrument as _;
 
 use crate::{
     call::{Course, Parent, Subject, Trace},
-    clock::{Clock as _, SystemClock},
-    domain::{CorrelationId, Environment, PartnerId, QuoteId},
+    domain::{Caller, CorrelationId, Environment},
     proto::Reason,
     service::{access, status},
-    telemetry::{Metrics, Tracer, otlp::spans::Ended},
+    telemetry::{Metrics, Tracer},
 };
 
-use super::peer::{Peer, Unidentified};
+use super::{
+    line::Line,
+    peer::{Peer, Unidentified},
+};
 
 /// The header that joins a call's log lines, records and answers.
 pub const CORRELATION: &str = "x-correlation-id";
@@ -35,7 +37,7 @@ const PARENT: &str = "traceparent";
 const RESPONSE: &str = "traceresponse";
 
 /// What the edge tells a service method.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Edge {
     /// As sent where well formed, else made here.
     pub correlation_id: CorrelationId,
@@ -47,11 +49,15 @@ pub struct Edge {
     pub course: Arc<Course>,
     /// The call's place in a trace, where it has one.
     pub trace: Option<Trace>,
+    /// What the caller says of its trace.
+    parent: Option<Parent>,
+    /// When a call that lasts ends, where its caller says so.
+    until: Option<Instant>,
+    site: Arc<Site>,
 }
 
-/// Puts the edge around a server's services.
-#[derive(Clone)]
-pub struct EdgeLayer {
+/// Where calls are counted, recorded and waited for.
+pub struct Site {
     /// Where this is, for the log.
     pub environment: Environment,
     /// The longest a call may take, and what a call without a deadline gets.
@@ -64,11 +70,53 @@ pub struct EdgeLayer {
     pub tracer: Arc<Tracer>,
 }
 
+/// Puts the edge around a server's services.
+#[derive(Clone)]
+pub struct EdgeLayer(pub Arc<Site>);
+
+impl Edge {
+    /// The edge of one quote of a stream, as of a call of its own that begins now: what it does has the stream's correlation
+    /// id with the tag behind it, and a span of its own in the caller's trace.
+    #[must_use]
+    pub fn of_item(&self, tag: u64) -> Self {
+        let now = Instant::now();
+        let deadline = now + self.site.deadline_max;
+        Self {
+            correlation_id: self.correlation_id.tagged(tag),
+            deadline: self.until.map_or(deadline, |until| deadline.min(until)),
+            subject: Arc::default(),
+            course: Arc::new(Course::new(now)),
+            trace: self.site.tracer.begin(self.parent.clone()),
+            ..self.clone()
+        }
+    }
+
+    /// When a stream ends, where its caller says so.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Keeps a drain waiting while it is held.
+    pub fn under_way(&self) -> TaskTrackerToken {
+        self.site.calls.token()
+    }
+
+    /// The line of a call of `caller`, to be ended with it.
+    pub fn line(&self, method: &'static str, caller: String) -> Line {
+        Line::new(self.clone(), method, caller)
+    }
+
+    pub(super) fn site(&self) -> &Site {
+        &self.site
+    }
+}
+
 impl<S> Layer<S> for EdgeLayer {
     type Service = EdgeService<S>;
 
     fn layer(&self, inner: S) -> EdgeService<S> {
-        EdgeService { inner, layer: self.clone() }
+        EdgeService { inner, site: self.0.clone() }
     }
 }
 
@@ -76,7 +124,7 @@ impl<S> Layer<S> for EdgeLayer {
 #[derive(Clone)]
 pub struct EdgeService<S> {
     inner: S,
-    layer: EdgeLayer,
+    site: Arc<Site>,
 }
 
 impl<S> Service<Request<Body>> for EdgeService<S>
@@ -95,45 +143,74 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let started = Instant::now();
         let correlation_id = correlation_id(request.headers());
-        let wait = timeout(request.headers_mut(), self.layer.deadline_max);
-        let why = unidentified(&request).map(ToString::to_string);
+        let sent = timeout(request.headers_mut());
+        let wait = sent.map_or(self.site.deadline_max, |sent| sent.min(self.site.deadline_max));
+        let caller = caller(&request);
+        let parent = parent(request.headers());
         // Nobody's traces are gone on with.
-        let trace = if why.is_none() { self.layer.tracer.begin(parent(request.headers())) } else { None };
+        let trace = if caller.is_ok() { self.site.tracer.begin(parent.clone()) } else { None };
         let course = Arc::new(Course::new(started));
-        let edge = Edge { correlation_id, deadline: started + wait, subject: Arc::default(), course, trace };
-        let line = AccessLine::of(&request, &edge, &self.layer);
-        request.extensions_mut().insert(edge);
-        if let Some(why) = why {
-            let response = status::plain(Reason::CallerUnidentified, why).into_http();
-            return Box::pin(async move { Ok(line.end(response)) });
+        let until = sent.and_then(|sent| started.checked_add(sent));
+        let (deadline, subject, site) = (started + wait, Arc::default(), self.site.clone());
+        let edge = Edge { correlation_id, deadline, subject, course, trace, parent, until, site };
+        let method = access::known(request.uri().path()).unwrap_or("unknown");
+        let name = caller.as_ref().map_or_else(|_| "unidentified".to_owned(), ToString::to_string);
+        let line = edge.line(method, name);
+        if let Err(why) = caller {
+            let response = status::plain(Reason::CallerUnidentified, why.to_string()).into_http();
+            return Box::pin(async move { Ok(ended(line, response)) });
         }
         // As severe as can be: a filter that lets a line through lets it through with the id.
-        let call = tracing::error_span!("call", correlation_id = %line.correlation_id);
+        let call = tracing::error_span!("call", correlation_id = %edge.correlation_id);
+        request.extensions_mut().insert(edge);
         let answer = AssertUnwindSafe(tokio::time::timeout(wait, self.inner.call(request))).catch_unwind();
-        let under_way = self.layer.calls.token();
+        let under_way = self.site.calls.token();
         let answered = async move {
             let response = match answer.await {
                 Ok(Ok(Ok(response))) => response,
-                Ok(Err(_)) => deadline_exceeded(),
-                Err(_) => {
-                    status::plain(Reason::Internal, "a fault of the gateway; make the same call again").into_http()
-                }
+                Ok(Err(_)) => deadline_exceeded().into_http(),
+                Err(_) => torn().into_http(),
             };
             drop(under_way);
-            Ok(line.end(with_reason(response)))
+            Ok(ended(line, with_reason(response)))
         };
         Box::pin(answered.instrument(call))
     }
 }
 
-/// Why the peer is nobody, where it is. It gets no service at all, health and reflection included.
-fn unidentified(request: &Request<Body>) -> Option<&Unidentified> {
-    let peer = request.extensions().get::<Option<Arc<Peer>>>()?.as_ref()?;
-    peer.caller.as_ref().err()
+/// Who calls, or why the peer is nobody. Nobody gets any service at all, health and reflection included.
+fn caller(request: &Request<Body>) -> Result<Caller, Unidentified> {
+    let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
+    peer.ok_or(Unidentified::NoName)?.caller().cloned()
 }
 
-fn deadline_exceeded() -> Response<Body> {
-    status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again").into_http()
+/// What a call is answered whose deadline has passed.
+#[must_use]
+pub fn deadline_exceeded() -> Status {
+    status::plain(Reason::DeadlineExceeded, "the call's deadline passed; make the same call again")
+}
+
+/// What a call is answered whose task panicked.
+#[must_use]
+pub fn torn() -> Status {
+    status::plain(Reason::Internal, "a fault of the gateway; make the same call again")
+}
+
+/// Echoes what joins the call to its answer, and writes its line.
+fn ended(line: Line, mut response: Response<Body>) -> Response<Body> {
+    let Edge { trace, correlation_id, .. } = line.edge();
+    let echoes = [(RESPONSE, trace.as_ref().map(Trace::response)), (CORRELATION, Some(correlation_id.to_string()))];
+    for (name, value) in echoes {
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    match Status::from_header_map(response.headers()) {
+        // Its quotes have lines of their own.
+        None if line.is_of_stream() => line.opened(),
+        refused => line.end(refused.as_ref()),
+    }
+    response
 }
 
 /// The server below refuses messages that are too large or that it cannot read, and knows no reasons.
@@ -160,9 +237,8 @@ fn parent(headers: &HeaderMap) -> Option<Parent> {
 }
 
 /// Takes `grpc-timeout` out of the headers, since the server below would answer it as CANCELLED.
-fn timeout(headers: &mut HeaderMap, most: Duration) -> Duration {
-    let sent = headers.remove(TIMEOUT);
-    sent.and_then(|value| value.to_str().ok().and_then(grpc_timeout)).map_or(most, |sent| sent.min(most))
+fn timeout(headers: &mut HeaderMap) -> Option<Duration> {
+    headers.remove(TIMEOUT)?.to_str().ok().and_then(grpc_timeout)
 }
 
 /// At most eight digits and a unit, as the gRPC protocol has it.
@@ -181,83 +257,6 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(count),
         _ => return None,
     })
-}
-
-struct AccessLine {
-    method: &'static str,
-    caller: String,
-    correlation_id: CorrelationId,
-    subject: Arc<OnceLock<Subject>>,
-    course: Arc<Course>,
-    trace: Option<Trace>,
-    layer: EdgeLayer,
-}
-
-impl AccessLine {
-    fn of(request: &Request<Body>, edge: &Edge, layer: &EdgeLayer) -> Self {
-        let peer = request.extensions().get::<Option<Arc<Peer>>>().and_then(Option::as_ref);
-        let caller = match peer.map(|peer| &peer.caller) {
-            Some(Ok(caller)) => caller.to_string(),
-            _ => "unidentified".to_owned(),
-        };
-        let method = access::known(request.uri().path()).unwrap_or("unknown");
-        let Edge { correlation_id, subject, course, trace, .. } = edge.clone();
-        Self { method, caller, correlation_id, subject, course, trace, layer: layer.clone() }
-    }
-
-    /// Echoes the correlation id and writes the line.
-    fn end(self, mut response: Response<Body>) -> Response<Body> {
-        if let Some(trace) = &self.trace
-            && let Ok(value) = HeaderValue::from_str(&trace.response())
-        {
-            response.headers_mut().insert(RESPONSE, value);
-        }
-        if let Ok(value) = HeaderValue::from_str(self.correlation_id.as_str()) {
-            response.headers_mut().insert(CORRELATION, value);
-        }
-        self.write(&response);
-        response
-    }
-
-    fn write(self, response: &Response<Body>) {
-        let status = Status::from_header_map(response.headers());
-        let code = status.as_ref().map_or(Code::Ok, Status::code);
-        let info = status.and_then(|status| status.get_details_error_info());
-        let reason = info.as_ref().map_or("", |info| info.reason.as_str());
-        let took = self.course.started().elapsed();
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let subject = self.subject.get();
-        self.layer.metrics.call(self.method, code, reason, took);
-        self.layer.metrics.stages(&self.course);
-        tracing::info!(
-            method = self.method,
-            caller = self.caller,
-            correlation_id = %self.correlation_id,
-            status = ?code,
-            reason,
-            partner = subject.and_then(|subject| subject.partner.as_ref()).map(PartnerId::as_str),
-            quote_id = subject.and_then(|subject| subject.quote_id.as_ref()).map(QuoteId::as_str),
-            environment = self.layer.environment.as_str(),
-            version = env!("CARGO_PKG_VERSION"),
-            micros,
-            trace_id = self.trace.as_ref().map(|trace| hex::encode(trace.trace_id)),
-            "call"
-        );
-        if let Some(trace) = self.trace.filter(|trace| trace.is_sampled) {
-            self.layer.tracer.ended(Ended {
-                trace,
-                stage_ids: self.layer.tracer.ids(),
-                method: self.method,
-                correlation_id: self.correlation_id,
-                began: SystemClock.now().minus(took),
-                took,
-                course: self.course,
-                code,
-                reason: reason.to_owned(),
-                subject: self.subject.get().cloned(),
-            });
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,18 @@
 //! Who calls, from a client certificate whose chain was verified. Parsed once per connection. A certificate
-//! that names no caller by the rules below names none at all: there is no falling back.
+//! that names no caller by the rules below names none at all: there is no falling back. Where the CAs have changed since, the
+//! chain is verified again before the next call.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::{extensions::GeneralName, prelude::*};
 
 use crate::{clock::UtcTime, domain::Caller};
+
+use super::live::Live;
 
 /// Why a certificate names no caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,27 +29,67 @@ pub enum Unidentified {
     /// It has no URI, and its DNS names are not exactly one plain name.
     #[error("the client certificate must have exactly one DNS name, without a wildcard")]
     UnfitDns,
+    /// Its CA counted when the connection began and counts no more, or it has expired since.
+    #[error(
+        "the client certificate is not accepted any more; connect again with one of a CA that the gateway accepts now"
+    )]
+    Distrusted,
 }
 
 /// The other end of a connection.
-#[derive(Debug, Clone)]
 pub struct Peer {
-    /// Who it is; every call of an unidentified peer is refused with the reason.
-    pub caller: Result<Caller, Unidentified>,
+    caller: Result<Caller, Unidentified>,
     /// When its certificate ends; the connection ends no later.
     pub not_after: UtcTime,
+    chain: Vec<CertificateDer<'static>>,
+    live: Arc<Live>,
+    /// How many times the settings had been swapped when its chain was last found good.
+    good_at: AtomicU64,
 }
 
 impl Peer {
-    /// Reads the leaf of a verified chain. `trust_domain` is that of SPIFFE ids; where it is absent, a URI is unfit.
+    /// Reads the leaf of a chain that was verified when the settings had been swapped `swaps` times. `trust_domain` is that
+    /// of SPIFFE ids; where it is absent, a URI is unfit.
     #[must_use]
-    pub fn of(leaf: &CertificateDer<'_>, trust_domain: Option<&str>) -> Self {
-        let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
-            return Self { caller: Err(Unidentified::Unreadable), not_after: UtcTime::from_millis(0) };
-        };
-        let not_after = certificate.validity().not_after.timestamp().saturating_mul(1000);
-        Self { caller: caller(&certificate, trust_domain), not_after: UtcTime::from_millis(not_after) }
+    pub fn of(chain: &[CertificateDer<'_>], trust_domain: Option<&str>, live: Arc<Live>, swaps: u64) -> Option<Self> {
+        let (caller, not_after) = read(chain.first()?, trust_domain);
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Some(Self { caller, not_after, chain, live, good_at: AtomicU64::new(swaps) })
     }
+
+    /// Who it is; every call of an unidentified peer is refused with the reason.
+    ///
+    /// # Errors
+    /// Where its certificate names no caller, or its chain is not accepted any more.
+    pub fn caller(&self) -> Result<&Caller, Unidentified> {
+        let swaps = self.live.swaps();
+        if self.good_at.load(Ordering::Acquire) != swaps {
+            if !self.live.lets_in(&self.chain) {
+                return Err(Unidentified::Distrusted);
+            }
+            self.good_at.store(swaps, Ordering::Release);
+        }
+        self.caller.as_ref().map_err(Clone::clone)
+    }
+
+    /// Waits until its chain is not accepted any more.
+    pub(super) async fn distrusted(&self) {
+        let mut swapped = self.live.watch();
+        while self.caller() != Err(Unidentified::Distrusted) {
+            if swapped.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// Who a leaf names, and when it ends.
+fn read(leaf: &CertificateDer<'_>, trust_domain: Option<&str>) -> (Result<Caller, Unidentified>, UtcTime) {
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
+        return (Err(Unidentified::Unreadable), UtcTime::from_millis(0));
+    };
+    let not_after = certificate.validity().not_after.timestamp().saturating_mul(1000);
+    (caller(&certificate, trust_domain), UtcTime::from_millis(not_after))
 }
 
 /// The common name is never looked at.
@@ -86,7 +134,7 @@ mod tests {
         let dns = dns.iter().map(|name| SanType::DnsName((*name).try_into().unwrap()));
         params.subject_alt_names = uris.chain(dns).collect();
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        Peer::of(certificate.der(), Some("a.example")).caller
+        read(certificate.der(), Some("a.example")).0
     }
 
     #[test]

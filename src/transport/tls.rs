@@ -1,7 +1,7 @@
 //! TLS settings. Callers: mutual TLS 1.3, no resumption. The public: TLS 1.2 and 1.3, no client certificate.
 //! No setting turns validation off.
 
-use std::{path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -10,14 +10,19 @@ use rustls::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject as _},
     },
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
+
+use secrecy::ExposeSecret as _;
 
 use crate::{
     clock::UtcTime,
     config::{GrpcListener, JwksListener},
+    domain::sha256,
 };
+
+use super::live::{Files, Material, Settings};
 
 /// Why TLS cannot be set up: which file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +33,7 @@ pub struct TlsError {
 }
 
 impl TlsError {
-    fn new(file: &Path, why: impl std::fmt::Display) -> Self {
+    pub(super) fn new(file: &Path, why: impl std::fmt::Display) -> Self {
         Self { file: file.display().to_string(), why: why.to_string() }
     }
 }
@@ -44,37 +49,52 @@ pub fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// Names the file that cannot be used.
-pub fn mutual(listener: &GrpcListener) -> Result<Arc<ServerConfig>, TlsError> {
-    let (chain, key) = identity(&listener.certificate, &listener.private_key)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&listener.client_ca)?), provider())
-        .build()
-        .map_err(|fault| TlsError::new(&listener.client_ca, fault))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|fault| TlsError::new(&listener.certificate, fault))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|fault| misfit(&listener.certificate, &listener.private_key, &fault))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+pub fn mutual(listener: &GrpcListener) -> Result<Settings, TlsError> {
+    settings(&listener.files().read()?)
 }
 
 /// TLS for the public JWKS.
 ///
 /// # Errors
 /// Names the file that cannot be used.
-pub fn public(listener: &JwksListener) -> Result<Arc<ServerConfig>, TlsError> {
-    let (chain, key) = identity(&listener.certificate, &listener.private_key)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(|fault| TlsError::new(&listener.certificate, fault))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|fault| misfit(&listener.certificate, &listener.private_key, &fault))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+pub fn public(listener: &JwksListener) -> Result<Settings, TlsError> {
+    settings(&listener.files().read()?)
+}
+
+/// Settings of what the files of a front hold.
+pub(super) fn settings(material: &Material) -> Result<Settings, TlsError> {
+    let Files { certificate, private_key, client_ca } = &material.files;
+    let chain = certificates_in(&material.certificate, certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(material.private_key.expose_secret())
+        .map_err(|fault| TlsError::new(private_key, unread(&fault, "a private key")))?;
+    let clients = match (client_ca, &material.client_ca) {
+        (Some(file), Some(pem)) => Some(clients(pem, file)?),
+        _ => None,
+    };
+    let Leaf { until: ends, .. } = Leaf::of(&chain, certificate)?;
+    let leaf = chain.first().map(|leaf| sha256(leaf)).unwrap_or_default();
+    let versions: &[_] = if clients.is_some() { &[&TLS13] } else { &[&TLS13, &TLS12] };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .map_err(|fault| TlsError::new(certificate, fault))?;
+    let builder = match &clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+        None => builder.with_no_client_auth(),
+    };
+    let mut server = builder.with_single_cert(chain, key).map_err(|fault| misfit(certificate, private_key, &fault))?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    if clients.is_some() {
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+    } else {
+        server.alpn_protocols.push(b"http/1.1".to_vec());
+    }
+    Ok(Settings { server: Arc::new(server), clients, ends, certificate: leaf, fingerprint: material.fingerprint() })
+}
+
+fn clients(pem: &[u8], file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = Arc::new(roots_in(&certificates_in(pem, file)?, file)?);
+    WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(|fault| TlsError::new(file, fault))
 }
 
 /// Why verifiers would not take the certificate of the public listener at `now`: it is self-signed, or its time is not now.
@@ -94,14 +114,6 @@ pub fn is_fit_for_the_public(listener: &JwksListener, now: UtcTime) -> Result<()
     }
 }
 
-/// When the certificate of this file ends.
-///
-/// # Errors
-/// Where it cannot be read.
-pub fn ends(file: &Path) -> Result<UtcTime, TlsError> {
-    Leaf::read(file).map(|leaf| leaf.until)
-}
-
 /// What is told of a certificate: the first of its chain.
 struct Leaf {
     is_self_signed: bool,
@@ -111,7 +123,10 @@ struct Leaf {
 
 impl Leaf {
     fn read(file: &Path) -> Result<Self, TlsError> {
-        let chain = certificates(file)?;
+        Self::of(&certificates(file)?, file)
+    }
+
+    fn of(chain: &[CertificateDer<'_>], file: &Path) -> Result<Self, TlsError> {
         let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf)) else {
             return Err(TlsError::new(file, "cannot be read as X.509; issue it anew"));
         };
@@ -180,17 +195,24 @@ fn misfit(certificate: &Path, key: &Path, fault: &rustls::Error) -> TlsError {
 /// # Errors
 /// Where there is none, or the file cannot be read.
 pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Vec<_> = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
-        .map_err(|fault| TlsError::new(file, unread(&fault, "certificates")))?;
-    let none = || TlsError::new(file, unread(&pem::Error::NoItemsFound, "certificates"));
-    if chain.is_empty() { Err(none()) } else { Ok(chain) }
+    let pem = fs::read(file).map_err(|fault| TlsError::new(file, unread(&pem::Error::Io(fault), "certificates")))?;
+    certificates_in(&pem, file)
+}
+
+fn certificates_in(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let fault = |fault: &pem::Error| TlsError::new(file, unread(fault, "certificates"));
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|found| fault(&found))?;
+    if chain.is_empty() { Err(fault(&pem::Error::NoItemsFound)) } else { Ok(chain) }
 }
 
 fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+    roots_in(&certificates(file)?, file)
+}
+
+fn roots_in(certificates: &[CertificateDer<'static>], file: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
-    for certificate in certificates(file)? {
-        store.add(certificate).map_err(|fault| TlsError::new(file, fault))?;
+    for certificate in certificates {
+        store.add(certificate.clone()).map_err(|fault| TlsError::new(file, fault))?;
     }
     Ok(store)
 }

@@ -7,9 +7,10 @@ use quotesign::{
         ActivateKeyRequest, GetJwksRequest, GetSequenceRequest, GetStatusRequest, HaltReach, HaltRequest,
         ListKeysRequest, ListSignedQuotesRequest, QuoteOutcome, ReinstateCallerRequest, ReleaseHoldRequest,
         ReloadPolicyRequest, ReportQuoteOutcomeRequest, ResumeRequest, RevokeKeyRequest, SeedSequenceRequest,
-        SetHoldRequest, SignQuoteRequest, SuspendCallerRequest, VerifyQuoteRequest,
+        SetHoldRequest, SignQuoteRequest, SignQuotesRequest, SuspendCallerRequest, VerifyQuoteRequest,
         admin_service_client::AdminServiceClient, key_directory_service_client::KeyDirectoryServiceClient,
         list_signed_quotes_request, quote_signing_service_client::QuoteSigningServiceClient,
+        sign_quotes_response::Answer,
     },
     service::access::RPCS,
     transport::tls,
@@ -24,6 +25,7 @@ use tonic::{
 };
 
 use crate::harness::{Authority, Gateway, PARTNER, Quote, Site, client_certificate, reason, refused, toml};
+use crate::streams::status_of;
 
 /// The first three stand in the shipped policy. `desk` is a DNS name that the test's policy gives the role of
 /// pricing; `stranger` has a good SPIFFE id that policy does not know; `nameless` has two ids, and so none.
@@ -34,9 +36,14 @@ const OPERATOR_ALONE: [Code; CALLERS.len()] =
 
 /// Which listener serves a method, and what each caller is answered there. On the other one it is not there; who
 /// has no name learns neither.
-const TABLE: [(&str, &str, [Code; CALLERS.len()]); 18] = [
+const TABLE: [(&str, &str, [Code; CALLERS.len()]); 19] = [
     (
         "quotesign.v1.QuoteSigningService/SignQuote",
+        "grpc",
+        [Good, PermissionDenied, PermissionDenied, Good, PermissionDenied, Unauthenticated],
+    ),
+    (
+        "quotesign.v1.QuoteSigningService/SignQuotes",
         "grpc",
         [Good, PermissionDenied, PermissionDenied, Good, PermissionDenied, Unauthenticated],
     ),
@@ -97,6 +104,16 @@ async fn call(method: &str, channel: Channel, number: u64) -> Result<(), Status>
         "SignQuote" => {
             let (environment, payload) = ("development".to_owned(), Quote::number(number).bytes());
             quotes.sign_quote(SignQuoteRequest { environment, payload, ..SignQuoteRequest::default() }).await.map(drop)
+        }
+        "SignQuotes" => {
+            let (environment, payload) = ("development".to_owned(), Quote::number(number).bytes());
+            let quote = Some(SignQuoteRequest { environment, payload, ..SignQuoteRequest::default() });
+            let sent = tokio_stream::iter([SignQuotesRequest { tag: 1, quote }]);
+            let answer = quotes.sign_quotes(sent).await?.into_inner().message().await?.unwrap().answer.unwrap();
+            match answer {
+                Answer::Signed(_) => Ok(()),
+                Answer::Refused(refusal) => Err(status_of(refusal)),
+            }
         }
         "VerifyQuote" => {
             let jws = "not.a.jws".to_owned();

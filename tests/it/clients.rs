@@ -415,7 +415,7 @@ impl Scripted {
             trust_domain: None,
             reflection: false,
         };
-        let acceptor = TlsAcceptor::from(tls::mutual(&listener).unwrap());
+        let acceptor = TlsAcceptor::from(tls::mutual(&listener).unwrap().server);
         let socket = TcpListener::bind(listener.listen).await.unwrap();
         let address = socket.local_addr().unwrap();
         let scripted = self.clone();

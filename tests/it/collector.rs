@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     net::TcpListener,
     process::{Child, Command, Stdio},
 };
 
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
 /// A Collector that runs by the config, or by what `edit` makes of it.
 pub struct Collector {
     process: Child,
+    command: Command,
     pub dir: TempDir,
     health: String,
     http: String,
@@ -42,7 +44,8 @@ impl Collector {
         // Held until all are chosen, so that they differ.
         let places = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [grpc, http, health, metrics] = places.map(|place| place.local_addr().unwrap());
-        let process = tool("otelcol")
+        let mut command = tool("otelcol");
+        command
             .arg("--config")
             .arg(path("config.yaml"))
             .env("OTELCOL_DIR", dir.path())
@@ -55,11 +58,10 @@ impl Collector {
             .env("OTELCOL_HTTP", http.to_string())
             .env("OTELCOL_HEALTH", health.to_string())
             .env("OTELCOL_METRICS_PORT", metrics.port().to_string())
-            .stderr(Stdio::from(fs::File::create(path("log")).unwrap()))
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::from(fs::File::create(path("log")).unwrap()));
         Self {
-            process,
+            process: command.spawn().unwrap(),
+            command,
             dir,
             health: format!("http://{health}"),
             http: format!("https://{http}/v1/logs"),
@@ -81,6 +83,38 @@ impl Collector {
         collector
     }
 
+    /// Ends it as a crash does. What it has written stays.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again, in the same place.
+    pub fn start_again(&mut self) {
+        self.process = self.command.spawn().unwrap();
+    }
+
+    /// The bodies of all records that it has written, one after another.
+    pub fn bodies(&self, mut each: impl FnMut(&str)) {
+        for file in fs::read_dir(self.dir.path().join("audit")).unwrap() {
+            for line in BufReader::new(fs::File::open(file.unwrap().path()).unwrap()).lines() {
+                let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let resources = request["resourceLogs"].as_array().unwrap().iter();
+                let scopes = resources.flat_map(|resource| resource["scopeLogs"].as_array().unwrap());
+                for log in scopes.flat_map(|scope| scope["logRecords"].as_array().unwrap()) {
+                    each(log["body"]["stringValue"].as_str().unwrap());
+                }
+            }
+        }
+    }
+
+    /// What the config of a gateway needs to send to it, beside its address.
+    pub fn identity(&self) -> String {
+        let file = |name: &str| self.dir.path().join("tls").join(name).display().to_string();
+        let (ca, certificate, key) = (file("ca.pem"), file("sender.pem"), file("sender.key"));
+        format!("ca = '{ca}', certificate = '{certificate}', private_key = '{key}'")
+    }
+
     /// Sends a record, and gives the status of the answer.
     pub fn sent(&self, text: &str) -> String {
         let tls = self.dir.path().join("tls");
@@ -98,8 +132,7 @@ impl Collector {
 
     /// Kills it, and tells whether its files or its queue hold this text.
     pub fn killed_with(mut self, text: &str) -> bool {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.kill();
         let found = Command::new("grep").args(["-rqF", text, "--exclude=log"]).arg(self.dir.path()).status().unwrap();
         found.success()
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
 };
 
@@ -18,8 +18,8 @@ use quotesign::clock::{Clock as _, SystemClock};
 mod config;
 mod reload;
 
-/// Runs a client command to its end, with pricing's certificate for gRPC and the operator's for admin.
-pub fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
+/// Writes a client file with pricing's certificate for gRPC and the operator's for admin.
+pub fn client_file(site: &Site, gateway: &Gateway) -> PathBuf {
     let file = site.path("client-now.toml");
     let text = format!(
         "environment = 'development'\npartner = '{PARTNER}'\nca = 'tls/ca.pem'\njwks = 'https://{}'\n\
@@ -30,7 +30,12 @@ pub fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
         gateway.address("admin")
     );
     fs::write(&file, text).unwrap();
-    quotesign().args(args).arg("--client").arg(file).output().unwrap()
+    file
+}
+
+/// Runs a client command to its end, with that file.
+pub fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
+    quotesign().args(args).arg("--client").arg(client_file(site, gateway)).output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

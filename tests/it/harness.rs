@@ -110,7 +110,7 @@ pub async fn public_place(identity: Remote) -> (TlsAcceptor, TcpListener, String
         certificate: identity.certificate,
         private_key: identity.private_key,
     };
-    let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap());
+    let acceptor = TlsAcceptor::from(tls::public(&listener).unwrap().server);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/jwks.json", socket.local_addr().unwrap());
     (acceptor, socket, url)
@@ -183,6 +183,16 @@ impl Site {
         let mut config: toml_edit::DocumentMut = fs::read_to_string(self.config()).unwrap().parse().unwrap();
         edit(&mut config);
         fs::write(self.config(), config.to_string()).unwrap();
+    }
+
+    /// Has the ledger in this PostgreSQL database, with these settings beside its address, and migrates it.
+    pub fn keep_ledger_in(&self, address: &str, rest: &str) {
+        self.edit_config(|config| {
+            let ledger = config["ledger"].as_table_mut().unwrap();
+            ledger.remove("sqlite");
+            ledger["postgres"] = toml(&format!("{{ address = '{address}', {rest} }}"));
+        });
+        done(self.run(&["ledger", "migrate"]));
     }
 
     /// Sets a field of the one signer.
@@ -331,12 +341,22 @@ impl Gateway {
         &self,
         caller: &str,
     ) -> QuoteSigningServiceClient<impl GrpcService<Body, ResponseBody = hyper::body::Incoming> + use<>> {
+        self.quotes_within_a_window(caller, 2 * 1024 * 1024).await
+    }
+
+    /// The same, of whose answers so many bytes may be unread in each stream.
+    pub async fn quotes_within_a_window(
+        &self,
+        caller: &str,
+        unread_bytes_max: u32,
+    ) -> QuoteSigningServiceClient<impl GrpcService<Body, ResponseBody = hyper::body::Incoming> + use<>> {
         let ClientFile { ca, grpc, .. } = self.client(caller);
         let tls = tls::client(&ca, Some((&grpc.certificate, &grpc.private_key)), b"h2").unwrap();
         let socket = TcpStream::connect(self.address("grpc")).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let stream = TlsConnector::from(tls).connect(name, socket).await.unwrap();
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let mut http2 = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let handshake = http2.initial_stream_window_size(unread_bytes_max).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection);
         let send = tower::service_fn(move |request: http::Request<Body>| sender.clone().send_request(request));
@@ -396,6 +416,13 @@ impl Gateway {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// How much memory it holds, in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Sends this very process a signal.

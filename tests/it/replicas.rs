@@ -4,6 +4,7 @@
 
 mod keys;
 mod proxy;
+mod rolling;
 
 use std::{
     process::Command,
@@ -23,7 +24,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, toml, until},
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, until},
     history::{Answer, Store, Told, faults},
     kills::{Dice, number_from, seed_from},
     server::{Cluster, Database},
@@ -50,17 +51,12 @@ impl Replicas {
         let site = Site::new();
         site.edit_policy(|policy| {
             for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
-                policy["quotas"][quota]["per_second"] = toml_edit::value(100_000);
+                // A burst of many seconds: a gateway whose ledger kept it waiting asks with the time at which it began to.
+                policy["quotas"][quota]["per_second"] = toml_edit::value(5_000);
                 policy["quotas"][quota]["burst"] = toml_edit::value(100_000);
             }
         });
-        let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
-        site.edit_config(|config| {
-            let ledger = config["ledger"].as_table_mut().unwrap();
-            ledger.remove("sqlite");
-            ledger["postgres"] = toml(&format!("{{ address = '{address}', timeout_ms = 2000 }}"));
-        });
-        done(site.run(&["ledger", "migrate"]));
+        site.keep_ledger_in(&database.address(), "timeout_ms = 2000");
         let mut proxies = Vec::new();
         for _ in 0..count {
             proxies.push(Proxy::new(database.port, lies).await);

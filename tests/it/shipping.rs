@@ -209,7 +209,7 @@ async fn sign(gateway: &Gateway, numbers: impl IntoIterator<Item = u64>) {
     }
 }
 
-async fn metric(gateway: &Gateway, name: &str) -> u64 {
+pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
     let text = gateway.operations("/metrics").await.1;
     let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
     let value: f64 = value.unwrap_or_else(|| panic!("no {name}")).parse().unwrap();
@@ -419,25 +419,12 @@ async fn over_tls_with_headers_by_file_by_grpc_and_by_http() {
 async fn a_real_collector_takes_the_journal_by_the_config_that_goes_with_it() {
     let collector = Collector::serve(|config| config).await;
     let site = Site::new();
-    let tls = collector.dir.path().join("tls");
-    let file = |name: &str| tls.join(name).display().to_string();
-    let rest = format!(
-        "ca = '{}', certificate = '{}', private_key = '{}'",
-        file("ca.pem"),
-        file("sender.pem"),
-        file("sender.key")
-    );
-    ship_to(&site, &collector.grpc, &rest);
+    ship_to(&site, &collector.grpc, &collector.identity());
     let gateway = site.serve().await;
     sign(&gateway, 1..=20).await;
     assert!(gateway.stop().success());
-    let text = fs::read_to_string(collector.dir.path().join("audit/audit.jsonl")).unwrap();
-    let requests = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let bodies: Vec<String> = requests
-        .flat_map(|request| request["resourceLogs"].as_array().unwrap().clone())
-        .flat_map(|resource| resource["scopeLogs"][0]["logRecords"].as_array().unwrap().clone())
-        .map(|log| log["body"]["stringValue"].as_str().unwrap().to_owned())
-        .collect();
+    let mut bodies = Vec::new();
+    collector.bodies(|body| bodies.push(body.to_owned()));
     let journal = done(site.run(&["audit", "tail", "-n", "1000"]));
     assert_eq!(bodies, journal.lines().map(str::to_owned).collect::<Vec<_>>());
 }
@@ -448,14 +435,8 @@ async fn the_lane_of_a_gateway_that_is_gone_is_shipped_by_another() {
     let database = cluster.empty();
     let site = Site::new();
     let mut sink = Sink::absent(&site, &[]);
-    let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
-    site.edit_config(|config| {
-        let ledger = config["ledger"].as_table_mut().unwrap();
-        ledger.remove("sqlite");
-        ledger["postgres"] = toml(&format!("{{ address = '{address}' }}"));
-    });
+    site.keep_ledger_in(&database.address(), "");
     ship_to(&site, &grpc(&sink), "");
-    done(site.run(&["ledger", "migrate"]));
     let start = |name: &str| {
         let mut command = site.command();
         command.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", name);

@@ -206,6 +206,11 @@ impl Database {
         }
     }
 
+    /// As a gateway's config has it.
+    pub fn address(&self) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{}", self.port, self.name)
+    }
+
     pub fn settings(&self, replica: &str) -> Settings {
         Settings { server: self.server(), replica: replica.to_owned(), clock_offset_max: Duration::from_secs(1) }
     }

@@ -61,6 +61,7 @@ var actions = map[string]Action{
 	"CLOCK_UNTRUSTED":    Retry,
 	"AUDIT_LAG":          Retry,
 	"SIGNING_HALTED":     Retry,
+	"STREAM_ENDED":       Retry,
 	"DEADLINE_EXCEEDED":  Retry,
 	"INTERNAL":           Retry,
 

@@ -13,13 +13,13 @@ use crate::cli::Failure;
 use super::files::write;
 
 /// The SPIFFE trust domain of the shipped bundle's callers.
-pub(super) const TRUST_DOMAIN: &str = "dev.quotesign.example";
+pub(in crate::cli) const TRUST_DOMAIN: &str = "dev.quotesign.example";
 /// The shipped bundle's callers.
 const CALLERS: [&str; 3] = ["pricing", "operator", "auditor"];
 const VALID_DAYS: i64 = 3650;
 
-/// Makes a CA, the server's certificate, and one for each caller.
-pub(super) fn make(dir: &Path) -> Result<(), Failure> {
+/// Makes a CA, the server's certificate, and one for each caller, of the bundle or beside it.
+pub(super) fn make(dir: &Path, more: &[String]) -> Result<(), Failure> {
     fs::create_dir_all(dir).map_err(|fault| Failure::failed(format!("{}: {fault}", dir.display())))?;
     let (ca, ca_key) = (authority(), key()?);
     let certificate = ca.self_signed(&ca_key).map_err(Failure::failed)?;
@@ -28,7 +28,7 @@ pub(super) fn make(dir: &Path) -> Result<(), Failure> {
     let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let server = CertificateParams::new(local).map_err(Failure::failed)?;
     issue(dir, "server", server, ExtendedKeyUsagePurpose::ServerAuth, &issuer)?;
-    for caller in CALLERS {
+    for caller in CALLERS.into_iter().chain(more.iter().map(String::as_str)) {
         let mut params = CertificateParams::default();
         let id = format!("spiffe://{TRUST_DOMAIN}/{caller}");
         params.subject_alt_names = vec![SanType::URI(id.try_into().map_err(Failure::failed)?)];

@@ -24,7 +24,7 @@ use super::{
     token::{self, CHECKPOINT_KID, LABEL},
 };
 
-pub(super) const CONFIG: &str = "quotesign.toml";
+pub(in crate::cli) const CONFIG: &str = "quotesign.toml";
 pub(super) const PARTNER: &str = "acme-remit";
 const SOFTHSM: &str = "softhsm2.conf";
 pub(super) const COMPLETE: &str = "complete";
@@ -86,7 +86,7 @@ pub(super) fn write_checkpoint_key(dir: &Path, key: &PublicKey) -> Result<(), Fa
 }
 
 /// Writes config and client file. Addresses change only where another process has taken one.
-pub(super) fn write_addresses(dir: &Path) -> Result<(), Failure> {
+pub(in crate::cli) fn write_addresses(dir: &Path) -> Result<(), Failure> {
     let [grpc, admin, jwks, operations] = addresses()?;
     let module = token::module()?;
     let config = format!(

@@ -21,7 +21,7 @@ use crate::{
 use super::files::{CONFIG, PARTNER, write};
 
 pub(super) const LABEL: &str = "quotesign-dev";
-const BITS: u32 = 3072;
+pub(super) const BITS: u32 = 3072;
 /// Where Debian and others put the module.
 const MODULES: [&str; 4] = [
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -42,14 +42,14 @@ pub(super) const CHECKPOINT_KID: &str = "checkpoints-dev";
 const CHECKPOINT_BITS: u32 = 2048;
 
 /// Initialises the token with PINs of its own and generates the keys: of quotes, and of checkpoints.
-pub(super) fn make(dir: &Path) -> Result<(PublicKey, PublicKey), Failure> {
+pub(super) fn make(dir: &Path, bits: u32) -> Result<(PublicKey, PublicKey), Failure> {
     let (pin, so_pin) = (secret(), secret());
     write(&dir.join("pin"), format!("{pin}\n").as_bytes())?;
     write(&dir.join("so-pin"), format!("{so_pin}\n").as_bytes())?;
     let config = Config::load(&dir.join(CONFIG)).map_err(Failure::unfit)?;
     let signer = config.signers.first().ok_or_else(|| Failure::failed("the development config has no signer"))?;
     let token = gateway::token_config(&config, signer);
-    let quotes = NewKey { kid: kid()?, partner: PARTNER.to_owned(), bits: BITS };
+    let quotes = NewKey { kid: kid()?, partner: PARTNER.to_owned(), bits };
     let kid = CHECKPOINT_KID.parse().map_err(Failure::failed)?;
     let checkpoints = NewKey { kid, partner: PARTNER.to_owned(), bits: CHECKPOINT_BITS };
     block_on(async {

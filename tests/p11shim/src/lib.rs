@@ -15,6 +15,7 @@ mod code;
 mod control;
 mod fault;
 mod forward;
+mod kept;
 mod memory;
 mod real;
 mod rule;

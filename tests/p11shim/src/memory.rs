@@ -8,6 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use crate::kept;
 use cryptoki_sys::{
     CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RSA_PKCS_PSS_PARAMS, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG,
 };
@@ -48,7 +49,7 @@ pub struct Operation {
 
 /// A message under a key and a mechanism. Two hashes of 64 bits stand for it, to keep long messages out of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(u64, u64);
+pub struct Fingerprint(pub u64, pub u64);
 
 impl Fingerprint {
     /// That of a message in an operation whose mechanism is known.
@@ -181,8 +182,10 @@ impl Memory {
     /// The signature made earlier, if it is remembered.
     pub fn signature(&self, session: CK_SESSION_HANDLE, message: &[u8]) -> Option<Vec<u8>> {
         let session = self.sessions.get(&session)?;
-        let fingerprint = Fingerprint::of(session.operation.as_ref()?, message)?;
-        self.signatures.get(&session.slot)?.made.get(&fingerprint).cloned()
+        let operation = session.operation.as_ref()?;
+        let fingerprint = Fingerprint::of(operation, message)?;
+        let made = self.signatures.get(&session.slot).and_then(|signatures| signatures.made.get(&fingerprint).cloned());
+        made.or_else(|| kept::find(Fingerprint::of(&Operation { key: 0, ..*operation }, message)?))
     }
 
     /// The last signature by this key over a message other than this one.
@@ -210,6 +213,9 @@ impl Memory {
         recent.truncate(2);
         if keep && signatures.made.len() < SIGNATURES_MAX {
             signatures.made.insert(fingerprint, signature.to_vec());
+        }
+        if keep && let Some(anywhere) = Fingerprint::of(&Operation { key: 0, ..*operation }, message) {
+            kept::add(anywhere, signature);
         }
     }
 }

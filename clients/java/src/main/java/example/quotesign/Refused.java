@@ -28,6 +28,7 @@ public final class Refused extends Exception {
                 "CLOCK_UNTRUSTED",
                 "AUDIT_LAG",
                 "SIGNING_HALTED",
+                "STREAM_ENDED",
                 "DEADLINE_EXCEEDED",
                 "INTERNAL"),
         /** Ask where the sequence stands and give the quote another number. */

@@ -1,0 +1,84 @@
+//! What is told of a call when it has ended: one line in the access log, its metrics, and its spans where it is recorded.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    domain::{PartnerId, QuoteId},
+    service::access,
+    telemetry::otlp::spans::Ended,
+};
+
+use super::edge::Edge;
+
+/// A call that has not ended.
+#[must_use]
+pub struct Line {
+    edge: Edge,
+    method: &'static str,
+    caller: String,
+}
+
+impl Line {
+    pub(super) fn new(edge: Edge, method: &'static str, caller: String) -> Self {
+        Self { edge, method, caller }
+    }
+
+    pub(super) fn edge(&self) -> &Edge {
+        &self.edge
+    }
+
+    /// Whether it is of a stream, of whose quotes each is a call to whoever counts them.
+    pub(super) fn is_of_stream(&self) -> bool {
+        self.method == access::SIGN_QUOTES.method
+    }
+
+    /// A stream is open.
+    pub(super) fn opened(self) {
+        let Self { edge, method, caller } = self;
+        let environment = edge.site().environment.as_str();
+        tracing::info!(method, caller, correlation_id = %edge.correlation_id, environment, "stream");
+    }
+
+    /// The call has ended: well, or with this status.
+    pub fn end(self, refused: Option<&Status>) {
+        let Self { edge, method, caller } = self;
+        let code = refused.map_or(Code::Ok, Status::code);
+        let info = refused.and_then(Status::get_details_error_info);
+        let reason = info.as_ref().map_or("", |info| info.reason.as_str());
+        let took = edge.course.started().elapsed();
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let (subject, site) = (edge.subject.get(), edge.site());
+        site.metrics.call(method, code, reason, took);
+        site.metrics.stages(&edge.course);
+        tracing::info!(
+            method,
+            caller,
+            correlation_id = %edge.correlation_id,
+            status = ?code,
+            reason,
+            partner = subject.and_then(|subject| subject.partner.as_ref()).map(PartnerId::as_str),
+            quote_id = subject.and_then(|subject| subject.quote_id.as_ref()).map(QuoteId::as_str),
+            environment = site.environment.as_str(),
+            version = env!("CARGO_PKG_VERSION"),
+            micros,
+            trace_id = edge.trace.as_ref().map(|trace| hex::encode(trace.trace_id)),
+            "call"
+        );
+        if let Some(trace) = edge.trace.clone().filter(|trace| trace.is_sampled) {
+            site.tracer.ended(Ended {
+                trace,
+                stage_ids: site.tracer.ids(),
+                method,
+                correlation_id: edge.correlation_id.clone(),
+                began: SystemClock.now().minus(took),
+                took,
+                course: edge.course.clone(),
+                code,
+                reason: reason.to_owned(),
+                subject: subject.cloned(),
+            });
+        }
+    }
+}
