@@ -8,7 +8,7 @@ BENCH_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build man demo test test-unit torture fuzz bench soak soak-short fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build man demo test test-unit torture fuzz bench soak soak-short fmt fmt-check lint deny advisories ci release clean-dev api-docs
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ soak: ## Load two gateways for an hour while everything is exchanged and fails; 
 soak-short: ## The same in ten minutes
 	scripts/setup test
 	$(call SOAK,600)
+
+api-docs: ## Make docs/api.md from the comments of proto/; a test holds that it is up to date
+	UPDATE=1 $(CARGO_TEST) --test it api::the_reference_is_what_the_proto_says
 
 fmt: ## Format the code
 	cargo fmt

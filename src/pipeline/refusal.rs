@@ -134,18 +134,26 @@ impl Refusal {
     /// Whether the same quote may be sent again as it is.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self.reason(),
-            Reason::RateLimited
-                | Reason::Overloaded
-                | Reason::SignerUnavailable
-                | Reason::LedgerUnavailable
-                | Reason::ClockUntrusted
-                | Reason::AuditLag
-                | Reason::SigningHalted
-                | Reason::Internal
-        )
+        is_retryable(self.reason())
     }
+}
+
+/// Whether what was refused for this reason may be sent again as it is.
+#[must_use]
+pub fn is_retryable(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::RateLimited
+            | Reason::Overloaded
+            | Reason::SignerUnavailable
+            | Reason::LedgerUnavailable
+            | Reason::DeadlineExceeded
+            | Reason::ClockUntrusted
+            | Reason::AuditLag
+            | Reason::SigningHalted
+            | Reason::StreamEnded
+            | Reason::Internal
+    )
 }
 
 /// For what heals in a time that is not known.

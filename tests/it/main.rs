@@ -11,10 +11,12 @@
 )]
 
 mod access;
+mod api;
 mod assigned;
 mod audit;
 mod bench;
 mod checkpoints;
+mod clients;
 mod collector;
 mod commands;
 mod contract_document;

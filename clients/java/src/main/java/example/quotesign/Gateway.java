@@ -1,0 +1,169 @@
+package example.quotesign;
+
+import com.google.protobuf.ByteString;
+import com.nimbusds.jose.util.JSONObjectUtils;
+import io.grpc.Grpc;
+import io.grpc.ManagedChannel;
+import io.grpc.Metadata;
+import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
+import io.grpc.stub.MetadataUtils;
+import java.io.File;
+import java.io.IOException;
+import java.text.ParseException;
+import java.time.Duration;
+import java.time.Instant;
+import java.time.format.DateTimeParseException;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.UUID;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Consumer;
+import java.util.function.Function;
+import quotesign.v1.QuoteSigning.GetSequenceRequest;
+import quotesign.v1.QuoteSigning.SignQuoteRequest;
+import quotesign.v1.QuoteSigning.SignQuoteResponse;
+import quotesign.v1.QuoteSigningServiceGrpc;
+import quotesign.v1.QuoteSigningServiceGrpc.QuoteSigningServiceBlockingStub;
+
+/** A connection to a gateway over mutual TLS. It may be shared between threads. */
+public final class Gateway implements AutoCloseable {
+    private static final int ATTEMPTS_MAX = 8;
+    private static final Duration ATTEMPT = Duration.ofSeconds(5);
+    private static final Duration FIRST_ATTEMPT_MIN = Duration.ofSeconds(1);
+    private static final long BACKOFF_MS = 200;
+    private static final long BACKOFF_MAX_MS = 5000;
+    private static final Metadata.Key<String> CORRELATION =
+            Metadata.Key.of("x-correlation-id", Metadata.ASCII_STRING_MARSHALLER);
+
+    private final ManagedChannel channel;
+    private final QuoteSigningServiceBlockingStub stub;
+    private final String environment;
+    private final Consumer<Map<String, Object>> log;
+
+    /** A signed quote, or where a sequence stands, with how many attempts it took. */
+    public record Answer<T>(T value, int attempts, String correlationId) {}
+
+    /** The certificates and the key are PEM files, {@code serviceConfig} is the text of clients/service-config.json. */
+    public Gateway(
+            String address,
+            File ca,
+            File certificate,
+            File key,
+            String serviceConfig,
+            String environment,
+            Consumer<Map<String, Object>> log)
+            throws IOException, ParseException {
+        var credentials = TlsChannelCredentials.newBuilder().trustManager(ca).keyManager(certificate, key).build();
+        channel = Grpc.newChannelBuilder(address, credentials)
+                .defaultServiceConfig(JSONObjectUtils.parse(serviceConfig).entrySet().stream()
+                        .collect(LinkedHashMap::new, (map, e) -> map.put(e.getKey(), asGrpc(e.getValue())), Map::putAll))
+                // What a resolver finds may not replace it.
+                .disableServiceConfigLookUp()
+                .enableRetry()
+                .keepAliveTime(30, TimeUnit.SECONDS)
+                .keepAliveTimeout(10, TimeUnit.SECONDS)
+                .build();
+        stub = QuoteSigningServiceGrpc.newBlockingStub(channel);
+        this.environment = environment;
+        this.log = log;
+    }
+
+    /** This library wants every number of its service config as a Double. */
+    private static Object asGrpc(Object value) {
+        if (value instanceof Number number) {
+            return number.doubleValue();
+        }
+        if (value instanceof java.util.List<?> list) {
+            return list.stream().map(Gateway::asGrpc).toList();
+        }
+        if (value instanceof Map<?, ?> map) {
+            Map<String, Object> converted = new LinkedHashMap<>();
+            map.forEach((name, inner) -> converted.put((String) name, asGrpc(inner)));
+            return converted;
+        }
+        return value;
+    }
+
+    @Override
+    public void close() {
+        channel.shutdownNow();
+    }
+
+    /** Has these bytes signed. Whatever happens, no others are sent, so that the answer is always the same JWS. */
+    public Answer<SignQuoteResponse> sign(byte[] payload, Duration deadline) throws Refused, InterruptedException {
+        var request = SignQuoteRequest.newBuilder()
+                .setEnvironment(environment)
+                .setPayload(ByteString.copyFrom(payload))
+                .build();
+        return call(stub -> stub.signQuote(request), timeLeft(payload, deadline));
+    }
+
+    /** The last number taken in a sequence; the corridor is empty where the partner has one sequence. */
+    public long lastNumber(String partner, String corridor, Duration deadline) throws Refused, InterruptedException {
+        var request = GetSequenceRequest.newBuilder().setPartner(partner).setCorridor(corridor).build();
+        return call(stub -> stub.getSequence(request), deadline).value().getLast();
+    }
+
+    /** Makes a call until it is answered, refused for good, out of attempts or out of time. */
+    private <T> Answer<T> call(Function<QuoteSigningServiceBlockingStub, T> once, Duration deadline)
+            throws Refused, InterruptedException {
+        long end = System.nanoTime() + deadline.toNanos();
+        String id = UUID.randomUUID().toString();
+        var metadata = new Metadata();
+        metadata.put(CORRELATION, id);
+        for (int attempt = 1; ; attempt++) {
+            long left = Math.min(end - System.nanoTime(), ATTEMPT.toNanos());
+            if (attempt == 1) {
+                // What has expired is sent once all the same, for the gateway to say so.
+                left = Math.max(left, FIRST_ATTEMPT_MIN.toNanos());
+            }
+            var bounded = stub.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(metadata))
+                    .withDeadlineAfter(left, TimeUnit.NANOSECONDS);
+            try {
+                T answer = once.apply(bounded);
+                log.accept(Map.of("correlation_id", id, "attempt", attempt, "code", "OK"));
+                return new Answer<>(answer, attempt, id);
+            } catch (StatusRuntimeException error) {
+                var refused = new Refused(error, attempt, id);
+                long wait = pause(attempt, refused.retryAfter);
+                boolean again = refused.action == Refused.Action.RETRY
+                        && attempt < ATTEMPTS_MAX
+                        && System.nanoTime() + wait < end;
+                var line = new LinkedHashMap<String, Object>();
+                line.put("correlation_id", id);
+                line.put("attempt", attempt);
+                line.put("code", refused.code.name());
+                line.put("reason", refused.reason);
+                line.put("action", refused.action.name().toLowerCase());
+                line.put("wait_s", again ? wait / 1e9 : null);
+                log.accept(line);
+                if (!again) {
+                    throw refused;
+                }
+                TimeUnit.NANOSECONDS.sleep(wait);
+            }
+        }
+    }
+
+    /** As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter. */
+    private static long pause(int attempt, Duration retryAfter) {
+        double random = ThreadLocalRandom.current().nextDouble();
+        if (retryAfter != null) {
+            return (long) (retryAfter.toNanos() * (1 + 0.2 * random));
+        }
+        return (long) (random * TimeUnit.MILLISECONDS.toNanos(Math.min(BACKOFF_MAX_MS, BACKOFF_MS << attempt)));
+    }
+
+    /** The deadline, or the time until the quote expires where that is shorter: then it is of no use to anybody. */
+    private static Duration timeLeft(byte[] payload, Duration deadline) {
+        try {
+            var quote = JSONObjectUtils.parse(new String(payload, java.nio.charset.StandardCharsets.UTF_8));
+            var left = Duration.between(Instant.now(), Instant.parse(JSONObjectUtils.getString(quote, "expires_at")));
+            return left.compareTo(deadline) < 0 ? left : deadline;
+        } catch (ParseException | DateTimeParseException | NullPointerException said) {
+            return deadline; // the gateway says what is wrong with it
+        }
+    }
+}

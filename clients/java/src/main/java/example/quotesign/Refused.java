@@ -1,0 +1,135 @@
+package example.quotesign;
+
+import com.google.protobuf.Any;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.rpc.BadRequest;
+import com.google.rpc.ErrorInfo;
+import com.google.rpc.QuotaFailure;
+import com.google.rpc.RetryInfo;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import java.time.Duration;
+import java.util.EnumSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+
+/** The quote was not signed. Where its action is RETRY, time ran out. */
+public final class Refused extends Exception {
+    /** What a refusal asks for; docs/clients.md has the table. */
+    public enum Action {
+        /** The same bytes may be sent again. */
+        RETRY(
+                "RATE_LIMITED",
+                "OVERLOADED",
+                "SIGNER_UNAVAILABLE",
+                "LEDGER_UNAVAILABLE",
+                "CLOCK_UNTRUSTED",
+                "AUDIT_LAG",
+                "SIGNING_HALTED",
+                "STREAM_ENDED",
+                "DEADLINE_EXCEEDED",
+                "INTERNAL"),
+        /** Ask where the sequence stands and give the quote another number. */
+        RENUMBER("SEQUENCE_NOT_MONOTONIC"),
+        /** Price again: a new quote with a new id and number. */
+        REISSUE("QUOTE_EXPIRED", "KEY_REVOKED"),
+        /** A mistake in this service. */
+        MEND("INVALID_REQUEST", "MALFORMED_JSON", "SCHEMA_VIOLATION", "QUOTE_CONFLICT"),
+        /** Nothing that a program can do about it. */
+        ASK(
+                "CALLER_UNIDENTIFIED",
+                "CALLER_SUSPENDED",
+                "POLICY_DENIED",
+                "NO_ACTIVE_KEY",
+                "SEQUENCE_SCOPE_UNKNOWN",
+                "SIGNATURE_MISMATCH",
+                "ENVIRONMENT_MISMATCH",
+                "NOT_FOUND");
+
+        private final Set<String> reasons;
+
+        Action(String... reasons) {
+            this.reasons = Set.of(reasons);
+        }
+    }
+
+    private static final String DOMAIN = "quotesign.v1";
+
+    /** Without a reason nobody knows whether the gateway got the quote; that is no answer, and the same bytes are sent again. */
+    private static final Set<Status.Code> NO_ANSWER = EnumSet.of(
+            Status.Code.UNAVAILABLE,
+            Status.Code.DEADLINE_EXCEEDED,
+            Status.Code.CANCELLED,
+            Status.Code.INTERNAL,
+            Status.Code.UNKNOWN);
+
+    public final Status.Code code;
+    public final String reason;
+    public final Action action;
+    /** Null where the gateway does not say it. */
+    public final Duration retryAfter;
+    public final List<String> violations;
+    public final List<String> quotas;
+    public final Map<String, String> metadata;
+    public final int attempts;
+    public final String correlationId;
+
+    /** Reads an error of gRPC: the reason is what counts, the code only where there is none. */
+    Refused(StatusRuntimeException error, int attempts, String correlationId) {
+        super(error.getStatus().getDescription(), error);
+        code = error.getStatus().getCode();
+        this.attempts = attempts;
+        this.correlationId = correlationId;
+        String reason = "";
+        Duration retryAfter = null;
+        List<String> violations = List.of();
+        List<String> quotas = List.of();
+        Map<String, String> metadata = Map.of();
+        com.google.rpc.Status status = StatusProto.fromThrowable(error);
+        try {
+            for (Any detail : status == null ? List.<Any>of() : status.getDetailsList()) {
+                if (detail.is(ErrorInfo.class)) {
+                    ErrorInfo info = detail.unpack(ErrorInfo.class);
+                    if (info.getDomain().equals(DOMAIN)) {
+                        reason = info.getReason();
+                        metadata = info.getMetadataMap();
+                    }
+                } else if (detail.is(RetryInfo.class)) {
+                    var delay = detail.unpack(RetryInfo.class).getRetryDelay();
+                    retryAfter = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+                } else if (detail.is(BadRequest.class)) {
+                    violations = detail.unpack(BadRequest.class).getFieldViolationsList().stream()
+                            .map(BadRequest.FieldViolation::getField)
+                            .toList();
+                } else if (detail.is(QuotaFailure.class)) {
+                    quotas = detail.unpack(QuotaFailure.class).getViolationsList().stream()
+                            .map(QuotaFailure.Violation::getSubject)
+                            .toList();
+                }
+            }
+        } catch (InvalidProtocolBufferException unreadable) {
+            addSuppressed(unreadable);
+        }
+        this.reason = reason;
+        this.retryAfter = retryAfter;
+        this.violations = violations;
+        this.quotas = quotas;
+        this.metadata = metadata;
+        this.action = action();
+    }
+
+    private Action action() {
+        for (Action action : Action.values()) {
+            if (action.reasons.contains(reason)) {
+                return action;
+            }
+        }
+        if (reason.isEmpty()) {
+            return NO_ANSWER.contains(code) ? Action.RETRY : Action.ASK;
+        }
+        // A reason of a later gateway: RetryInfo says that the same quote may be sent again.
+        return retryAfter == null ? Action.ASK : Action.RETRY;
+    }
+}

@@ -1,0 +1,53 @@
+package example.quotesign;
+
+import java.time.Duration;
+import java.util.function.LongFunction;
+import quotesign.v1.QuoteSigning.SignQuoteResponse;
+
+/** The numbers of one sequence, handed out in one place and sent in their order. */
+public final class Sequence {
+    private static final int RENUMBERED_MAX = 3;
+
+    private final Gateway gateway;
+    private final String partner;
+    private final String corridor;
+    private Long last;
+
+    /** Resumes with its first quote. The corridor is empty where the partner has one sequence. */
+    public Sequence(Gateway gateway, String partner, String corridor) {
+        this.gateway = gateway;
+        this.partner = partner;
+        this.corridor = corridor;
+    }
+
+    /** Takes up the sequence where the gateway says that it stands: at the start, and when a number did not fit. */
+    public synchronized long resume(Duration deadline) throws Refused, InterruptedException {
+        last = gateway.lastNumber(partner, corridor, deadline);
+        return last;
+    }
+
+    /** Has it go on behind this number, as one would who has lost count. */
+    synchronized void forget(long last) {
+        this.last = last;
+    }
+
+    /** Has the bytes signed that {@code quote} makes of a number. One that did not fit bound nothing, so the quote gets another. */
+    public synchronized Gateway.Answer<SignQuoteResponse> issue(LongFunction<byte[]> quote, Duration deadline)
+            throws Refused, InterruptedException {
+        long end = System.nanoTime() + deadline.toNanos();
+        for (int renumbered = 0; ; renumbered++) {
+            if (last == null) {
+                resume(Duration.ofNanos(end - System.nanoTime()));
+            }
+            last++;
+            try {
+                return gateway.sign(quote.apply(last), Duration.ofNanos(end - System.nanoTime()));
+            } catch (Refused refused) {
+                if (refused.action != Refused.Action.RENUMBER || renumbered == RENUMBERED_MAX) {
+                    throw refused;
+                }
+                last = null;
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+// Has quotes signed by a quotesign gateway, and verifies signed ones.
+//
+// Made to be taken over into a pricing service. `Gateway.sign` sends one quote until it is signed, refused for good, or out of
+// time; `Sequence.issue` numbers quotes and has them signed; `Verifier` checks a JWS as the operator would. It needs
+// @grpc/grpc-js, @grpc/proto-loader, protobufjs, jose and the files of proto/. What each refusal asks for is in docs/clients.md.
+
+import { randomUUID } from "node:crypto";
+import https from "node:https";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import grpc from "@grpc/grpc-js";
+import protoLoader from "@grpc/proto-loader";
+import { compactVerify, createRemoteJWKSet } from "jose";
+import protobuf from "protobufjs";
+
+const DOMAIN = "quotesign.v1";
+
+const reasons = (text) => new Set(text.split(" "));
+
+// What each reason asks for.
+const ACTIONS = {
+  // The same bytes may be sent again.
+  retry: reasons(
+    "RATE_LIMITED OVERLOADED SIGNER_UNAVAILABLE LEDGER_UNAVAILABLE CLOCK_UNTRUSTED AUDIT_LAG SIGNING_HALTED" +
+      " STREAM_ENDED DEADLINE_EXCEEDED INTERNAL",
+  ),
+  // Ask where the sequence stands and give the quote another number.
+  renumber: reasons("SEQUENCE_NOT_MONOTONIC"),
+  // Price again: a new quote with a new id and number.
+  reissue: reasons("QUOTE_EXPIRED KEY_REVOKED"),
+  // A mistake in this service.
+  mend: reasons("INVALID_REQUEST MALFORMED_JSON SCHEMA_VIOLATION QUOTE_CONFLICT"),
+  // Nothing that a program can do about it.
+  ask: reasons(
+    "CALLER_UNIDENTIFIED CALLER_SUSPENDED POLICY_DENIED NO_ACTIVE_KEY SEQUENCE_SCOPE_UNKNOWN SIGNATURE_MISMATCH" +
+      " ENVIRONMENT_MISMATCH NOT_FOUND",
+  ),
+};
+
+// Without a reason nobody knows whether the gateway got the quote; that is no answer, and the same bytes are sent again.
+const NO_ANSWER = new Set([
+  grpc.status.UNAVAILABLE,
+  grpc.status.DEADLINE_EXCEEDED,
+  grpc.status.CANCELLED,
+  grpc.status.INTERNAL,
+  grpc.status.UNKNOWN,
+]);
+
+const ATTEMPTS_MAX = 8;
+const ATTEMPT_MS = 5000;
+const BACKOFF_MS = 200;
+const BACKOFF_MAX_MS = 5000;
+const RENUMBERED_MAX = 3;
+const DEADLINE_MS = 30_000;
+
+// Those messages of google.rpc that a refusal carries.
+const google = protobuf.parse(
+  `syntax = "proto3";
+  package google.rpc;
+  message Any { string type_url = 1; bytes value = 2; }
+  message Duration { int64 seconds = 1; int32 nanos = 2; }
+  message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
+  message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }
+  message RetryInfo { Duration retry_delay = 1; }
+  message BadRequest {
+    message FieldViolation { string field = 1; string description = 2; }
+    repeated FieldViolation field_violations = 1;
+  }
+  message QuotaFailure {
+    message Violation { string subject = 1; string description = 2; }
+    repeated Violation violations = 1;
+  }`,
+  { keepCase: true },
+).root;
+
+/** The quote was not signed. `action` is one of retry, renumber, reissue, mend, ask; `retry` means that time ran out. */
+export class Refused extends Error {
+  constructor(error) {
+    super(error.details);
+    this.name = "Refused";
+    this.code = grpc.status[error.code];
+    this.reason = "";
+    this.retryAfterMs = null;
+    this.violations = [];
+    this.quotas = [];
+    this.metadata = {};
+    for (const [type, detail] of details(error)) {
+      if (type === "ErrorInfo" && detail.domain === DOMAIN) {
+        this.reason = detail.reason;
+        this.metadata = detail.metadata;
+      } else if (type === "RetryInfo") {
+        this.retryAfterMs = Number(detail.retry_delay.seconds) * 1000 + detail.retry_delay.nanos / 1e6;
+      } else if (type === "BadRequest") {
+        this.violations = detail.field_violations.map(({ field, description }) => ({ field, description }));
+      } else if (type === "QuotaFailure") {
+        this.quotas = detail.violations.map(({ subject }) => subject);
+      }
+    }
+    // The reason is what counts, the code only where there is none.
+    this.action = actionOf(this, error.code);
+  }
+}
+
+function* details(error) {
+  const [status] = error.metadata?.get("grpc-status-details-bin") ?? [];
+  if (!status) return;
+  for (const { type_url, value } of google.lookupType("google.rpc.Status").decode(status).details) {
+    const name = type_url.slice(type_url.lastIndexOf("/") + 1);
+    if (/^google\.rpc\.(ErrorInfo|RetryInfo|BadRequest|QuotaFailure)$/.test(name)) {
+      yield [name.slice("google.rpc.".length), google.lookupType(name).decode(value)];
+    }
+  }
+}
+
+function actionOf({ reason, retryAfterMs }, code) {
+  for (const [action, reasons] of Object.entries(ACTIONS)) {
+    if (reasons.has(reason)) return action;
+  }
+  if (reason === "") return NO_ANSWER.has(code) ? "retry" : "ask";
+  // A reason of a later gateway: RetryInfo says that the same quote may be sent again.
+  return retryAfterMs === null ? "ask" : "retry";
+}
+
+/** A connection to a gateway over mutual TLS. */
+export class Gateway {
+  #client;
+  #log;
+
+  /** `ca`, `certificate` and `key` are PEM buffers, `serviceConfig` is the text of clients/service-config.json. */
+  constructor({ address, ca, certificate, key, serviceConfig, environment, protoDir, log = () => {} }) {
+    const definition = protoLoader.loadSync("quotesign/v1/quote_signing.proto", { includeDirs: [protoDir], longs: Number, defaults: true });
+    const { QuoteSigningService } = grpc.loadPackageDefinition(definition).quotesign.v1;
+    this.#client = new QuoteSigningService(address, grpc.credentials.createSsl(ca, key, certificate), {
+      "grpc.service_config": serviceConfig,
+      "grpc.enable_retries": 1,
+      // A gateway that was restarted is found again soon, and a connection that died is noticed.
+      "grpc.initial_reconnect_backoff_ms": 200,
+      "grpc.max_reconnect_backoff_ms": 5000,
+      "grpc.keepalive_time_ms": 30_000,
+      "grpc.keepalive_timeout_ms": 10_000,
+    });
+    this.environment = environment;
+    this.#log = log;
+  }
+
+  close() {
+    this.#client.close();
+  }
+
+  /** Has these bytes signed. Whatever happens, no others are sent, so that the answer is always the same JWS. */
+  async sign(payload, deadlineMs = DEADLINE_MS) {
+    const { environment } = this;
+    return this.#call("SignQuote", { environment, payload }, timeLeft(payload, deadlineMs));
+  }
+
+  /** The last number taken in a sequence. */
+  async lastNumber(partner, corridor = "", deadlineMs = DEADLINE_MS) {
+    return (await this.#call("GetSequence", { partner, corridor }, deadlineMs)).last;
+  }
+
+  /** Makes a call until it is answered, refused for good, out of attempts or out of time. */
+  async #call(method, request, deadlineMs) {
+    const end = performance.now() + deadlineMs;
+    const correlationId = randomUUID();
+    for (let attempt = 1; ; attempt++) {
+      // What has expired is sent once all the same, for the gateway to say so.
+      const left = Math.max(end - performance.now(), attempt === 1 ? 1000 : 0);
+      try {
+        const answer = await this.#once(method, request, Math.min(left, ATTEMPT_MS), correlationId);
+        this.#log({ correlation_id: correlationId, attempt, code: "OK" });
+        return { ...answer, attempts: attempt, correlationId };
+      } catch (error) {
+        if (error.code === undefined) throw error; // not of gRPC: a mistake here
+        const refused = new Refused(error);
+        const wait = pause(attempt, refused.retryAfterMs);
+        const again = refused.action === "retry" && attempt < ATTEMPTS_MAX && performance.now() + wait < end;
+        const { code, reason, action } = refused;
+        const wait_s = again ? wait / 1000 : null;
+        this.#log({ correlation_id: correlationId, attempt, code, reason, action, wait_s });
+        if (!again) throw Object.assign(refused, { attempts: attempt, correlationId });
+        await sleep(wait);
+      }
+    }
+  }
+
+  #once(method, request, deadlineMs, correlationId) {
+    // This library does not take waitForReady from the service config.
+    const metadata = new grpc.Metadata({ waitForReady: true });
+    metadata.set("x-correlation-id", correlationId);
+    return new Promise((resolve, reject) => {
+      const options = { deadline: Date.now() + deadlineMs };
+      this.#client[method](request, metadata, options, (error, answer) => (error ? reject(error) : resolve(answer)));
+    });
+  }
+}
+
+/** As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter. */
+function pause(attempt, retryAfterMs) {
+  if (retryAfterMs !== null) return retryAfterMs * (1 + Math.random() * 0.2);
+  return Math.random() * Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** attempt);
+}
+
+/** The deadline, or the time until the quote expires where that is shorter: then it is of no use to anybody. */
+function timeLeft(payload, deadlineMs) {
+  try {
+    const left = Date.parse(JSON.parse(payload).expires_at) - Date.now();
+    return Number.isNaN(left) ? deadlineMs : Math.min(deadlineMs, left);
+  } catch {
+    return deadlineMs; // the gateway says what is wrong with it
+  }
+}
+
+/** The numbers of one sequence, handed out in one place and sent in their order. */
+export class Sequence {
+  #gateway;
+  #partner;
+  #corridor;
+  #turn = Promise.resolve();
+
+  constructor(gateway, partner, corridor = "") {
+    this.#gateway = gateway;
+    this.#partner = partner;
+    this.#corridor = corridor;
+    this.last = null;
+  }
+
+  /** Takes up the sequence where the gateway says that it stands: at the start, and when a number did not fit. */
+  async resume(deadlineMs = DEADLINE_MS) {
+    this.last = await this.#gateway.lastNumber(this.#partner, this.#corridor, deadlineMs);
+    return this.last;
+  }
+
+  /** Has the bytes signed that `quote(number)` makes, after those asked for before. */
+  issue(quote, deadlineMs = DEADLINE_MS) {
+    const end = performance.now() + deadlineMs;
+    const turn = this.#turn.then(() => this.#issue(quote, end));
+    this.#turn = turn.catch(() => {});
+    return turn;
+  }
+
+  /** A number that did not fit bound nothing, so the quote gets another. */
+  async #issue(quote, end) {
+    for (let renumbered = 0; ; renumbered++) {
+      if (this.last === null) await this.resume(end - performance.now());
+      this.last += 1;
+      try {
+        return await this.#gateway.sign(quote(this.last), end - performance.now());
+      } catch (refused) {
+        if (refused.action !== "renumber" || renumbered === RENUMBERED_MAX) throw refused;
+        this.last = null;
+      }
+    }
+  }
+}
+
+/** Checks signed quotes with the partner's published keys, as whoever receives them does. */
+export class Verifier {
+  #keys;
+
+  constructor(jwksUrl, ca) {
+    // Cached; fetched again when a kid is not in it, for keys are exchanged.
+    this.#keys = createRemoteJWKSet(new URL(jwksUrl), { agent: new https.Agent({ ca }), timeoutDuration: 5000 });
+  }
+
+  /** The claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired; else it throws. */
+  async verify(jws, now = new Date()) {
+    // The algorithm is ours to say, never the header's. A header without a kid would be tried with the one key there is.
+    const { payload, protectedHeader } = await compactVerify(jws, this.#keys, { algorithms: ["RS256"] });
+    if (!protectedHeader.kid) throw new Error("the header names no kid");
+    const claims = JSON.parse(new TextDecoder().decode(payload));
+    if (!(Date.parse(claims.expires_at) > now.getTime())) throw new Error("the quote has expired");
+    return claims;
+  }
+}

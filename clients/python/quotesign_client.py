@@ -1,0 +1,261 @@
+"""Has quotes signed by a quotesign gateway, and verifies signed ones.
+
+Made to be taken over into a pricing service. `Gateway.sign` sends one quote until it is signed, refused for good, or out of
+time; `Sequence.issue` numbers quotes and has them signed; `Verifier` checks a JWS as the operator would. It needs grpcio,
+grpcio-status, PyJWT and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
+"""
+
+import json
+import logging
+import random
+import ssl
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import grpc
+import jwt
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from quotesign.v1 import quote_signing_pb2 as pb
+from quotesign.v1 import quote_signing_pb2_grpc as rpc
+
+log = logging.getLogger("quotesign")
+
+DOMAIN = "quotesign.v1"
+
+# The same bytes may be sent again.
+RETRY = frozenset(
+    "RATE_LIMITED OVERLOADED SIGNER_UNAVAILABLE LEDGER_UNAVAILABLE CLOCK_UNTRUSTED AUDIT_LAG SIGNING_HALTED"
+    " STREAM_ENDED DEADLINE_EXCEEDED INTERNAL".split()
+)
+# Ask where the sequence stands and give the quote another number.
+RENUMBER = frozenset(["SEQUENCE_NOT_MONOTONIC"])
+# Price again: a new quote with a new id and number.
+REISSUE = frozenset(["QUOTE_EXPIRED", "KEY_REVOKED"])
+# A mistake in this service.
+MEND = frozenset(["INVALID_REQUEST", "MALFORMED_JSON", "SCHEMA_VIOLATION", "QUOTE_CONFLICT"])
+# Nothing that a program can do about it.
+ASK = frozenset(
+    "CALLER_UNIDENTIFIED CALLER_SUSPENDED POLICY_DENIED NO_ACTIVE_KEY SEQUENCE_SCOPE_UNKNOWN SIGNATURE_MISMATCH"
+    " ENVIRONMENT_MISMATCH NOT_FOUND".split()
+)
+# Without a reason nobody knows whether the gateway got the quote; that is no answer, and the same bytes are sent again.
+NO_ANSWER = frozenset(
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    ]
+)
+
+ATTEMPTS_MAX = 8
+ATTEMPT_S = 5.0
+BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
+RENUMBERED_MAX = 3
+
+
+@dataclass
+class Refused(Exception):
+    """The quote was not signed. `action` is one of retry, renumber, reissue, mend, ask; `retry` means that time ran out."""
+
+    code: str
+    reason: str
+    message: str
+    action: str
+    retry_after_s: float | None = None
+    violations: list[tuple[str, str]] = field(default_factory=list)
+    quotas: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    attempts: int = 0
+    correlation_id: str = ""
+
+    def __str__(self):
+        return f"{self.code} {self.reason}: {self.message} ({self.correlation_id})"
+
+
+def refusal(error: grpc.RpcError) -> Refused:
+    """What an error of gRPC says: the reason is what counts, the code only where there is none."""
+    refused = Refused(error.code().name, "", error.details() or "", "ask")
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # the details belong to another status
+        status = None
+    for detail in status.details if status else ():
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            if info.domain == DOMAIN:
+                refused.reason, refused.metadata = info.reason, dict(info.metadata)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            info = error_details_pb2.RetryInfo()
+            detail.Unpack(info)
+            refused.retry_after_s = info.retry_delay.ToTimedelta().total_seconds()
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            info = error_details_pb2.BadRequest()
+            detail.Unpack(info)
+            refused.violations = [(violation.field, violation.description) for violation in info.field_violations]
+        elif detail.Is(error_details_pb2.QuotaFailure.DESCRIPTOR):
+            info = error_details_pb2.QuotaFailure()
+            detail.Unpack(info)
+            refused.quotas = [violation.subject for violation in info.violations]
+    refused.action = action(refused, error.code())
+    return refused
+
+
+def action(refused: Refused, code: grpc.StatusCode) -> str:
+    for name, reasons in (("retry", RETRY), ("renumber", RENUMBER), ("reissue", REISSUE), ("mend", MEND), ("ask", ASK)):
+        if refused.reason in reasons:
+            return name
+    if not refused.reason:
+        return "retry" if code in NO_ANSWER else "ask"
+    # A reason of a later gateway: RetryInfo says that the same quote may be sent again.
+    return "ask" if refused.retry_after_s is None else "retry"
+
+
+@dataclass(frozen=True)
+class Signed:
+    jws: str
+    kid: str
+    sequence: int
+    replayed: bool
+    attempts: int
+    correlation_id: str
+
+
+class Gateway:
+    """A connection to a gateway over mutual TLS. Safe to share between threads."""
+
+    def __init__(self, address, ca, certificate, key, service_config, environment):
+        """`ca`, `certificate` and `key` are PEM bytes, `service_config` is the text of clients/service-config.json."""
+        options = [
+            ("grpc.service_config", service_config),
+            ("grpc.enable_retries", 1),
+            # A gateway that was restarted is found again soon, and a connection that died is noticed.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ]
+        self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), options)
+        self._stub = rpc.QuoteSigningServiceStub(self._channel)
+        self.environment = environment
+
+    def close(self):
+        self._channel.close()
+
+    def sign(self, payload: bytes, deadline_s: float = 30.0) -> Signed:
+        """Has these bytes signed. Whatever happens, no others are sent, so that the answer is always the same JWS."""
+        request = pb.SignQuoteRequest(environment=self.environment, payload=payload)
+        answer, attempts, correlation_id = self._call(self._stub.SignQuote, request, time_left(payload, deadline_s))
+        return Signed(answer.jws, answer.kid, answer.sequence, answer.replayed, attempts, correlation_id)
+
+    def last_number(self, partner: str, corridor: str = "", deadline_s: float = 30.0) -> int:
+        """The last number taken in a sequence."""
+        request = pb.GetSequenceRequest(partner=partner, corridor=corridor)
+        answer, _, _ = self._call(self._stub.GetSequence, request, deadline_s)
+        return answer.last
+
+    def _call(self, method, request, deadline_s):
+        """Makes a call until it is answered, refused for good, out of attempts or out of time."""
+        end = time.monotonic() + deadline_s
+        correlation_id = str(uuid.uuid4())
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            # What has expired is sent once all the same, for the gateway to say so.
+            left = max(end - time.monotonic(), 1.0 if attempt == 1 else 0.0)
+            try:
+                metadata = (("x-correlation-id", correlation_id),)
+                answer = method(request, timeout=min(left, ATTEMPT_S), metadata=metadata)
+                log.info("%s", json.dumps({"correlation_id": correlation_id, "attempt": attempt, "code": "OK"}))
+                return answer, attempt, correlation_id
+            except grpc.RpcError as error:
+                refused = refusal(error)
+            refused.attempts, refused.correlation_id = attempt, correlation_id
+            wait = pause(attempt, refused.retry_after_s)
+            again = refused.action == "retry" and attempt < ATTEMPTS_MAX and time.monotonic() + wait < end
+            line = {"correlation_id": correlation_id, "attempt": attempt, "code": refused.code, "reason": refused.reason}
+            log.warning("%s", json.dumps(line | {"action": refused.action, "wait_s": round(wait, 3) if again else None}))
+            if not again:
+                raise refused
+            time.sleep(wait)
+        raise AssertionError("the last attempt raises")
+
+
+def pause(attempt: int, retry_after_s: float | None) -> float:
+    """As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter."""
+    if retry_after_s is not None:
+        return retry_after_s * (1 + random.uniform(0, 0.2))
+    return random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt))
+
+
+def time_left(payload: bytes, deadline_s: float) -> float:
+    """The deadline, or the time until the quote expires where that is shorter: then it is of no use to anybody."""
+    try:
+        left = instant(json.loads(payload)["expires_at"]).timestamp() - time.time()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return deadline_s  # the gateway says what is wrong with it
+    return min(deadline_s, left)
+
+
+def instant(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+class Sequence:
+    """The numbers of one sequence, handed out in one place and sent in their order."""
+
+    def __init__(self, gateway: Gateway, partner: str, corridor: str = ""):
+        self._gateway, self._partner, self._corridor = gateway, partner, corridor
+        self._lock = threading.Lock()
+        self.last = None
+
+    def resume(self, deadline_s: float = 30.0) -> int:
+        """Takes up the sequence where the gateway says that it stands: at the start, and when a number did not fit."""
+        self.last = self._gateway.last_number(self._partner, self._corridor, deadline_s)
+        return self.last
+
+    def issue(self, quote, deadline_s: float = 30.0) -> Signed:
+        """Has the bytes signed that `quote(number)` makes. A number that did not fit bound nothing, so the quote gets another."""
+        end = time.monotonic() + deadline_s
+        with self._lock:
+            for renumbered in range(RENUMBERED_MAX + 1):
+                if self.last is None:
+                    self.resume(end - time.monotonic())
+                self.last += 1
+                try:
+                    return self._gateway.sign(quote(self.last), end - time.monotonic())
+                except Refused as refused:
+                    if refused.action != "renumber" or renumbered == RENUMBERED_MAX:
+                        raise
+                    self.last = None
+        raise AssertionError("the last round raises")
+
+
+class Unverified(Exception):
+    """The JWS is not a valid quote. The text says why."""
+
+
+class Verifier:
+    """Checks signed quotes with the partner's published keys, as whoever receives them does."""
+
+    def __init__(self, jwks_url: str, ca_file: str):
+        context = ssl.create_default_context(cafile=ca_file)
+        # Cached; fetched again when a kid is not in it, for keys are exchanged.
+        self._keys = jwt.PyJWKClient(jwks_url, ssl_context=context, timeout=5, lifespan=300)
+
+    def verify(self, jws: str, now: datetime | None = None) -> dict:
+        """The claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired."""
+        try:
+            key = self._keys.get_signing_key_from_jwt(jws)
+            # The algorithm is ours to say, never the header's.
+            claims = jwt.decode(jws, key.key, algorithms=["RS256"])
+            if instant(claims["expires_at"]) <= (now or datetime.now(timezone.utc)):
+                raise Unverified("the quote has expired")
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise Unverified(f"{type(error).__name__}: {error}") from error
+        return claims

@@ -1,0 +1,644 @@
+//! The clients of `clients/` against the real gateway, and against one that answers as it is told to.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    convert::Infallible,
+    fs,
+    io::{BufRead as _, BufReader, Read},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use http::{Request as HttpRequest, Response as HttpResponse};
+use hyper::{body::Incoming, server::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use quotesign::{
+    config::GrpcListener,
+    pipeline::refusal::{answer, is_retryable, name},
+    proto::{
+        DESCRIPTORS, GetSequenceRequest, GetSequenceResponse, HaltReach, HaltRequest, Reason, ResumeRequest,
+        SignQuoteRequest, SignQuoteResponse, halt_reach::To,
+    },
+    transport::tls,
+};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tonic::{Code, Request, Response, Status, body::Body, server::Grpc};
+use tonic_prost::ProstCodec;
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    harness::{Gateway, PARTNER, Site, public_place, toml, until},
+    stages::repository,
+};
+
+/// How the program of a language is begun.
+type Program = fn() -> Command;
+
+fn in_tools(program: &str) -> Command {
+    Command::new(repository(".tools").join(program))
+}
+
+fn python() -> Command {
+    let mut command = in_tools("clients-python/bin/python");
+    command.env("PYTHONPATH", repository(".tools/clients-python/gen")).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg(repository("clients/python/main.py"));
+    command
+}
+
+fn node() -> Command {
+    let mut command = Command::new("node");
+    command.arg(repository(".tools/clients-node/main.mjs")).arg("--proto").arg(repository("proto"));
+    command
+}
+
+fn go() -> Command {
+    in_tools("clients-go/client")
+}
+
+fn java() -> Command {
+    let mut command = Command::new("java");
+    // It lives for seconds.
+    command
+        .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar"])
+        .arg(repository(".tools/clients-java/source/target/quotesign-client.jar"));
+    command
+}
+
+const PROGRAMS: [(&str, Program); 4] = [("python", python), ("node", node), ("go", go), ("java", java)];
+
+/// A program under way, and what it has said.
+struct Run {
+    child: Child,
+    steps: Lines,
+    log: Lines,
+}
+
+/// The JSON lines of a stream, and whether it has ended.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<(Vec<Value>, bool)>>);
+
+impl Lines {
+    fn of(stream: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let kept = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                kept.0.lock().unwrap().0.push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+            }
+            kept.0.lock().unwrap().1 = true;
+        });
+        lines
+    }
+
+    fn get(&self) -> Vec<Value> {
+        self.0.lock().unwrap().0.clone()
+    }
+
+    fn any(&self, is: impl Fn(&Value) -> bool) -> bool {
+        self.0.lock().unwrap().0.iter().any(is)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.lock().unwrap().1
+    }
+}
+
+/// Where a client is sent.
+struct Target<'a> {
+    site: &'a Site,
+    address: SocketAddr,
+    jwks: String,
+}
+
+impl Target<'_> {
+    fn run(&self, program: Program, more: &[&str]) -> Run {
+        let mut command = program();
+        let tls = |name: &str| self.site.path("tls").join(name);
+        command.arg("--address").arg(self.address.to_string()).arg("--jwks").arg(&self.jwks);
+        command
+            .arg("--ca")
+            .arg(tls("ca.pem"))
+            .arg("--cert")
+            .arg(tls("pricing.pem"))
+            .arg("--key")
+            .arg(tls("pricing.key"));
+        command.arg("--payload").arg(repository("examples/quote.json"));
+        if !more.contains(&"--service-config") {
+            command.arg("--service-config").arg(repository("clients/service-config.json"));
+        }
+        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (steps, log) = (Lines::of(child.stdout.take().unwrap()), Lines::of(child.stderr.take().unwrap()));
+        Run { child, steps, log }
+    }
+}
+
+impl Run {
+    /// Waits until it ends well; the steps it told.
+    async fn done(mut self) -> Vec<Value> {
+        until("the client ends", async || self.steps.has_ended() && self.log.has_ended()).await;
+        assert!(self.child.wait().unwrap().success(), "{:#?}\n{:#?}", self.steps.get(), self.log.get());
+        self.steps.get()
+    }
+
+    /// Waits until it has told of this many steps.
+    async fn told(&self, steps: usize) {
+        until("the client gets on", async || self.steps.get().len() >= steps).await;
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _it_may_have_ended = self.child.kill();
+        let _it_may_have_ended = self.child.wait();
+    }
+}
+
+/// An address that stays while gateways come and go.
+struct Front {
+    address: SocketAddr,
+    behind: Arc<Mutex<Option<SocketAddr>>>,
+    /// How many connections came.
+    came: Arc<AtomicUsize>,
+}
+
+impl Front {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let behind = Arc::new(Mutex::new(None));
+        let came = Arc::<AtomicUsize>::default();
+        let (now, count) = (behind.clone(), came.clone());
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let target: Option<SocketAddr> = *now.lock().unwrap();
+                tokio::spawn(async move {
+                    if let Some(target) = target
+                        && let Ok(mut to) = TcpStream::connect(target).await
+                    {
+                        let _either_may_break = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                    }
+                });
+            }
+        });
+        Self { address, behind, came }
+    }
+
+    fn shows(&self, gateway: &Gateway) {
+        *self.behind.lock().unwrap() = Some(gateway.address("grpc"));
+    }
+
+    fn hides(&self) {
+        *self.behind.lock().unwrap() = None;
+    }
+}
+
+/// The one line of this step.
+#[track_caller]
+fn step<'a>(steps: &'a [Value], name: &str) -> &'a Value {
+    let [line] = &*steps.iter().filter(|line| line["step"] == name).collect::<Vec<_>>() else {
+        panic!("{name}: {steps:#?}")
+    };
+    line
+}
+
+/// The rows of the table of `docs/clients.md` whose head begins with these cells.
+fn table(head: &str) -> Vec<Vec<String>> {
+    let page = fs::read_to_string(repository("docs/clients.md")).unwrap();
+    let rows = page.split_once(head).unwrap().1.split_once("\n\n").unwrap().0.to_owned();
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect();
+    rows.lines().skip(2).map(cells).collect()
+}
+
+/// What the document has a client do about each reason.
+fn actions() -> BTreeMap<String, String> {
+    table("| code | reason |").into_iter().map(|row| (row[2].clone(), row[3].clone())).collect()
+}
+
+fn reasons() -> impl Iterator<Item = Reason> {
+    (1..1000).filter_map(|number| Reason::try_from(number).ok())
+}
+
+/// Everything that a client must do, in one language.
+async fn keeps_the_contract(program: Program) {
+    // At once, since each of them waits more than it works.
+    tokio::join!(
+        walks_through_every_kind_of_answer(program),
+        waits_as_a_quota_asks(program),
+        gets_over_what_is_away(program),
+        decides_by_the_reason(program),
+    );
+}
+
+async fn walks_through_every_kind_of_answer(program: Program) {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let jwks = gateway.client("pricing").jwks_url(&PARTNER.parse().unwrap());
+    let to = Target { site: &site, address: gateway.address("grpc"), jwks };
+    let steps = to.run(program, &[]).done().await;
+    assert_eq!(step(&steps, "resume")["last"], 0);
+    let (signed, replay) = (step(&steps, "sign"), step(&steps, "replay"));
+    assert_eq!((&signed["sequence"], &signed["replayed"]), (&json!(1), &json!(false)));
+    assert_eq!((&replay["sequence"], &replay["replayed"]), (&json!(1), &json!(true)));
+    assert_eq!((&signed["jws_sha256"], &signed["kid"]), (&replay["jws_sha256"], &replay["kid"]));
+    for (name, code, reason) in [
+        ("conflict", "ALREADY_EXISTS", "QUOTE_CONFLICT"),
+        ("schema", "INVALID_ARGUMENT", "SCHEMA_VIOLATION"),
+        ("sequence", "FAILED_PRECONDITION", "SEQUENCE_NOT_MONOTONIC"),
+        ("denied", "PERMISSION_DENIED", "POLICY_DENIED"),
+        ("expired", "FAILED_PRECONDITION", "QUOTE_EXPIRED"),
+    ] {
+        let refused = step(&steps, name);
+        let is = (&refused["code"], &refused["reason"], &refused["action"], &refused["attempts"]);
+        assert_eq!(is, (&json!(code), &json!(reason), &json!(actions()[reason]), &json!(1)), "{name}");
+    }
+    assert_eq!(step(&steps, "schema")["violations"], json!(["/corridor", "/total_customer_cost"]));
+    let resumed = step(&steps, "sequence-resumed");
+    assert_eq!((&resumed["sequence"], &resumed["replayed"]), (&json!(2), &json!(false)));
+    assert_eq!(step(&steps, "verify")["valid"], true);
+    for failed in ["verify-changed", "verify-expired"] {
+        assert_eq!(step(&steps, failed)["valid"], false, "{failed}");
+    }
+    assert!(step(&steps, "verify-expired")["why"].as_str().unwrap().contains("expired"));
+    for line in steps.iter().filter(|line| !line["correlation_id"].is_null()) {
+        let id = line["correlation_id"].as_str().unwrap();
+        gateway.logged(&format!("\"correlation_id\":\"{id}\"")).await;
+    }
+    // Begun anew, it goes on behind the last number taken.
+    let again = to.run(program, &["--steps", "resume,sign"]).done().await;
+    assert_eq!((&step(&again, "resume")["last"], &step(&again, "sign")["sequence"]), (&json!(2), &json!(3)));
+    // A key set whose server another CA vouches for is not taken.
+    let other = crate::harness::Authority::new();
+    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    let (acceptor, socket, jwks) = public_place(other.issue(&site.path(""), "other", certificate)).await;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            let _it_hangs_up = acceptor.accept(stream).await;
+        }
+    });
+    let to = Target { jwks, ..to };
+    let steps = to.run(program, &["--steps", "sign,verify"]).done().await;
+    assert_eq!(step(&steps, "verify")["valid"], false, "{steps:#?}");
+}
+
+async fn waits_as_a_quota_asks(program: Program) {
+    let site = Site::new();
+    site.edit_policy(|policy| policy["quotas"]["signed_per_caller"] = toml("{ per_second = 1, burst = 2 }"));
+    let gateway = site.serve().await;
+    let to = Target { site: &site, address: gateway.address("grpc"), jwks: "https://127.0.0.1:9/".to_owned() };
+    let run = to.run(program, &["--steps", "burst", "--count", "5"]);
+    let log = run.log.clone();
+    let steps = run.done().await;
+    assert_eq!(steps.iter().filter(|line| line["replayed"] == false).count(), 5, "{steps:#?}");
+    let waited = log.get().into_iter().filter(|line| line["reason"] == "RATE_LIMITED").collect::<Vec<_>>();
+    assert!(!waited.is_empty() && waited.iter().all(|line| line["wait_s"].as_f64() > Some(0.0)), "{:#?}", log.get());
+    // A client that did not wait as long as it was told would be refused over and over.
+    assert!(waited.len() <= 4, "{waited:#?}");
+    assert!(steps.iter().all(|line| line["attempts"].as_u64() <= Some(2)), "{steps:#?}");
+}
+
+async fn gets_over_what_is_away(program: Program) {
+    const COUNT: usize = 100;
+    let site = Site::new().with("QUOTESIGN__DRAIN__GRACE_MS", "0");
+    let front = Front::new().await;
+    let mut gateway = site.serve().await;
+    front.shows(&gateway);
+    let to = Target { site: &site, address: front.address, jwks: "https://127.0.0.1:9/".to_owned() };
+    let mut expected = 0;
+
+    // A restart, and then a crash, while quotes are on their way.
+    let count = COUNT.to_string();
+    let run = to.run(program, &["--steps", "burst", "--count", &count]);
+    run.told(10).await;
+    let begun = Instant::now();
+    assert!(gateway.stop().success());
+    gateway = site.serve().await;
+    front.shows(&gateway);
+    let away = begun.elapsed();
+    let before = run.steps.get().len();
+    run.told(before + 5).await;
+    let unseen = run.steps.get().iter().all(|line| line["attempts"] == 1);
+    // Within one attempt's deadline nobody notices.
+    assert!(unseen || away > Duration::from_secs(3), "{away:?}: {:#?}", run.log.get());
+    gateway.kill();
+    gateway = site.serve().await;
+    front.shows(&gateway);
+    assert!(before < COUNT, "it was over before the restart was");
+    all_signed(&run.done().await, COUNT, &mut expected);
+
+    // The operators halt signing, and go on once the client has met that.
+    let admin = gateway.admin("operator").await;
+    let (reach, reason) = (|| Some(HaltReach { to: Some(To::All(true)) }), || "a test".to_owned());
+    admin.clone().halt(HaltRequest { reach: reach(), reason: reason() }).await.unwrap();
+    let run = to.run(program, &["--steps", "burst", "--count", "2"]);
+    until("it is refused", async || run.log.any(|line| line["reason"] == "SIGNING_HALTED")).await;
+    admin.clone().resume(ResumeRequest { reach: reach(), reason: reason() }).await.unwrap();
+    all_signed(&run.done().await, 2, &mut expected);
+
+    // Somebody else writes to the ledger's file for longer than the gateway waits.
+    let other = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let run = to.run(program, &["--steps", "burst", "--count", "2"]);
+    until("it gets no answer", async || run.log.any(|line| line["action"] == "retry")).await;
+    other.execute_batch("ROLLBACK").unwrap();
+    all_signed(&run.done().await, 2, &mut expected);
+}
+
+/// All quotes of a burst were signed, each under a greater number than the one before.
+#[track_caller]
+fn all_signed(steps: &[Value], count: usize, last: &mut u64) {
+    assert_eq!(steps.len(), count, "{steps:#?}");
+    for line in steps {
+        let number = line["sequence"].as_u64().unwrap_or_else(|| panic!("{line}"));
+        assert!(number > *last, "{line}");
+        *last = number;
+    }
+}
+
+/// A gateway that answers the first call of each quote as it is told to, and signs at the second.
+#[derive(Clone, Default)]
+struct Scripted {
+    answers: Arc<Mutex<VecDeque<Status>>>,
+    /// The calls of each quote, by its id: when, with which payload and correlation id.
+    calls: Arc<Mutex<HashMap<String, Vec<Sent>>>>,
+    /// The ids, in the order in which they came.
+    order: Arc<Mutex<Vec<String>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    at: Instant,
+    payload: Vec<u8>,
+    correlation_id: String,
+}
+
+/// The number that its sequence is said to be at.
+const SCRIPTED_LAST: u64 = 100;
+
+impl Scripted {
+    fn sign(&self, request: Request<SignQuoteRequest>) -> Result<Response<SignQuoteResponse>, Status> {
+        let correlation_id = request.metadata().get("x-correlation-id").unwrap().to_str().unwrap().to_owned();
+        assert!(request.metadata().contains_key("grpc-timeout"), "a call without a deadline");
+        let payload = request.into_inner().payload;
+        let quote: Value = serde_json::from_slice(&payload).unwrap();
+        let id = quote["quote_id"].as_str().unwrap().to_owned();
+        let mut calls = self.calls.lock().unwrap();
+        let sent = calls.entry(id.clone()).or_default();
+        sent.push(Sent { at: Instant::now(), payload, correlation_id });
+        if sent.len() == 1 {
+            self.order.lock().unwrap().push(id);
+            if let Some(status) = self.answers.lock().unwrap().pop_front() {
+                return Err(status);
+            }
+        }
+        let sequence = quote["quote_sequence"].as_u64().unwrap();
+        Ok(Response::new(SignQuoteResponse { jws: "a.b.c".to_owned(), sequence, ..SignQuoteResponse::default() }))
+    }
+
+    async fn serve(&self, site: &Site) -> SocketAddr {
+        let tls = |name: &str| site.path("tls").join(name);
+        let listener = GrpcListener {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            certificate: tls("server.pem"),
+            private_key: tls("server.key"),
+            client_ca: tls("ca.pem"),
+            trust_domain: None,
+            reflection: false,
+        };
+        let acceptor = TlsAcceptor::from(tls::mutual(&listener).unwrap().server);
+        let socket = TcpListener::bind(listener.listen).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let scripted = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                let (acceptor, scripted) = (acceptor.clone(), scripted.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let service = hyper::service::service_fn(move |request| answered(scripted.clone(), request));
+                    let server = http2::Builder::new(TokioExecutor::new());
+                    let _the_client_ends_it = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        address
+    }
+}
+
+/// By hand, not by the generated trait: it stays as it is when the service gets another method.
+async fn answered(scripted: Scripted, request: HttpRequest<Incoming>) -> Result<HttpResponse<Body>, Infallible> {
+    let request = request.map(Body::new);
+    Ok(match request.uri().path() {
+        "/quotesign.v1.QuoteSigningService/SignQuote" => {
+            let mut grpc = Grpc::new(ProstCodec::<SignQuoteResponse, SignQuoteRequest>::default());
+            let sign = move |request| -> BoxFuture<'static, _> {
+                let answer = scripted.sign(request);
+                Box::pin(async move { answer })
+            };
+            grpc.unary(tower::service_fn(sign), request).await
+        }
+        "/quotesign.v1.QuoteSigningService/GetSequence" => {
+            let mut grpc = Grpc::new(ProstCodec::<GetSequenceResponse, GetSequenceRequest>::default());
+            let sequence = |_: Request<GetSequenceRequest>| -> BoxFuture<'static, Result<_, Status>> {
+                let answer = GetSequenceResponse { last: SCRIPTED_LAST, ..GetSequenceResponse::default() };
+                Box::pin(async move { Ok(Response::new(answer)) })
+            };
+            grpc.unary(tower::service_fn(sequence), request).await
+        }
+        path => Status::unimplemented(path.to_owned()).into_http(),
+    })
+}
+
+/// What a refusal tells to wait.
+const TOLD_TO_WAIT: Duration = Duration::from_millis(300);
+
+fn refusal(code: Code, domain: &str, reason: &str, wait: bool) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, domain, HashMap::new());
+    if wait {
+        details.set_retry_info(Some(TOLD_TO_WAIT));
+    }
+    Status::with_error_details(code, "as it was told", details)
+}
+
+/// A status, and what a client must do about it.
+struct Case {
+    what: String,
+    action: String,
+    status: Status,
+}
+
+/// Every reason there is, one that there is not yet, and answers that are not the gateway's own.
+fn cases() -> Vec<Case> {
+    let actions = actions();
+    let case = |what: &str, action: &str, status: Status| {
+        let (what, action) = (what.to_owned(), action.to_owned());
+        Case { what, action, status }
+    };
+    let mut cases: Vec<_> = reasons()
+        .map(|reason| {
+            let (code, name) = (Code::from_i32(answer(reason).number()), name(reason));
+            // Where there is none, the reason's name decides alone.
+            let wait = [Reason::RateLimited, Reason::Overloaded].contains(&reason);
+            case(name, &actions[name], refusal(code, "quotesign.v1", name, wait))
+        })
+        .collect();
+    cases.extend([
+        case("unknown, with RetryInfo", "retry", refusal(Code::Aborted, "quotesign.v1", "OF_A_LATER_ONE", true)),
+        case("unknown", "ask", refusal(Code::Unavailable, "quotesign.v1", "OF_A_LATER_ONE", false)),
+        case("a proxy", "retry", Status::unknown("502")),
+        case("a broken stream", "retry", Status::internal("reset")),
+        case("another's reason", "retry", refusal(Code::Unavailable, "example.org", "POLICY_DENIED", false)),
+        case("too large for the client", "ask", Status::resource_exhausted("too large")),
+        case("no such method", "ask", Status::unimplemented("no")),
+    ]);
+    cases
+}
+
+async fn decides_by_the_reason(program: Program) {
+    let site = Site::new();
+    let scripted = Scripted::default();
+    let cases = cases();
+    scripted.answers.lock().unwrap().extend(cases.iter().map(|case| case.status.clone()));
+    let to = Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
+    // Without a service config, or the transport would see to UNAVAILABLE.
+    let (none, count) = (site.path("none.json"), cases.len().to_string());
+    fs::write(&none, "{}").unwrap();
+    let more = ["--steps", "burst", "--count", &count, "--service-config", none.to_str().unwrap()];
+    let steps = to.run(program, &more).done().await;
+    let (order, calls) = (scripted.order.lock().unwrap().clone(), scripted.calls.lock().unwrap().clone());
+    assert_eq!((steps.len(), order.len()), (cases.len(), cases.len()));
+    for ((case, line), id) in cases.iter().zip(&steps).zip(&order) {
+        let (what, sent) = (&case.what, &calls[id]);
+        match &*case.action {
+            "retry" => {
+                assert!(line["sequence"].is_u64() && sent.len() == 2, "{what}: {line} {sent:?}");
+                assert_eq!(sent[0].payload, sent[1].payload, "{what}: other bytes");
+                assert_eq!(sent[0].correlation_id, sent[1].correlation_id, "{what}");
+                assert_eq!(line["attempts"], 2, "{what}");
+                let is_told = case.status.get_details_retry_info().is_some();
+                assert!(!is_told || sent[1].at - sent[0].at >= TOLD_TO_WAIT, "{what}: it did not wait");
+            }
+            "renumber" => {
+                assert!(sent.len() == 2 && line["sequence"] == SCRIPTED_LAST + 1, "{what}: {line} {sent:?}");
+            }
+            action => {
+                assert_eq!((sent.len(), &line["attempts"]), (1, &json!(1)), "{what}: {line}");
+                assert_eq!(line["action"], action, "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_in_python_keeps_the_contract() {
+    keeps_the_contract(python).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_in_node_keeps_the_contract() {
+    keeps_the_contract(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_in_go_keeps_the_contract() {
+    keeps_the_contract(go).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_in_java_keeps_the_contract() {
+    keeps_the_contract(java).await;
+}
+
+/// The page on clients says of every reason what the gateway and the contract's page say of it.
+#[test]
+fn the_page_on_clients_has_every_reason_with_its_code_and_what_to_do() {
+    let rows: BTreeMap<_, _> = table("| code | reason |")
+        .into_iter()
+        .map(|row| (row[2].clone(), (row[1].clone(), row[3] == "retry")))
+        .collect();
+    let expected: BTreeMap<_, _> = reasons()
+        .map(|reason| (name(reason).to_owned(), (answer(reason).name().to_owned(), is_retryable(reason))))
+        .collect();
+    assert_eq!(rows, expected);
+    let known: Vec<_> = table("| action |").into_iter().map(|row| row[1].clone()).collect();
+    assert!(actions().values().all(|action| known.contains(action)));
+    let contract = fs::read_to_string(repository("docs/quote-contract.md")).unwrap();
+    let contract = contract.split_once("| reason |").unwrap().1.split_once("\n\n").unwrap().0;
+    for row in contract.lines().skip(2) {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        assert_eq!(cells[5] != "no", rows[cells[1]].1, "{row}");
+    }
+}
+
+/// Each library takes the service config as it is shipped: it is the transport that sends again, and a call waits for a gateway
+/// that is not there yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_config_retries_what_is_safe_and_waits_for_the_gateway() {
+    let text = fs::read_to_string(repository("clients/service-config.json")).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    let [method] = &**config["methodConfig"].as_array().unwrap() else { panic!("{config}") };
+    let files = FileDescriptorSet::decode(DESCRIPTORS).unwrap().file;
+    let services = files.iter().flat_map(|file| &file.service);
+    let [service] = &*services.filter(|service| service.name() == "QuoteSigningService").collect::<Vec<_>>() else {
+        panic!()
+    };
+    for name in method["name"].as_array().unwrap() {
+        assert_eq!(name["service"], "quotesign.v1.QuoteSigningService");
+        let method = name["method"].as_str().unwrap();
+        assert!(service.method.iter().any(|served| served.name() == method), "{method}");
+        assert_ne!(method, "ReportQuoteOutcome", "twice leaves two records");
+    }
+    let policy = &method["retryPolicy"];
+    assert!((2..=5).contains(&policy["maxAttempts"].as_u64().unwrap()) && method["hedgingPolicy"].is_null());
+    for code in policy["retryableStatusCodes"].as_array().unwrap() {
+        let of: Vec<_> = reasons().filter(|reason| answer(*reason).name() == code.as_str().unwrap()).collect();
+        assert!(!of.is_empty() && of.iter().all(|reason| is_retryable(*reason)), "{code}: {of:?}");
+    }
+
+    let site = Site::new();
+    fs::write(site.path("none.json"), "{}").unwrap();
+    let none = site.path("none.json");
+    for (language, program) in PROGRAMS {
+        let away = || refusal(Code::Unavailable, "quotesign.v1", "SIGNER_UNAVAILABLE", true);
+        for (config, attempts) in [(repository("clients/service-config.json"), 1), (none.clone(), 2)] {
+            let scripted = Scripted::default();
+            scripted.answers.lock().unwrap().push_back(away());
+            let to =
+                Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
+            let config = config.to_str().unwrap();
+            let steps = to.run(program, &["--steps", "sign", "--service-config", config]).done().await;
+            assert_eq!(step(&steps, "sign")["attempts"], attempts, "{language} with {config}");
+            assert_eq!(scripted.calls.lock().unwrap().values().map(Vec::len).collect::<Vec<_>>(), [2], "{language}");
+        }
+    }
+
+    let front = Front::new().await;
+    let to = Target { site: &site, address: front.address, jwks: "https://127.0.0.1:9/".to_owned() };
+    let gateway = site.serve().await;
+    for (language, program) in PROGRAMS {
+        let shipped = repository("clients/service-config.json");
+        for (config, is_seen) in [(&shipped, false), (&none, true)] {
+            front.hides();
+            let before = front.came.load(Ordering::SeqCst);
+            let run = to.run(program, &["--steps", "sign", "--service-config", config.to_str().unwrap()]);
+            until("it looks for the gateway", async || front.came.load(Ordering::SeqCst) > before).await;
+            front.shows(&gateway);
+            let log = run.log.clone();
+            let steps = run.done().await;
+            assert!(step(&steps, "sign")["sequence"].is_u64(), "{language}: {steps:#?}");
+            // The client in Node asks for it at each call, since its library does not read it from the config.
+            let seen = log.any(|line| line["attempt"].as_u64() > Some(1));
+            assert_eq!(seen, is_seen && language != "node", "{language} with {config:?}: {:#?}", log.get());
+        }
+    }
+}
