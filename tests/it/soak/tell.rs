@@ -62,16 +62,6 @@ fn resident(process: u32) -> Option<f64> {
     status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok())
 }
 
-/// The processes that `parent` has started.
-pub fn children(parent: u32) -> impl Iterator<Item = u32> {
-    let of = move |process: u32| {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
-    };
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(move |process| of(*process) == Some(parent))
-}
-
 /// How the memory of a process went, after the warm-up.
 #[derive(Debug, Serialize)]
 pub struct Growth {
