@@ -170,12 +170,11 @@ impl Bench {
         {
             return Err(Failure::unfit(PRODUCTION));
         }
-        let raw = self.bare_loop(&place)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
         // A gateway of this run's own goes with it, however it ends.
         let report = runtime.block_on(async {
             tokio::select! {
-                report = self.measure(&mut place, raw) => report,
+                report = self.measure(&mut place) => report,
                 ended = told_to_end() => Err(ended),
             }
         })?;
@@ -251,13 +250,16 @@ impl Bench {
     }
 
     /// What the module gives without a gateway, where it is at hand.
-    fn bare_loop(&self, place: &Place) -> Result<Option<RawPace>, Failure> {
-        let lasts = (Duration::from_secs(self.duration_s) / 3).clamp(Duration::from_secs(1), Duration::from_mins(1));
-        let with_token = place.config.as_ref().filter(|(_, config)| !config.signers.is_empty());
-        with_token.map(|(path, config)| raw::of(path, config, &place.policy, lasts)).transpose()
+    async fn bare_loop(&self, place: &Place) -> Result<Option<RawPace>, Failure> {
+        let lasts = (Duration::from_secs(self.duration_s) / 10).clamp(Duration::from_secs(1), Duration::from_secs(5));
+        match place.config.as_ref().filter(|(_, config)| !config.signers.is_empty()) {
+            Some((path, config)) => raw::of(path, config, &place.policy, lasts).await.map(Some),
+            None => Ok(None),
+        }
     }
 
-    async fn measure(&self, place: &mut Place, raw: Option<RawPace>) -> Result<Report, Failure> {
+    async fn measure(&self, place: &mut Place) -> Result<Report, Failure> {
+        let raw = self.bare_loop(place).await?;
         let issued = (self.device == Device::Waiting).then(this_second);
         let kept = match issued {
             Some(issued) => Some(self.make_beforehand(place, issued).await?),
