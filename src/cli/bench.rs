@@ -4,44 +4,37 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     check::Checker,
     host::Usage,
     load::{Lane, Load, Outcome, Pace},
     own::{Own, Plan},
+    raw::RawPace,
     report::{MadeBeforehand, Report, Run, Spread, StageTime},
 };
-use super::{
-    Failure, Format,
-    jwks::partner_of,
-    out::say,
-    policy::bundle_in,
-    sign::{Template, this_second},
-};
+use super::{Failure, Format, out::say, policy::bundle_in, sign::this_second};
 use crate::{
     client::ClientFile,
     clock::UtcTime,
     config::Config,
     domain::Environment,
-    jwk,
     policy::{Bundle, shipped},
-    proto::quote_signing_service_client::QuoteSigningServiceClient,
 };
 
 mod check;
 mod collector;
 mod host;
+mod lanes;
 mod load;
 mod own;
 mod raw;
@@ -51,7 +44,6 @@ mod stages;
 pub(super) use raw::BenchRaw;
 
 const PRODUCTION: &str = "production signs real quotes; run a benchmark against development or a sandbox";
-const QUOTE: &[u8] = include_bytes!("../../examples/quote.json");
 /// How many appends are timed.
 const SYNCHRONISATIONS: usize = 200;
 
@@ -179,7 +171,13 @@ impl Bench {
             return Err(Failure::unfit(PRODUCTION));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
-        let report = self.measure(&mut place, &runtime)?;
+        // A gateway of this run's own goes with it, however it ends.
+        let report = runtime.block_on(async {
+            tokio::select! {
+                report = self.measure(&mut place) => report,
+                ended = told_to_end() => Err(ended),
+            }
+        })?;
         match self.format {
             Format::Text => report.tell(),
             Format::Json => say!("{}", serde_json::to_string_pretty(&report).map_err(Failure::failed)?),
@@ -251,41 +249,43 @@ impl Bench {
         })
     }
 
-    fn measure(&self, place: &mut Place, runtime: &Runtime) -> Result<Report, Failure> {
-        let lasts = Duration::from_secs(self.duration_s);
-        let raw = place.config.as_ref().filter(|(_, config)| !config.signers.is_empty());
-        let raw =
-            raw.map(|(path, config)| raw::of(path, config, &place.policy, (lasts / 3).max(Duration::from_secs(1))));
-        let raw = raw.transpose()?;
+    /// What the module gives without a gateway, where it is at hand.
+    async fn bare_loop(&self, place: &Place) -> Result<Option<RawPace>, Failure> {
+        let lasts = (Duration::from_secs(self.duration_s) / 10).clamp(Duration::from_secs(1), Duration::from_secs(5));
+        match place.config.as_ref().filter(|(_, config)| !config.signers.is_empty()) {
+            Some((path, config)) => raw::of(path, config, &place.policy, lasts).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn measure(&self, place: &mut Place) -> Result<Report, Failure> {
+        let raw = self.bare_loop(place).await?;
         let issued = (self.device == Device::Waiting).then(this_second);
-        let kept = issued.map(|issued| runtime.block_on(self.make_beforehand(place, issued))).transpose()?;
-        runtime.block_on(async {
-            serve(place).await?;
-            let (mut lanes, checker) = self.connect(place, issued).await?;
-            let paces =
-                if let Some(rate) = self.rate { vec![(Pace::Open(rate), None)] } else { vec![(Pace::Closed, None)] };
-            if self.warm_up_s > 0 {
-                let load = Load { lasts: Duration::from_secs(self.warm_up_s), ..self.load(Pace::Closed) };
-                (lanes, _) =
-                    load::carry(lanes, load, &checker, &ProgressBar::hidden()).await.map_err(Failure::failed)?;
-            }
-            let mut runs = Vec::new();
-            let count = lanes.len();
-            let shares = self.load.iter().map(|share| (Pace::Open(*share), Some(*share)));
-            for (pace, share) in paces.into_iter().chain(shares) {
-                let capacity = runs.first().map_or(1.0, |run: &Run| run.rate_per_s);
-                let pace =
-                    if let (Pace::Open(share), Some(_)) = (pace, share) { Pace::Open(share * capacity) } else { pace };
-                let (back, run) = self.run_load(lanes, pace, share, place, &checker).await?;
-                lanes = back;
-                runs.push(run);
-            }
-            let made = kept.map(|kept| MadeBeforehand { kept: kept.values().sum(), beyond: beyond(&kept, &lanes) });
-            let mut report = self.report(place, raw, runs, &checker, count)?;
-            report.made_beforehand = made;
-            report.targets = report::targets(&report);
-            Ok(report)
-        })
+        let kept = match issued {
+            Some(issued) => Some(self.make_beforehand(place, issued).await?),
+            None => None,
+        };
+        serve(place).await?;
+        let (mut lanes, checker) = self.connect(place, issued).await?;
+        let count = lanes.len();
+        if self.warm_up_s > 0 {
+            let load = Load { lasts: Duration::from_secs(self.warm_up_s), ..self.load(Pace::Closed) };
+            (lanes, _) = load::carry(lanes, load, &checker, &ProgressBar::hidden()).await.map_err(Failure::failed)?;
+        }
+        let first = self.rate.map_or(Pace::Closed, Pace::Open);
+        let (mut lanes, run) = self.run_load(lanes, first, None, place, &checker).await?;
+        let (capacity, mut runs) = (run.rate_per_s, vec![run]);
+        for share in &self.load {
+            let pace = Pace::Open((share * capacity).max(f64::MIN_POSITIVE));
+            let (back, run) = self.run_load(lanes, pace, Some(*share), place, &checker).await?;
+            lanes = back;
+            runs.push(run);
+        }
+        let mut report = self.report(place, raw, runs, &checker, count)?;
+        report.made_beforehand =
+            kept.map(|kept| MadeBeforehand { kept: kept.values().sum(), beyond: beyond(&kept, &lanes) });
+        report.targets = report::targets(&report);
+        Ok(report)
     }
 
     fn load(&self, pace: Pace) -> Load {
@@ -328,6 +328,9 @@ impl Bench {
         let progress = bar(Pace::Closed, 0, self.made_beforehand);
         let (lanes, _) = load::carry(lanes, load, &checker, &progress).await.map_err(Failure::failed)?;
         progress.finish_and_clear();
+        if let Some((fault, _)) = checker.faults().first_key_value() {
+            return Err(Failure::failed(format!("while signatures were made beforehand: {fault}")));
+        }
         let kept = lanes.iter().map(|lane| (lane.scope, lane.made)).collect();
         if let Some(own) = &mut place.own {
             own.stop();
@@ -337,69 +340,10 @@ impl Bench {
         Ok(kept)
     }
 
-    /// Lanes over a connection for each caller, and what their answers are held against.
-    async fn connect(&self, place: &Place, issued: Option<UtcTime>) -> Result<(Vec<Lane>, Arc<Checker>), Failure> {
-        let bytes = match &self.quote {
-            Some(path) => fs::read(path).map_err(|fault| Failure::unfit(format!("{}: {fault}", path.display())))?,
-            None => QUOTE.to_vec(),
-        };
-        let template = Template::read(&bytes).map_err(|fault| Failure::unfit(format!("--quote: {fault}")))?;
-        let first = place.clients.first().ok_or_else(|| Failure::unfit("name a client file with --client"))?;
-        let partner = partner_of(first, Some(template.partner()))?;
-        let set = first.jwks(&partner).await.map_err(Failure::failed)?;
-        let keys = jwk::read_jwks(&set).map_err(|fault| Failure::failed(format!("the JWKS: {fault}")))?;
-        // The ids of a run are its own; those of quotes that are asked for twice are the same both times.
-        let run =
-            issued.map_or_else(|| uuid::Uuid::now_v7().simple().to_string(), |issued| issued.millis().to_string());
-        let (in_flight, shared) = (self.in_flight()?, Arc::new(AtomicU64::new(0)));
-        let mut lanes = Vec::new();
-        for client in &place.clients {
-            let mut service = QuoteSigningServiceClient::new(client.grpc().await.map_err(Failure::failed)?);
-            let last = self.last(&mut service, &partner).await?;
-            for _ in 0..in_flight {
-                let at = lanes.len();
-                let own_sequence = place.own.is_some() && self.sequence == Numbers::Verify;
-                let template = template.clone();
-                lanes.push(Lane {
-                    client: service.clone(),
-                    environment: client.environment.to_string(),
-                    template: if own_sequence { template.with("corridor", &format!("GB-{at}")) } else { template },
-                    prefix: format!("bench-{run}-{at}"),
-                    scope: if own_sequence { at } else { 0 },
-                    told: if own_sequence { Arc::default() } else { Arc::clone(&shared) },
-                    next: (self.sequence == Numbers::Verify).then_some(last + 1),
-                    issued,
-                    made: 0,
-                });
-            }
-        }
-        if !self.own && self.sequence == Numbers::Verify && lanes.len() > 1 {
-            return Err(Failure::unfit(
-                "--client: callers of one sequence cannot keep its order; give one, or have the gateway give the numbers, with --sequence assign",
-            ));
-        }
-        let checker = Checker::new(keys, partner, Arc::clone(&place.policy), self.verify_every);
-        Ok((lanes, Arc::new(checker)))
-    }
-
-    /// The last number of a running gateway's sequence. Those of this run's own gateway begin with it.
-    async fn last(
-        &self,
-        service: &mut QuoteSigningServiceClient<tonic::transport::Channel>,
-        partner: &crate::domain::PartnerId,
-    ) -> Result<u64, Failure> {
-        if self.own || self.sequence == Numbers::Assign {
-            return Ok(0);
-        }
-        let request = crate::proto::GetSequenceRequest { partner: partner.to_string(), corridor: String::new() };
-        let answer = service.get_sequence(request).await.map_err(|status| Failure::refused(&status))?;
-        Ok(answer.into_inner().last)
-    }
-
     fn report(
         &self,
         place: &Place,
-        raw: Option<raw::RawPace>,
+        raw: Option<RawPace>,
         runs: Vec<Run>,
         checker: &Checker,
         lanes: usize,
@@ -426,6 +370,21 @@ impl Bench {
             made_beforehand: None,
             targets: Vec::new(),
         })
+    }
+}
+
+/// Comes back when this process is told to end.
+async fn told_to_end() -> Failure {
+    let listen = |kind| signal(kind).map_err(Failure::failed);
+    match (listen(SignalKind::terminate()), listen(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            Failure::failed("it was told to end")
+        }
+        (Err(failure), _) | (_, Err(failure)) => failure,
     }
 }
 

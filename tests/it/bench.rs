@@ -1,12 +1,16 @@
 //! `quotesign bench`: what it counts, what it finds, and where it does not run. How fast anything is, is no matter here.
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    process::{Output, Stdio},
+};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
     commands::client_file,
-    harness::{Gateway, Site, done, failed, quotesign, toml},
+    harness::{Gateway, Site, children, done, failed, quotesign, toml, until},
 };
 
 /// A site whose gateway gives the numbers, under these quotas.
@@ -68,9 +72,9 @@ async fn a_stall_is_told_by_every_quote_that_was_due_meanwhile() {
     let bench = std::thread::scope(|scope| {
         let running = scope.spawn(|| bench(&site, &gateway, &args));
         std::thread::sleep(std::time::Duration::from_secs(2));
-        gateway.signal(rustix::process::Signal::STOP);
+        gateway.signal(Signal::STOP);
         std::thread::sleep(std::time::Duration::from_secs(1));
-        gateway.signal(rustix::process::Signal::CONT);
+        gateway.signal(Signal::CONT);
         running.join().unwrap()
     });
     let report = report(bench);
@@ -115,6 +119,25 @@ fn production_is_refused_before_anything_is_sent() {
     fs::write(&file, client.replace("\"development\"", "\"production\"")).unwrap();
     let refused = failed(quotesign().args(["bench", "--client"]).arg(file).output().unwrap(), 2);
     assert!(refused.contains("production signs real quotes"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_end_it_takes_its_own_gateway_with_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut bench = quotesign();
+    bench.env("TMPDIR", temporary.path()).args(["bench", "--own", "--duration-s", "600"]);
+    let bench = bench.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_up = || {
+        children(bench.id())
+            .any(|child| fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default().contains("serve"))
+    };
+    until("its gateway is up", async || is_up()).await;
+    let gateway = children(bench.id()).next().unwrap();
+    kill_process(Pid::from_child(&bench), Signal::TERM).unwrap();
+    let ended = bench.wait_with_output().unwrap();
+    assert!(failed(ended, 1).contains("it was told to end"));
+    assert!(!fs::exists(format!("/proc/{gateway}")).unwrap(), "its gateway is left");
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
 #[test]

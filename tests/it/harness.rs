@@ -56,6 +56,16 @@ pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// The processes that `parent` has started.
+pub fn children(parent: u32) -> impl Iterator<Item = u32> {
+    let of = move |process: u32| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(move |process| of(*process) == Some(parent))
+}
+
 /// A certificate authority of the test's own.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,

@@ -27,7 +27,9 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     collector::Collector,
-    harness::{Authority, DAY, Gateway, PARTNER, Site, TRUST_DOMAIN, client_certificate, done, seconds, toml},
+    harness::{
+        Authority, DAY, Gateway, PARTNER, Site, TRUST_DOMAIN, children, client_certificate, done, seconds, toml,
+    },
     kills::number_from,
     server::{Cluster, Database},
     shipping::{metric, ship_to},
@@ -254,7 +256,7 @@ impl World {
         let mut all = Vec::new();
         for (at, gateway) in self.gateways.iter().enumerate() {
             all.push((format!("gw-{at}"), gateway.pid()));
-            all.extend(tell::children(gateway.pid()).map(|pid| (format!("gw-{at}, PKCS#11 process"), pid)));
+            all.extend(children(gateway.pid()).map(|pid| (format!("gw-{at}, PKCS#11 process"), pid)));
         }
         all
     }

@@ -133,15 +133,15 @@ impl Own {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("quotesign").arg("serve").arg("--config").arg(self.path(CONFIG));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-        let mut child = child.map_err(|fault| fault.to_string())?;
+        // Held from now on, so that it goes with this whatever happens while it starts.
+        self.gateway = Some(child.map_err(|fault| fault.to_string())?);
         let address = self.operations().map_err(|failure| failure.text)?;
         let began = Instant::now();
         let ended = loop {
-            if child.try_wait().ok().flatten().is_some() {
+            if self.gateway.as_mut().and_then(|child| child.try_wait().ok().flatten()).is_some() {
                 break "it ended";
             }
             if stages::get(address, "/readyz?for=signing").await.is_ok_and(|(status, _)| status == 200) {
-                self.gateway = Some(child);
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {
@@ -149,7 +149,6 @@ impl Own {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        self.gateway = Some(child);
         let log = fs::read_to_string(self.path("gateway.log")).unwrap_or_default();
         let last: Vec<_> = log.lines().rev().take(3).collect();
         Err(format!("{ended}: {}", last.join(" / ")))

@@ -3,13 +3,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
 
 use super::load::{histogram, micros};
 use crate::{
@@ -102,7 +102,7 @@ fn times_of(pace: &Pace) -> Result<Histogram<u64>, String> {
 }
 
 /// Has another process measure the module of the key that signs now.
-pub(super) fn of(path: &Path, config: &Config, policy: &Bundle, lasts: Duration) -> Result<RawPace, Failure> {
+pub(super) async fn of(path: &Path, config: &Config, policy: &Bundle, lasts: Duration) -> Result<RawPace, Failure> {
     let now = SystemClock.now();
     let signing = policy.timeline.all().filter(|key| key.sign_from <= now && now < key.sign_until);
     let places = signing.flat_map(|key| &key.places);
@@ -116,7 +116,7 @@ pub(super) fn of(path: &Path, config: &Config, policy: &Bundle, lasts: Duration)
     let mut command = Command::new("/proc/self/exe");
     command.arg("bench-raw").arg("--config").arg(path).args(["--signer", &signer.name, "--object", &object]);
     command.args(["--millis", &lasts.as_millis().to_string()]).envs(&signer.environment);
-    let output = command.output().map_err(Failure::failed)?;
+    let output = command.kill_on_drop(true).output().await.map_err(Failure::failed)?;
     if !output.status.success() {
         return Err(Failure::failed(format!("the bare loop: {}", String::from_utf8_lossy(&output.stderr).trim())));
     }

@@ -31,6 +31,11 @@ impl Template {
         &self.partner
     }
 
+    /// Empty where it has none.
+    pub(in crate::cli) fn corridor(&self) -> &str {
+        self.quote.get("corridor").and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// The same with another claim.
     pub(in crate::cli) fn with(mut self, claim: &str, value: &str) -> Self {
         self.quote.insert(claim.to_owned(), json!(value));

@@ -62,16 +62,6 @@ fn resident(process: u32) -> Option<f64> {
     status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok())
 }
 
-/// The processes that `parent` has started.
-pub fn children(parent: u32) -> impl Iterator<Item = u32> {
-    let of = move |process: u32| {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
-    };
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(move |process| of(*process) == Some(parent))
-}
-
 /// How the memory of a process went, after the warm-up.
 #[derive(Debug, Serialize)]
 pub struct Growth {
@@ -81,6 +71,10 @@ pub struct Growth {
     pub max_kib: f64,
     /// By least squares.
     pub kib_per_min: f64,
+    /// The same of the second half alone: what has not come to rest by then grows on.
+    pub kib_per_min_later: f64,
+    /// Every tenth sample: the second, and KiB.
+    pub course: Vec<(f64, f64)>,
 }
 
 impl Growth {
@@ -93,6 +87,8 @@ impl Growth {
             end_kib: value(counted.last()),
             max_kib: samples.iter().map(|(_, kib)| *kib).fold(0.0, f64::max),
             kib_per_min: slope(&counted) * 60.0,
+            kib_per_min_later: slope(&counted[counted.len() / 2..]) * 60.0,
+            course: samples.iter().step_by(10).copied().collect(),
         }
     }
 }
@@ -214,9 +210,18 @@ impl Soak {
         }
         writeln!(out, "| `audit verify` passes | {} |", proof.journal_verifies).unwrap();
         writeln!(out, "| new certificates are served within 10 s | {} |\n", self.certificates_reload).unwrap();
-        writeln!(out, "| memory | start KiB | end KiB | most KiB | KiB a minute |\n|---|---|---|---|---|").unwrap();
-        for (name, Growth { start_kib, end_kib, max_kib, kib_per_min, .. }) in &self.memory {
-            writeln!(out, "| {name} | {start_kib:.0} | {end_kib:.0} | {max_kib:.0} | {kib_per_min:.1} |").unwrap();
+        writeln!(
+            out,
+            "| memory | start KiB | end KiB | most KiB | KiB a minute | in the second half |\n|---|---|---|---|---|---|"
+        )
+        .unwrap();
+        for (name, growth) in &self.memory {
+            let Growth { start_kib, end_kib, max_kib, kib_per_min, kib_per_min_later, .. } = growth;
+            writeln!(
+                out,
+                "| {name} | {start_kib:.0} | {end_kib:.0} | {max_kib:.0} | {kib_per_min:.1} | {kib_per_min_later:.1} |"
+            )
+            .unwrap();
         }
         writeln!(out, "\n| minute | answers | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|").unwrap();
         let millis = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1000.0;
