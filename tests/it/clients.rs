@@ -309,7 +309,10 @@ async fn waits_as_a_quota_asks(program: Program) {
     site.edit_policy(|policy| policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 2, burst = 2 }"));
     let gateway = site.serve().await;
     let to = Target { site: &site, address: gateway.address("grpc"), jwks: "https://127.0.0.1:9/".to_owned() };
-    let run = to.run(program, &["--steps", "burst", "--count", "3"]);
+    // Without a service config: with one, Java's library itself waits as `grpc-retry-pushback-ms` says.
+    let none = site.path("none.json");
+    fs::write(&none, "{}").unwrap();
+    let run = to.run(program, &["--steps", "burst", "--count", "3", "--service-config", none.to_str().unwrap()]);
     // However slow it is, somebody else of its name leaves nothing of the quota until it has met that.
     let other = gateway.quotes("pricing").await;
     until("it meets a spent quota", async || {
