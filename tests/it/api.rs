@@ -50,7 +50,7 @@ fn buf_refuses_what_would_break_a_client() {
         (quotes, "string kid = 2;\n  // The quote's number", "bytes kid = 2;\n  // The quote's number", "changed type"),
         (quotes, "bool replayed = 6;", "bool again = 6;", "changed name"),
         (quotes, "rpc GetSequence(", "rpc ReadSequence(", "Previously present RPC \"GetSequence\""),
-        (reasons, "REASON_AUDIT_LAG = 27", "REASON_AUDIT_LAG = 28", "Previously present enum value \"27\""),
+        (reasons, "REASON_AUDIT_LAG = 27", "REASON_AUDIT_LAG = 28000", "Previously present enum value \"27\""),
     ] {
         let copy = TempDir::with_prefix("quotesign-proto-").unwrap();
         fs::copy(repository("buf.yaml"), copy.path().join("buf.yaml")).unwrap();
