@@ -243,7 +243,7 @@ impl Bench {
 
     fn shim(&self) -> Result<PathBuf, Failure> {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("libp11shim.so"));
-        let shim = self.shim.clone().or_else(beside).filter(|path| path.exists());
+        let shim = self.shim.clone().or_else(beside).and_then(|path| path.canonicalize().ok());
         shim.ok_or_else(|| {
             Failure::unfit("--shim: build the waiting device, with `cargo build --release --package quotesign-p11shim`")
         })
