@@ -278,12 +278,12 @@ async fn what_an_authenticated_caller_does_to_http2_ends_its_own_connection() {
         .into_iter()
         .chain(frame(CONTINUATION, 0, 1, &[&[0x00, 1, b'x', 126][..], &[b'y'; 126]].concat()).repeat(20_000))
         .collect();
-    let huge_frame = [&[0xff, 0xff, 0xff, DATA, 0][..], &1_u32.to_be_bytes(), &[7; 32 * 1024]].concat();
+    let huge_frame = [&[0xff, 0xff, 0xff, DATA, 0][..], &1_u32.to_be_bytes(), &vec![7; 32 * 1024]].concat();
     let oversized: Vec<u8> = [
         headers(1, SIGN_QUOTE),
         // A gRPC message of 4 GiB, as it says.
         frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff]),
-        frame(DATA, 0, 1, &[7; 16 * 1024]).repeat(64),
+        frame(DATA, 0, 1, &vec![7; 16 * 1024]).repeat(64),
     ]
     .concat();
     let bad_windows = frame(WINDOW_UPDATE, 0, 0, &0_u32.to_be_bytes()).repeat(1_000);

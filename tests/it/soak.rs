@@ -365,6 +365,7 @@ async fn nothing_is_lost_and_nothing_is_twice_while_everything_is_exchanged() {
         fs::write(out.join("soak.md"), &summary).unwrap();
     }
     assert_eq!(soak.faults, Vec::<String>::new());
+    assert!(soak.certificates_reload, "certificates were not followed: {:?}", soak.steps);
     assert!(soak.proof.is_clean(), "{:?}", soak.proof);
     assert!(soak.proof.answers > lasts.as_secs() && soak.replays > 0, "too little happened to say anything");
     assert!(soak.steps.len() >= 6 && soak.kids.len() >= 2, "{:?}", soak.steps);

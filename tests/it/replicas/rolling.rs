@@ -52,10 +52,10 @@ async fn a_rolling_restart_fails_no_call_of_a_client_with_the_usual_retry_policy
         .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     for _ in 0..rounds {
-        for at in 0..3 {
+        for (at, address) in addresses.iter().enumerate() {
             let gateway = gateways.remove(0);
             tokio::task::block_in_place(|| assert!(gateway.stop().success()));
-            let again = start(&replicas, at, Some(addresses[at].clone()));
+            let again = start(&replicas, at, Some(address.clone()));
             again.signing().await;
             gateways.push(again);
             tokio::time::sleep(Duration::from_millis(1_500)).await;
