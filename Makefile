@@ -7,7 +7,7 @@ FLOOD_SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build demo test test-unit torture fuzz fmt fmt-check lint deny advisories ci release clean-dev
+.PHONY: help build demo test test-unit torture fuzz fmt fmt-check lint deny advisories ci release image-binary image-check sbom licences clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,19 @@ ci: lint deny test ## Everything that must pass before a change goes in
 
 release: ## Build the gateway for production
 	cargo build --locked --release
+
+image-binary: ## Build it so that no path of this machine is in it, for the image
+	scripts/image-binary
+
+image-check: ## Run the release build in the root file system that the image has
+	scripts/image-check target/release/quotesign
+
+sbom: ## List what the gateway is built of as CycloneDX: target/sbom.cdx.json
+	scripts/sbom
+
+licences: ## Gather the licences of what it is built of: target/licences.html
+	mkdir -p target
+	scripts/cargo-tool about generate --locked --fail --output-file target/licences.html scripts/licences.hbs
 
 clean-dev: ## Remove the development environment: its keys, ledger and certificates
 	rm -rf .dev

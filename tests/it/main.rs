@@ -13,6 +13,7 @@
 mod access;
 mod assigned;
 mod audit;
+mod chart;
 mod checkpoints;
 mod collector;
 mod commands;
@@ -33,6 +34,7 @@ mod golive;
 mod harness;
 mod health;
 mod history;
+mod image;
 mod jwks;
 mod keeping;
 mod kills;

@@ -49,7 +49,7 @@ client_ca = "/etc/quotesign/ca/{{ .name }}/{{ include "quotesign.keyOf" (dict "r
 {{- define "quotesign.config" -}}
 {{- $address := ternary (printf "[%s]" .Values.listenAddress) .Values.listenAddress (contains ":" .Values.listenAddress) -}}
 environment = {{ .Values.environment | quote }}
-policy = "/etc/quotesign/policy{{ with .Values.policy.volume.path }}/{{ . }}{{ end }}"
+policy = "/etc/quotesign/policy{{ with .Values.policy.volume }}{{ with .path }}/{{ . }}{{ end }}{{ end }}"
 {{- if .Values.policy.key }}
 policy_key = "/etc/quotesign/config/policy-key.jwk.json"
 {{- end }}

@@ -113,7 +113,9 @@ impl Adopt {
         let config = self.path.load()?;
         let place = config.ledger.place().map_err(Failure::unfit)?;
         let path = path_of(&place)?;
-        if self.if_missing && path.try_exists().map_err(|error| Failure::failed(format!("{}: {error}", path.display())))? {
+        if self.if_missing
+            && path.try_exists().map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?
+        {
             say!("{}: is there, and was left as it is", path.display());
             return Ok(());
         }
