@@ -11,7 +11,7 @@ FROM ${RUST_IMAGE} AS build
 ARG SOURCE_DATE_EPOCH=0
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates g++ make \
+    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 make tzdata \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
