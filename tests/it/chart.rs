@@ -196,7 +196,7 @@ fn with(document: &Value, pointer: &str, value: Value) -> Value {
     document
 }
 
-/// What the chart takes as given: Secrets and ConfigMaps, claims and images.
+/// What the chart takes as given: Secrets and such, claims and images.
 struct Given {
     authority: Authority,
     home: TempDir,
@@ -210,7 +210,7 @@ impl Given {
         Self { authority, home }
     }
 
-    /// The value of a key of a Secret or ConfigMap that the chart does not make.
+    /// The value of a key of a Secret, or of a config map, that the chart does not make.
     fn value(&self, object: &str, key: &str) -> Vec<u8> {
         let read = |name: &str| fs::read(self.home.path().join(name)).unwrap();
         match (object, key) {
@@ -599,10 +599,53 @@ fn quotesign_with(args: &[&str]) -> Command {
 }
 
 /// A set of values, what is set over it, and what is said of that.
-fn refusals() -> Vec<(&'static str, Value, &'static str)> {
-    let file = "/etc/passwd-like";
-    let inline = json!([{ "name": "hsm-a", "module": file, "token": "t", "pin": "1234" }]);
-    let signer = |environment: Value| json!([{ "name": "hsm-a", "module": file, "token": "t", "pin": { "secretName": "p" }, "environment": environment }]);
+type Refusal = (&'static str, Value, &'static str);
+
+/// A token with these variables.
+fn signer(environment: &Value) -> Value {
+    let pin = json!({ "secretName": "p" });
+    json!([{ "name": "hsm-a", "module": "/opt/module.so", "token": "t", "pin": pin, "environment": environment }])
+}
+
+/// What the schema refuses.
+fn refused_by_the_schema() -> Vec<Refusal> {
+    let inline = json!([{ "name": "hsm-a", "module": "/opt/module.so", "token": "t", "pin": "inline" }]);
+    vec![
+        ("minimal", json!({ "replica": 1 }), "Additional property replica is not allowed"),
+        ("minimal", json!({ "grpc": { "clientCA": null } }), "clientCA"),
+        ("minimal", json!({ "admin": { "clientCA": { "secretName": null } } }), "admin.clientCA"),
+        ("minimal", json!({ "grpc": { "tls": { "key": "x" } } }), "grpc.tls"),
+        ("minimal", json!({ "signers": inline }), "signers.0.pin"),
+        ("minimal", json!({ "signers": signer(&json!({ "A": 1 })) }), "environment"),
+        ("minimal", json!({ "environment": "staging" }), "environment"),
+        ("minimal", json!({ "ledger": { "engine": "redis" } }), "ledger.engine"),
+        ("minimal", json!({ "limits": { "streams_maximum": 1 } }), "Additional property streams_maximum"),
+        ("minimal", json!({ "limits": { "payload_bytes_max": 100_000 } }), "payload_bytes_max"),
+        ("minimal", json!({ "policy": { "files": { "../policy.toml": "x" } } }), "policy.files"),
+        ("minimal", json!({ "image": { "digest": "latest" } }), "image.digest"),
+        ("minimal", json!({ "admin": { "service": { "type": "LoadBalancer" } } }), "Additional property type"),
+        ("postgres-kms-irsa", json!({ "ledger": { "postgres": { "ca": null } } }), "ledger.postgres"),
+        (
+            "postgres-kms-irsa",
+            json!({ "ledger": { "postgres": { "password": "inline" } } }),
+            "ledger.postgres.password",
+        ),
+        (
+            "postgres-kms-irsa",
+            json!({ "ledger": { "postgres": { "address": "postgresql://u:p@h/d" } } }),
+            "ledger.postgres.address",
+        ),
+        ("postgres-kms-irsa", json!({ "otlp": { "headers": { "authorization": "x" } } }), "otlp.headers"),
+        (
+            "pkcs11-init-image",
+            json!({ "pkcs11": { "modules": [{ "name": "m", "mountPath": "/m", "image": "i" }] } }),
+            "pkcs11.modules",
+        ),
+    ]
+}
+
+/// What the chart's rules refuse.
+fn refused_by_the_rules() -> Vec<Refusal> {
     vec![
         ("minimal", json!({ "replicas": 2 }), "a ledger in SQLite has exactly one gateway; set it to 1"),
         (
@@ -647,7 +690,7 @@ fn refusals() -> Vec<(&'static str, Value, &'static str)> {
             "would override what the chart writes",
         ),
         ("minimal", json!({ "extraEnv": [{ "name": "AWS_SECRET_ACCESS_KEY", "value": "x" }] }), "may be a secret"),
-        ("minimal", json!({ "signers": signer(json!({ "TOKEN_PIN": "x" })) }), "may be a secret"),
+        ("minimal", json!({ "signers": signer(&json!({ "TOKEN_PIN": "x" })) }), "may be a secret"),
         (
             "minimal",
             json!({ "pkcs11": { "sidecars": [{ "name": "x", "image": "x", "securityContext": { "privileged": true } }] } }),
@@ -672,44 +715,13 @@ fn refusals() -> Vec<(&'static str, Value, &'static str)> {
         ("gateway-http", json!({ "jwks": { "gateway": { "backendTLS": null } } }), "the gateway speaks TLS alone"),
         ("gateway-tls", json!({ "jwks": { "gateway": { "hostnames": [] } } }), "a TLSRoute passes TLS on unread"),
         ("sqlite-softhsm-dev", json!({ "policy": { "digest": "0".repeat(64) } }), "not the one that was approved"),
-        // The schema's.
-        ("minimal", json!({ "replica": 1 }), "Additional property replica is not allowed"),
-        ("minimal", json!({ "grpc": { "clientCA": null } }), "clientCA"),
-        ("minimal", json!({ "admin": { "clientCA": { "secretName": null } } }), "admin.clientCA"),
-        ("minimal", json!({ "grpc": { "tls": { "key": "x" } } }), "grpc.tls"),
-        ("minimal", json!({ "signers": inline }), "signers.0.pin"),
-        ("minimal", json!({ "signers": signer(json!({ "A": 1 })) }), "environment"),
-        ("minimal", json!({ "environment": "staging" }), "environment"),
-        ("minimal", json!({ "ledger": { "engine": "redis" } }), "ledger.engine"),
-        ("minimal", json!({ "limits": { "streams_maximum": 1 } }), "Additional property streams_maximum"),
-        ("minimal", json!({ "limits": { "payload_bytes_max": 100_000 } }), "payload_bytes_max"),
-        ("minimal", json!({ "policy": { "files": { "../policy.toml": "x" } } }), "policy.files"),
-        ("minimal", json!({ "image": { "digest": "latest" } }), "image.digest"),
-        ("minimal", json!({ "admin": { "service": { "type": "LoadBalancer" } } }), "Additional property type"),
-        ("postgres-kms-irsa", json!({ "ledger": { "postgres": { "ca": null } } }), "ledger.postgres"),
-        (
-            "postgres-kms-irsa",
-            json!({ "ledger": { "postgres": { "password": "inline" } } }),
-            "ledger.postgres.password",
-        ),
-        (
-            "postgres-kms-irsa",
-            json!({ "ledger": { "postgres": { "address": "postgresql://u:p@h/d" } } }),
-            "ledger.postgres.address",
-        ),
-        ("postgres-kms-irsa", json!({ "otlp": { "headers": { "authorization": "x" } } }), "otlp.headers"),
-        (
-            "pkcs11-init-image",
-            json!({ "pkcs11": { "modules": [{ "name": "m", "mountPath": "/m", "image": "i" }] } }),
-            "pkcs11.modules",
-        ),
     ]
 }
 
 #[test]
 fn what_is_unsafe_or_cannot_work_is_refused_with_its_field() {
     let mut seen = String::new();
-    for (set, over, told) in refusals() {
+    for (set, over, told) in refused_by_the_rules().into_iter().chain(refused_by_the_schema()) {
         let said = failed(helm(&["template", "gw"], set, &over), 1);
         assert!(said.contains(told), "{set} with {over}: {said}");
         seen += &said;
