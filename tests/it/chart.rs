@@ -10,12 +10,13 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use quotesign::proto::{HaltReach, HaltRequest, halt_reach::To};
 use rcgen::CertificateParams;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    harness::{Authority, done, failed, quotesign, toml},
+    harness::{Authority, PARTNER, Site, done, failed, quotesign, toml, until},
     server::{Cluster, Database},
 };
 
@@ -563,6 +564,44 @@ fn identity_scaling_and_who_may_connect_are_as_the_values_say() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_helm_test_runs_tells_a_gateway_that_signs_from_one_that_does_not() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let set = format!("https://{}/partners/{PARTNER}/.well-known/jwks.json", gateway.address("jwks"));
+    let documents = documents("sqlite-softhsm-dev", &json!({ "tests": { "jwksUrl": set } }));
+    let home = TempDir::new().unwrap();
+    let place = |path: &str| home.path().join("etc/quotesign").join(path);
+    for (file, from) in
+        [("ca/test/ca.crt", "ca.pem"), ("tls/test/tls.crt", "operator.pem"), ("tls/test/tls.key", "operator.key")]
+    {
+        fs::create_dir_all(place(file).parent().unwrap()).unwrap();
+        fs::copy(site.path("tls").join(from), place(file)).unwrap();
+    }
+    let here = |text: &str| text.replace("/etc/quotesign", place("").to_str().unwrap().trim_end_matches('/'));
+    let config = named(&documents, "ConfigMap", "gw-quotesign-test")["data"]["client.toml"].as_str().unwrap();
+    let service = "https://gw-quotesign-grpc.pay.svc:8443";
+    assert!(config.contains(service), "{config}");
+    let config = config.replace(service, &format!("https://{}", gateway.address("grpc")));
+    fs::create_dir_all(place("config")).unwrap();
+    fs::write(place("config/client.toml"), here(&config)).unwrap();
+    let pod = named(&documents, "Pod", "gw-quotesign-test");
+    assert_eq!(pod["metadata"]["annotations"]["helm.sh/hook"], "test");
+    let run = |name: &str| {
+        let container = containers(&pod["spec"]).find(|container| container["name"] == name).unwrap();
+        let args: Vec<String> = items(&container["args"]).map(|argument| here(argument.as_str().unwrap())).collect();
+        quotesign().args(args).output().unwrap()
+    };
+    until("the gateway can sign", async || gateway.can_sign().await).await;
+    done(run("jwks"));
+    assert_eq!(done(run("health")), "SERVING\n");
+    let reach = Some(HaltReach { to: Some(To::Partner(PARTNER.to_owned())) });
+    gateway.admin("operator").await.halt(HaltRequest { reach, reason: "a test".to_owned() }).await.unwrap();
+    until("health says so", async || !gateway.can_sign().await).await;
+    failed(run("health"), 1);
+    done(run("jwks"));
+}
+
 #[test]
 fn the_alerts_of_the_chart_are_those_that_are_tried() {
     let alerts = fs::read_to_string(format!("{ROOT}/deploy/observability/alerts.yaml")).unwrap();
@@ -701,6 +740,7 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             json!({ "tests": { "client": { "secretName": "x" } } }),
             "needs the CA of the gateway's certificate",
         ),
+        ("minimal", json!({ "tests": { "ca": { "secretName": "x" } } }), "say whose key set is looked at"),
         ("postgres-kms-irsa", json!({ "ledger": { "postgres": { "workload": "Deployment" } } }), "take StatefulSet"),
         ("postgres-kms-irsa", json!({ "ledger": { "anchor": { "adopt": "" } } }), "has no anchor yet"),
         (

@@ -120,6 +120,9 @@
 {{- if and .Values.tests.client (not .Values.tests.ca) -}}
 {{- $faults = append $faults "tests.ca: the test of health needs the CA of the gateway's certificate" -}}
 {{- end -}}
+{{- if and .Values.tests.ca (not .Values.tests.partner) (not .Values.tests.jwksUrl) -}}
+{{- $faults = append $faults "tests.partner: say whose key set is looked at" -}}
+{{- end -}}
 {{- if and $production $several (not $sqlite) (not .Values.podDisruptionBudget.enabled) -}}
 {{- $faults = append $faults "podDisruptionBudget.enabled: production with several gateways keeps one when nodes are drained" -}}
 {{- end -}}
