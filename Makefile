@@ -71,6 +71,7 @@ sbom: ## List what the gateway is built of as CycloneDX: target/sbom.cdx.json
 
 licences: ## Gather the licences of what it is built of: target/licences.html
 	mkdir -p target
+	cargo fetch --locked
 	scripts/cargo-tool about generate --locked --offline --fail --output-file target/licences.html scripts/licences.hbs
 
 clean-dev: ## Remove the development environment: its keys, ledger and certificates
