@@ -8,7 +8,7 @@ BENCH_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build man demo test test-unit torture fuzz bench soak soak-short fmt fmt-check lint deny advisories ci release clean-dev api-docs
+.PHONY: help build man demo test test-unit torture fuzz bench soak soak-short api-docs fmt fmt-check lint deny advisories ci release image-binary image-check sbom licences clean-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,20 @@ ci: lint deny test ## Everything that must pass before a change goes in
 
 release: ## Build the gateway for production
 	cargo build --locked --release
+
+image-binary: ## Build it so that no path of this machine is in it, for the image
+	scripts/image-binary
+
+image-check: ## Run the release build in the root file system that the image has
+	scripts/image-check target/release/quotesign
+
+sbom: ## List what the gateway is built of as CycloneDX: target/sbom.cdx.json
+	scripts/sbom
+
+licences: ## Gather the licences of what it is built of: target/licences.html
+	mkdir -p target
+	cargo fetch --locked
+	scripts/cargo-tool about generate --locked --offline --fail --output-file target/licences.html scripts/licences.hbs
 
 clean-dev: ## Remove the development environment: its keys, ledger and certificates
 	rm -rf .dev

@@ -39,6 +39,10 @@ pub(in crate::cli) enum AnchorCommand {
 pub(in crate::cli) struct Adopt {
     #[command(flatten)]
     path: ConfigPath,
+    /// Do nothing where there is such a file, whatever it says: `serve` tells what is wrong with it. For whoever starts new gateways
+    /// of a shared ledger by the same command.
+    #[arg(long)]
+    if_missing: bool,
     /// Why, for the record.
     #[arg(long)]
     reason: String,
@@ -108,6 +112,13 @@ impl Adopt {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
         let place = config.ledger.place().map_err(Failure::unfit)?;
+        let path = path_of(&place)?;
+        if self.if_missing
+            && path.try_exists().map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?
+        {
+            say!("{}: is there, and was left as it is", path.display());
+            return Ok(());
+        }
         let mut engine = place.open_as_it_is(config.environment).map_err(Failure::failed)?;
         // A whole anchor that says something else is for `accept-rollback` to overrule.
         if let (_, Some(anchor)) = opened(&place, &config)? {
@@ -115,7 +126,6 @@ impl Adopt {
             let why = if behind.is_empty() { "it agrees with the ledger".to_owned() } else { behind.join("; ") };
             return Err(Failure::failed(format!("there is an anchor, and it is not lost: {why}")));
         }
-        let path = path_of(&place)?;
         let context = trail(&mut *engine, &config)?;
         apply(&mut *engine, &[record(context, Event::AnchorAdopted, self.reason)])?;
         Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
