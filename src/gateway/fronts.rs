@@ -22,7 +22,7 @@ use crate::{
         jwks::{self, Lines, Sets},
         keys::Keys,
         operations::{self, Operations},
-        quotes::Quotes,
+        quotes::{Quotes, Windows},
     },
     transport::{
         accept::{self, Bounds, Protocol},
@@ -106,7 +106,7 @@ impl Gateway {
         let limits = &self.config.limits;
         let message_bytes = limits.payload_bytes_max + MESSAGE_OVERHEAD_BYTES;
         let (pipeline, metrics) = (self.pipeline.clone(), self.metrics.clone());
-        let quotes = Quotes { pipeline, metrics, stream_window: limits.stream_window };
+        let quotes = Quotes { pipeline, metrics, windows: Windows::new(limits.stream_window) };
         let quotes = QuoteSigningServiceServer::new(quotes).max_decoding_message_size(message_bytes);
         let keys = Keys { pipeline: self.pipeline.clone() };
         let keys = KeyDirectoryServiceServer::new(keys).max_decoding_message_size(message_bytes);

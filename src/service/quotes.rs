@@ -23,8 +23,10 @@ use crate::{
 use super::{access, outcomes, status};
 
 mod stream;
+mod window;
 
 use stream::QuoteStream;
+pub use window::Windows;
 
 /// Serves callers.
 pub struct Quotes {
@@ -32,8 +34,8 @@ pub struct Quotes {
     pub pipeline: Arc<Pipeline>,
     /// Where it is counted what was found of quotes.
     pub metrics: Arc<Metrics>,
-    /// How many quotes of one stream may be under way.
-    pub stream_window: usize,
+    /// How many quotes of streams may be under way.
+    pub windows: Windows,
 }
 
 /// Signs the quote of one call, or of one place in a stream.
@@ -83,8 +85,8 @@ impl QuoteSigningService for Quotes {
         &self,
         request: Request<Streaming<proto::SignQuotesRequest>>,
     ) -> Result<Response<Self::SignQuotesStream>, Status> {
-        let stream = QuoteStream::begin(self.pipeline.clone(), self.metrics.clone(), self.stream_window, &request)?;
-        let (answers, answered) = mpsc::channel(self.stream_window);
+        let stream = QuoteStream::begin(self.pipeline.clone(), self.metrics.clone(), &self.windows, &request)?;
+        let (answers, answered) = mpsc::channel(self.windows.stream());
         tokio::spawn(stream.run(request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(answered)))
     }

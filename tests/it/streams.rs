@@ -336,3 +336,42 @@ async fn each_quote_has_a_deadline_of_its_own_and_the_stream_has_its_callers() {
     let ended = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap().unwrap_err();
     assert_eq!((ended.code(), reason(&ended)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_streams_of_one_caller_share_a_window_and_each_goes_on() {
+    let site =
+        Site::new().with("FAILPOINTS", "pipeline::before-sign=sleep(60)").with("QUOTESIGN__LIMITS__STREAM_WINDOW", "2");
+    site.edit_policy(|policy| {
+        policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign");
+        policy["quotas"]["attempts_per_caller"]["burst"] = toml_edit::value(1_000);
+    });
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let sending = Sending::open(&pricing).await;
+        for tag in 0..8 {
+            sending.send(tag, &Quote::number(1).without("quote_sequence")).await;
+        }
+        streams.push(sending);
+    }
+    let places = async || {
+        let (_, metrics) = gateway.operations("/metrics").await;
+        let line = metrics.lines().find(|line| line.contains("quotesign_signer_orders") && line.contains("\"places\""));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).unwrap_or(0)
+    };
+    let mut most = 0;
+    let answered = tokio::spawn(async move {
+        for sending in &mut streams {
+            for _ in 0..8 {
+                sending.next().await.unwrap().unwrap().1.unwrap();
+            }
+        }
+    });
+    while !answered.is_finished() {
+        most = most.max(places().await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    answered.await.unwrap();
+    assert!((3..=8).contains(&most), "{most} quotes were under way");
+}

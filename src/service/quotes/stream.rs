@@ -6,13 +6,17 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use futures_util::FutureExt as _;
 use prost::Message as _;
-use tokio::{sync::mpsc, task::JoinSet, time};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming};
 use tonic_types::pb;
 use tracing::Instrument as _;
 
-use super::sign;
+use super::{sign, window::Windows};
 use crate::{
     call::{Line, Turn},
     pipeline::Pipeline,
@@ -33,6 +37,8 @@ pub(super) struct QuoteStream {
     source: Source,
     metrics: Arc<Metrics>,
     window: usize,
+    /// What all streams of the caller share.
+    shared: Arc<Semaphore>,
     retiring: CancellationToken,
 }
 
@@ -52,13 +58,14 @@ impl QuoteStream {
     pub(super) fn begin<T>(
         pipeline: Arc<Pipeline>,
         metrics: Arc<Metrics>,
-        window: usize,
+        windows: &Windows,
         request: &Request<T>,
     ) -> Result<Self, Status> {
         let (edge, peer) = access::behind(request)?;
-        access::SIGN_QUOTES.call_of(edge.clone(), &peer)?;
+        let shared = windows.of(&access::SIGN_QUOTES.call_of(edge.clone(), &peer)?.caller);
         let retiring = request.extensions().get().map(|Retiring(token)| token.clone()).unwrap_or_default();
-        Ok(Self { source: Source { pipeline, edge, peer }, metrics, window, retiring })
+        let (source, window) = (Source { pipeline, edge, peer }, windows.stream());
+        Ok(Self { source, metrics, window, shared, retiring })
     }
 
     /// Reads quotes and answers them until the caller has sent its last one, or leaves, or the stream must end. What was read
@@ -66,7 +73,7 @@ impl QuoteStream {
     pub(super) async fn run(self, mut sent: Streaming<proto::SignQuotesRequest>, answers: Answers) {
         let _under_way = self.source.edge.under_way();
         let _counted = self.metrics.stream();
-        let (mut line, mut under_way) = (Line::default(), JoinSet::new());
+        let (mut line, mut under_way, mut read) = (Line::default(), JoinSet::new(), None);
         let end = loop {
             tokio::select! {
                 biased;
@@ -74,10 +81,13 @@ impl QuoteStream {
                 () = self.retiring.cancelled() => break Some(elsewhere()),
                 () = passed(self.source.edge.until()) => break Some(edge::deadline_exceeded()),
                 Some(answered) = under_way.join_next() => tell(&answers, answered).await,
-                next = sent.message(), if under_way.len() < self.window => match next {
-                    Ok(Some(item)) => {
-                        under_way.spawn(self.source.clone().one(item, line.turn()));
+                Ok(place) = self.shared.clone().acquire_owned(), if read.is_some() => {
+                    if let Some(item) = read.take() {
+                        under_way.spawn(self.source.clone().one(item, line.turn(), place));
                     }
+                }
+                next = sent.message(), if read.is_none() && under_way.len() < self.window => match next {
+                    Ok(Some(item)) => read = Some(item),
                     Ok(None) => break None,
                     Err(unread) => break Some(unread),
                 },
@@ -94,7 +104,12 @@ impl QuoteStream {
 
 impl Source {
     /// One quote, from its arrival to its answer.
-    async fn one(self, item: proto::SignQuotesRequest, turn: Turn) -> proto::SignQuotesResponse {
+    async fn one(
+        self,
+        item: proto::SignQuotesRequest,
+        turn: Turn,
+        _place: OwnedSemaphorePermit,
+    ) -> proto::SignQuotesResponse {
         let proto::SignQuotesRequest { tag, quote } = item;
         let edge = self.edge.of_item(tag);
         let name = self.peer.caller().map_or_else(|_| "unidentified".to_owned(), ToString::to_string);
