@@ -5,7 +5,7 @@
 #
 # The base is pinned by its version. Give RUST_IMAGE with the digest that your registry has it under, and keep that beside your policy:
 # tags move. The toolchain is the one of rust-toolchain.toml.
-ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm
+ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 
 FROM ${RUST_IMAGE} AS build
 ARG SOURCE_DATE_EPOCH=0
