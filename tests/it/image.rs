@@ -43,7 +43,7 @@ fn the_image_is_what_the_script_makes_and_nothing_else() {
     assert!(!last.contains("RUN ") && last.contains("\nUSER 65532:65532\n"));
     let toolchain = fs::read_to_string(format!("{ROOT}/rust-toolchain.toml")).unwrap();
     let version = toolchain.split_once("channel = \"").unwrap().1.split_once('"').unwrap().0;
-    assert!(build.contains(&format!("/rust:{version}-slim-")), "the image is built by another toolchain");
+    assert!(build.contains(&format!("=rust:{version}-slim-")), "the image is built by another toolchain");
     // Who it runs as is the chart's, too.
     let chart = fs::read_to_string(format!("{ROOT}/helm/quotesign/templates/_names.tpl")).unwrap();
     assert!(chart.contains("runAsUser: 65532") && chart.contains("fsGroup: 65532"));
