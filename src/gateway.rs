@@ -62,8 +62,8 @@ impl StartError {
     }
 }
 
-/// How long answers that are made may take to leave when the gateway ends.
-const FLUSH: Duration = Duration::from_millis(250);
+/// How long connections without a call under way may take to end when the gateway does: there and back to a client far away, twice.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// A gateway whose parts are made and whose addresses are bound, before it serves.
 pub struct Gateway {
@@ -176,7 +176,7 @@ impl Gateway {
     /// Where a front ends by itself.
     pub async fn run(mut self) -> Result<(), StartError> {
         let mut ends = Ends::new()?;
-        let (stop_watch, stop_fronts) = (CancellationToken::new(), CancellationToken::new());
+        let [stop_watch, stop_beside, stop_fronts] = [(); 3].map(|()| CancellationToken::new());
         let (reporter, health) = tonic_health::server::health_reporter();
         let watch = Watch {
             pipeline: self.pipeline.clone(),
@@ -187,7 +187,7 @@ impl Gateway {
             ships: self.config.otlp.is_some(),
         };
         let watch = tokio::spawn(watch.run(stop_watch.clone()));
-        let beside = Beside::begin(&mut self, &stop_watch)?;
+        let beside = Beside::begin(&mut self, &stop_beside)?;
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
@@ -209,17 +209,17 @@ impl Gateway {
         }
         stop_fronts.cancel();
         calls.close();
-        // Streams of health and reflection never end by themselves; answers that are made get a moment to leave.
-        let answered = async {
-            calls.wait().await;
-            let _streams_may_go_on = tokio::time::timeout(FLUSH, all_ended(&mut fronts)).await;
-        };
-        if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), answered).await.is_err() {
+        if tokio::time::timeout(Duration::from_millis(drain.timeout_ms), all_answered(&calls, &mut fronts))
+            .await
+            .is_err()
+        {
             tracing::warn!("calls under way were cut off at the drain's timeout");
         }
         pipeline.finishing.close();
         pipeline.finishing.wait().await;
         fronts.abort_all();
+        // Until here what others revoke, stop or replace was followed as ever.
+        stop_beside.cancel();
         let _ended = watch.await;
         beside.end(&pipeline).await;
         pipeline.ledger.close().await;
@@ -240,8 +240,16 @@ impl Gateway {
     }
 }
 
-async fn all_ended(fronts: &mut JoinSet<()>) {
-    while fronts.join_next().await.is_some() {}
+/// Waits until each connection has ended, or none that is left had a call under way for a while: streams of health and reflection
+/// never end by themselves. A client that is far away may still send a call while it does not know that the connection ends.
+async fn all_answered(calls: &TaskTracker, fronts: &mut JoinSet<()>) {
+    loop {
+        calls.wait().await;
+        let ended = async { while fronts.join_next().await.is_some() {} };
+        if tokio::time::timeout(FLUSH, ended).await.is_ok() || calls.is_empty() {
+            return;
+        }
+    }
 }
 
 /// SIGTERM or SIGINT.

@@ -12,17 +12,18 @@ use crate::{
 
 use super::edge::Edge;
 
-/// A call that has not ended.
+/// A call that has not ended. One that is dropped was cancelled by its client, or cut off; that is told, too.
 #[must_use]
 pub struct Line {
     edge: Edge,
     method: &'static str,
     caller: String,
+    is_told: bool,
 }
 
 impl Line {
     pub(super) fn new(edge: Edge, method: &'static str, caller: String) -> Self {
-        Self { edge, method, caller }
+        Self { edge, method, caller, is_told: false }
     }
 
     pub(super) fn edge(&self) -> &Edge {
@@ -35,18 +36,24 @@ impl Line {
     }
 
     /// A stream is open.
-    pub(super) fn opened(self) {
-        let Self { edge, method, caller } = self;
+    pub(super) fn opened(mut self) {
+        self.is_told = true;
+        let Self { edge, method, caller, .. } = &self;
         let environment = edge.site().environment.as_str();
         tracing::info!(method, caller, correlation_id = %edge.correlation_id, environment, "stream");
     }
 
     /// The call has ended: well, or with this status.
-    pub fn end(self, refused: Option<&Status>) {
-        let Self { edge, method, caller } = self;
-        let code = refused.map_or(Code::Ok, Status::code);
+    pub fn end(mut self, refused: Option<&Status>) {
+        self.is_told = true;
         let info = refused.and_then(Status::get_details_error_info);
         let reason = info.as_ref().map_or("", |info| info.reason.as_str());
+        self.tell(refused.map_or(Code::Ok, Status::code), reason);
+    }
+
+    fn tell(&self, code: Code, reason: &str) {
+        let Self { edge, method, caller, .. } = self;
+        let method = *method;
         let took = edge.course.started().elapsed();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let (subject, site) = (edge.subject.get(), edge.site());
@@ -79,6 +86,14 @@ impl Line {
                 reason: reason.to_owned(),
                 subject: subject.cloned(),
             });
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.tell(Code::Cancelled, "");
         }
     }
 }

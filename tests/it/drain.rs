@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use quotesign::{ledger::step::Stage, service::health::SIGNING};
+use prost::Message as _;
+use quotesign::{ledger::step::Stage, proto::SignQuoteRequest, service::health::SIGNING};
 use rustix::process::Signal;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::Code;
 use tonic_health::{
     ServingStatus,
@@ -12,7 +16,10 @@ use tonic_health::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Gateway, Quote, Site, reason, until};
+use crate::{
+    harness::{Gateway, Quote, Site, reason, until},
+    hostile::{DATA, END_HEADERS, END_STREAM, HEADERS, SIGN_QUOTE, by_hand, call_headers, frame},
+};
 
 fn site(actions: &str) -> Site {
     Site::new().with("FAILPOINTS", actions).with("TOKIO_WORKER_THREADS", "4")
@@ -154,4 +161,58 @@ async fn a_panic_in_the_ledger_is_not_noticed_by_the_caller() {
         assert!(gateway.stop().success());
         assert!(site.run(&["audit", "verify"]).status.success());
     }
+}
+
+/// A client far away sends a call while it does not know yet that its connection ends: no frame of this one's answers that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_on_its_way_when_the_drain_began_is_answered() {
+    let site = site("pipeline::before-sign=1*sleep(2500)->off").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "10000");
+    let gateway = site.serve().await;
+    let mut far = by_hand(&site, &gateway, "pricing").await;
+    let quote = Quote::number(1);
+    let (environment, payload) = ("development".to_owned(), quote.bytes());
+    let message = SignQuoteRequest { environment, payload, ..SignQuoteRequest::default() }.encode_to_vec();
+    let body = [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat();
+    gateway.signal(Signal::TERM);
+    gateway.logged("draining").await;
+    until_all_refuse(&gateway).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    far.write_all(&frame(HEADERS, END_HEADERS, 1, &call_headers(SIGN_QUOTE))).await.unwrap();
+    far.write_all(&frame(DATA, END_STREAM, 1, &body)).await.unwrap();
+    let mut answer = Vec::new();
+    let _closed_without_notice = far.read_to_end(&mut answer).await;
+    assert!(gateway.wait().success());
+    let Some(Stage::Signed { jws, .. }) = site.stage(&quote) else { panic!("it was not signed") };
+    let jws = jws.as_str().as_bytes();
+    assert!(answer.windows(jws.len()).any(|part| part == jws), "it was not answered");
+}
+
+/// TLS files stand for all that is followed beside the calls: stops, bundles, keys, the lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_is_followed_until_the_last_call_has_ended() {
+    let site = Site::new().with("QUOTESIGN__DRAIN__GRACE_MS", "600000");
+    let gateway = site.serve().await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("draining").await;
+    let local = ["localhost", "127.0.0.1"].map(str::to_owned);
+    site.authority.issue(&site.path("tls"), "server", rcgen::CertificateParams::new(local).unwrap());
+    gateway.logged("TLS files were reloaded").await;
+    gateway.signal(Signal::TERM);
+    assert!(gateway.wait().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_its_client_cancels_is_in_the_log_and_in_the_metrics() {
+    let site = site("pipeline::before-sign=1*sleep(1500)->off");
+    let gateway = site.serve().await;
+    let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
+    let call = tokio::spawn({
+        let quote = quote.clone();
+        async move { pricing.sign(&quote).await }
+    });
+    site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+    call.abort();
+    gateway.logged("\"status\":\"Cancelled\"").await;
+    let (_, metrics) = gateway.operations("/metrics").await;
+    assert!(metrics.contains("QuoteSigningService/SignQuote\",status=\"Cancelled\",reason=\"\"} 1"), "{metrics}");
 }

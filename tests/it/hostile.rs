@@ -112,8 +112,13 @@ async fn from_somewhere(to: SocketAddr, at: usize) -> std::io::Result<TcpStream>
 
 /// A TLS connection of an authenticated caller that then speaks HTTP/2 as badly as it likes.
 async fn hostile(site: &Site, gateway: &Gateway) -> TlsStream<TcpStream> {
+    by_hand(site, gateway, "auditor").await
+}
+
+/// A connection of `caller` whose HTTP/2 is written by hand.
+pub async fn by_hand(site: &Site, gateway: &Gateway, caller: &str) -> TlsStream<TcpStream> {
     let dir = site.path("tls");
-    let (certificate, key) = (dir.join("auditor.pem"), dir.join("auditor.key"));
+    let (certificate, key) = (dir.join(format!("{caller}.pem")), dir.join(format!("{caller}.key")));
     let tls = tls::client(&dir.join("ca.pem"), Some((certificate.as_path(), key.as_path())), b"h2").unwrap();
     let socket = TcpStream::connect(gateway.address("grpc")).await.unwrap();
     let mut stream = TlsConnector::from(tls).connect(ServerName::try_from("localhost").unwrap(), socket).await.unwrap();
@@ -122,18 +127,18 @@ async fn hostile(site: &Site, gateway: &Gateway) -> TlsStream<TcpStream> {
     stream
 }
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
 /// An HTTP/2 frame (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -142,7 +147,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The header block of a call (RFC 7541: indexed fields, and literals that are not indexed).
-fn call_headers(path: &str) -> Vec<u8> {
+pub fn call_headers(path: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x87];
     let mut literal = |name: u8, value: &str| {
         block.extend([name, u8::try_from(value.len()).unwrap()]);
@@ -160,7 +165,7 @@ fn call_headers(path: &str) -> Vec<u8> {
 }
 
 const GET_SEQUENCE: &str = "/quotesign.v1.QuoteSigningService/GetSequence";
-const SIGN_QUOTE: &str = "/quotesign.v1.QuoteSigningService/SignQuote";
+pub const SIGN_QUOTE: &str = "/quotesign.v1.QuoteSigningService/SignQuote";
 
 /// Writes until the gateway has had enough, or all is written; gives whether it ended the connection.
 async fn insist(mut stream: TlsStream<TcpStream>, bytes: Vec<u8>) -> bool {
