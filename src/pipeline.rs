@@ -247,10 +247,15 @@ impl Pipeline {
         if is_looked_up && let Ok(Some(stored)) = recall().await {
             return Ok(Held::Replay(stored));
         }
+        // A quote of a stream may have waited for its turn: the rest is of now.
+        let now = match &call.turn {
+            None => now,
+            Some(turn) => {
+                turn.comes().await;
+                self.clock.now()?
+            }
+        };
         let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from).and_then(|()| self.has_room());
-        if let Some(turn) = &call.turn {
-            turn.comes().await;
-        }
         let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
         let admit = async |keyed| {
             let from = Instant::now();
@@ -264,7 +269,7 @@ impl Pipeline {
         };
         match admitted {
             Ok(admitted) => {
-                // It may have waited for its turn or its place: quotas and expiry are of now.
+                // It may have waited for its place: quotas and expiry are of now.
                 let (from, now) = (Instant::now(), self.clock.now()?);
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);

@@ -13,7 +13,7 @@ mod metrics;
 pub mod otlp;
 mod tracer;
 
-pub use metrics::Metrics;
+pub use metrics::{Metrics, OpenStream};
 pub use tracer::Tracer;
 
 /// Starts logging to standard error.

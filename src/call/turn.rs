@@ -1,5 +1,10 @@
 //! The order among the quotes of a stream: they are worked at side by side, and each reserves after the one before it.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -15,12 +20,14 @@ type Ticket = oneshot::Receiver<Passed>;
 pub struct Turn {
     before: tokio::sync::Mutex<Option<Ticket>>,
     behind: Mutex<Option<oneshot::Sender<Passed>>>,
+    is_closed: Arc<AtomicBool>,
 }
 
 /// Gives turns to the quotes of one stream, in the order in which it is asked.
 #[derive(Debug, Default)]
 pub struct Line {
     last: Option<Ticket>,
+    is_closed: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -28,7 +35,14 @@ impl Line {
     pub fn turn(&mut self) -> Turn {
         let (behind, next) = oneshot::channel();
         let before = self.last.replace(next);
-        Turn { before: tokio::sync::Mutex::new(before), behind: Mutex::new(Some(behind)) }
+        let is_closed = self.is_closed.clone();
+        Turn { before: tokio::sync::Mutex::new(before), behind: Mutex::new(Some(behind)), is_closed }
+    }
+
+    /// No turn comes any more. Quotes of a stream that is left end one by one, and one whose turn came by that would take its
+    /// number before those that are sent again.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
     }
 }
 
@@ -38,6 +52,9 @@ impl Turn {
         let mut before = self.before.lock().await;
         while let Some(ticket) = before.as_mut() {
             *before = ticket.await.ok().and_then(|Passed(other)| other);
+        }
+        if self.is_closed.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -78,6 +95,16 @@ mod tests {
         assert_eq!(third.comes().now_or_never(), None);
         drop(second);
         assert_eq!(third.comes().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn no_turn_comes_in_a_line_that_is_closed() {
+        let mut line = Line::default();
+        let [first, second] = [line.turn(), line.turn()];
+        assert_eq!(first.comes().now_or_never(), Some(()));
+        line.close();
+        drop(first);
+        assert_eq!(second.comes().now_or_never(), None);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl QuoteSigningService for Quotes {
         &self,
         request: Request<Streaming<proto::SignQuotesRequest>>,
     ) -> Result<Response<Self::SignQuotesStream>, Status> {
-        let stream = QuoteStream::begin(self.pipeline.clone(), self.metrics.clone(), &self.windows, &request)?;
+        let stream = QuoteStream::begin(self.pipeline.clone(), &self.metrics, &self.windows, &request).await?;
         let (answers, answered) = mpsc::channel(self.windows.stream());
         tokio::spawn(stream.run(request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(answered)))

@@ -1,8 +1,11 @@
 //! Turns refusals into gRPC statuses with `google.rpc` details.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status, metadata::MetadataMap};
+use tonic::{
+    Code, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
@@ -20,8 +23,18 @@ pub fn code(reason: Reason) -> Code {
     Code::from_i32(answer(reason).number())
 }
 
-/// When gRPC's own retries come again.
+/// When gRPC's own retries come again; they know nothing of RetryInfo.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// The longest that they are to wait: beyond it their caller is told, who can do something else meanwhile.
+const PUSHBACK_MAX: Duration = Duration::from_secs(2);
+
+/// Nothing that can be read as a time ends them (gRFC A6).
+fn pushback(wait: Duration) -> AsciiMetadataValue {
+    if wait > PUSHBACK_MAX {
+        return AsciiMetadataValue::from_static("-1");
+    }
+    AsciiMetadataValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+}
 
 pub use crate::pipeline::refusal::{answer, name};
 
@@ -38,12 +51,9 @@ fn with(
     mut details: ErrorDetails,
 ) -> Status {
     details.set_error_info(name(reason), DOMAIN, metadata);
-    // gRPC's own retries heed this and know nothing of RetryInfo.
-    let wait = details.retry_info().and_then(|info| info.retry_delay);
-    let wait = wait.and_then(|wait| wait.as_millis().to_string().parse().ok());
     let mut trailers = MetadataMap::new();
-    if let Some(wait) = wait {
-        trailers.insert(PUSHBACK, wait);
+    if let Some(wait) = details.retry_info().and_then(|info| info.retry_delay) {
+        trailers.insert(PUSHBACK, pushback(wait));
     }
     Status::with_error_details_and_metadata(code(reason), message, details, trailers)
 }
@@ -150,6 +160,13 @@ fn message(refusal: &Refusal) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retries_of_grpcs_own_wait_as_they_are_told_and_not_for_long() {
+        for (wait, told) in [(0, "0"), (20, "20"), (2_000, "2000"), (2_001, "-1"), (86_400_000, "-1")] {
+            assert_eq!(pushback(Duration::from_millis(wait)), told, "{wait}");
+        }
+    }
 
     /// Every reason of the proto has a code, none of them OK, and a name without its prefix.
     #[test]

@@ -172,7 +172,7 @@ where
                 Err(_) => torn().into_http(),
             };
             drop(under_way);
-            Ok(ended(line, with_reason(response)))
+            Ok(ended(line, response))
         };
         Box::pin(answered.instrument(call))
     }
@@ -196,8 +196,13 @@ pub fn torn() -> Status {
     status::plain(Reason::Internal, "a fault of the gateway; make the same call again")
 }
 
-/// Echoes what joins the call to its answer, and writes its line.
+/// Gives a refusal its reason, echoes what joins the call to its answer, and writes its line.
 fn ended(line: Line, mut response: Response<Body>) -> Response<Body> {
+    let mut refused = Status::from_header_map(response.headers());
+    if let Some(reasoned) = refused.as_ref().and_then(with_reason) {
+        response = reasoned.clone().into_http();
+        refused = Some(reasoned);
+    }
     let Edge { trace, correlation_id, .. } = line.edge();
     let echoes = [(RESPONSE, trace.as_ref().map(Trace::response)), (CORRELATION, Some(correlation_id.to_string()))];
     for (name, value) in echoes {
@@ -205,7 +210,7 @@ fn ended(line: Line, mut response: Response<Body>) -> Response<Body> {
             response.headers_mut().insert(name, value);
         }
     }
-    match Status::from_header_map(response.headers()) {
+    match refused {
         // Its quotes have lines of their own.
         None if line.is_of_stream() => line.opened(),
         refused => line.end(refused.as_ref()),
@@ -214,14 +219,14 @@ fn ended(line: Line, mut response: Response<Body>) -> Response<Body> {
 }
 
 /// The server below refuses messages that are too large or that it cannot read, and knows no reasons.
-fn with_reason(response: Response<Body>) -> Response<Body> {
-    let Some(refused) = Status::from_header_map(response.headers()) else { return response };
+#[must_use]
+pub fn with_reason(refused: &Status) -> Option<Status> {
     let why = match refused.code() {
         Code::OutOfRange => "the request is larger than the gateway takes",
         Code::Internal if refused.get_details_error_info().is_none() => "the request is no message of this method",
-        _ => return response,
+        _ => return None,
     };
-    status::plain(Reason::InvalidRequest, why).into_http()
+    Some(status::plain(Reason::InvalidRequest, why))
 }
 
 /// The correlation id that was sent, where it is well formed; else one that is made here.

@@ -103,7 +103,7 @@ impl Material {
 }
 
 impl Live {
-    /// These settings, for now.
+    /// A front that begins with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self { settings: ArcSwap::from_pointee(settings), swapped: watch::Sender::new(0) })

@@ -375,3 +375,50 @@ async fn many_streams_of_one_caller_share_a_window_and_each_goes_on() {
     answered.await.unwrap();
     assert!((3..=8).contains(&most), "{most} quotes were under way");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_large_ends_the_stream_behind_what_was_sent_before_it() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let mut sending = Sending::open(&pricing).await;
+    for quote in numbered(1..=20) {
+        sending.send(quote.0["quote_sequence"].as_u64().unwrap(), &quote).await;
+    }
+    let payload = vec![b'7'; 64 * 1024];
+    let quote = Some(SignQuoteRequest { payload, ..SignQuoteRequest::default() });
+    sending.quotes.send(SignQuotesRequest { tag: 21, quote }).await.unwrap();
+    for _ in 1..=20 {
+        sending.next().await.unwrap().unwrap().1.unwrap();
+    }
+    let ended = sending.next().await.unwrap_err();
+    assert_eq!((ended.code(), reason(&ended)), (Code::InvalidArgument, "INVALID_REQUEST".to_owned()), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_so_many_streams_and_none_while_it_is_suspended() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let open = async || {
+        let (quotes, sent) = mpsc::channel::<SignQuotesRequest>(1);
+        let answers = pricing.0.clone().sign_quotes(ReceiverStream::new(sent)).await;
+        answers.map(|answers| (quotes, answers))
+    };
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        streams.push(open().await.unwrap());
+    }
+    let refused = open().await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (Code::ResourceExhausted, "OVERLOADED".to_owned()));
+    assert!(refused.get_details_retry_info().is_some());
+    streams.clear();
+    until("there is room again", async || open().await.is_ok()).await;
+    let suspension = quotesign::proto::SuspendCallerRequest {
+        caller: "spiffe://dev.quotesign.example/pricing".to_owned(),
+        reason: "a test".to_owned(),
+        signed_since: None,
+    };
+    gateway.admin("operator").await.suspend_caller(suspension).await.unwrap();
+    assert_eq!(reason(&open().await.unwrap_err()), "CALLER_SUSPENDED");
+}

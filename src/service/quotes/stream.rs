@@ -1,28 +1,32 @@
 //! `SignQuotes`: many quotes over one stream, side by side within a window. Each is decided as a call of its own, with a
 //! deadline, a line and a record of its own; they reserve in the order in which they were sent. Where the window is full, or the
-//! device or a quota is, the stream is read no further until there is room: it is held back and not refused.
+//! device or a quota is, the stream is read no further until there is room: it is held back and not refused. A quote is in the
+//! window until its answer is on its way, so a client that does not read is read no further, either.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use futures_util::FutureExt as _;
 use prost::Message as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, mpsc},
     task::JoinSet,
     time,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use tonic::{Request, Status, Streaming};
 use tonic_types::pb;
 use tracing::Instrument as _;
 
-use super::{sign, window::Windows};
+use super::{
+    sign,
+    window::{Open, Windows},
+};
 use crate::{
     call::{Line, Turn},
-    pipeline::Pipeline,
+    pipeline::{Pipeline, attempts},
     proto::{self, Reason, sign_quotes_response::Answer},
     service::{access, status},
-    telemetry::Metrics,
+    telemetry::{Metrics, OpenStream},
     transport::{
         edge::{self, Edge},
         peer::Peer,
@@ -35,11 +39,11 @@ type Answers = mpsc::Sender<Result<proto::SignQuotesResponse, Status>>;
 /// A stream of one caller.
 pub(super) struct QuoteStream {
     source: Source,
-    metrics: Arc<Metrics>,
+    open: Open,
     window: usize,
-    /// What all streams of the caller share.
-    shared: Arc<Semaphore>,
     retiring: CancellationToken,
+    _under_way: TaskTrackerToken,
+    _counted: OpenStream,
 }
 
 /// What each quote of it needs.
@@ -51,51 +55,63 @@ struct Source {
 }
 
 impl QuoteStream {
-    /// The stream of this request.
+    /// The stream of this request. To open one is an attempt, which is held back where there are too many, as its quotes are.
     ///
     /// # Errors
-    /// UNAUTHENTICATED where the client certificate names no caller.
-    pub(super) fn begin<T>(
+    /// UNAUTHENTICATED where the client certificate names no caller; what refuses any call of this caller; `RESOURCE_EXHAUSTED` where it
+    /// has as many streams as it may.
+    pub(super) async fn begin<T>(
         pipeline: Arc<Pipeline>,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
         windows: &Windows,
         request: &Request<T>,
     ) -> Result<Self, Status> {
         let (edge, peer) = access::behind(request)?;
-        let shared = windows.of(&access::SIGN_QUOTES.call_of(edge.clone(), &peer)?.caller);
+        let call = access::SIGN_QUOTES.call_of(edge.clone(), &peer)?;
+        let policy = pipeline.policy.load_full();
+        let counted = attempts::count_in_time(&pipeline.attempts, &policy, &call).await;
+        counted.map_err(|spent| status::of(&spent.into()))?;
+        pipeline.let_in(&call).map_err(|suspended| status::of(&suspended))?;
+        let open = windows.open(&call.caller).map_err(|full| status::of(&full.into()))?;
         let retiring = request.extensions().get().map(|Retiring(token)| token.clone()).unwrap_or_default();
-        let (source, window) = (Source { pipeline, edge, peer }, windows.stream());
-        Ok(Self { source, metrics, window, shared, retiring })
+        // Before the edge lets go of its own.
+        let (under_way, counted) = (edge.under_way(), metrics.stream());
+        let source = Source { pipeline, edge, peer };
+        Ok(Self { source, open, window: windows.stream(), retiring, _under_way: under_way, _counted: counted })
     }
 
     /// Reads quotes and answers them until the caller has sent its last one, or leaves, or the stream must end. What was read
     /// is answered, unless nobody is there.
     pub(super) async fn run(self, mut sent: Streaming<proto::SignQuotesRequest>, answers: Answers) {
-        let _under_way = self.source.edge.under_way();
-        let _counted = self.metrics.stream();
         let (mut line, mut under_way, mut read) = (Line::default(), JoinSet::new(), None);
         let end = loop {
             tokio::select! {
                 biased;
-                () = answers.closed() => return,
+                () = answers.closed() => return line.close(),
                 () = self.retiring.cancelled() => break Some(elsewhere()),
-                () = passed(self.source.edge.until()) => break Some(edge::deadline_exceeded()),
-                Some(answered) = under_way.join_next() => tell(&answers, answered).await,
-                Ok(place) = self.shared.clone().acquire_owned(), if read.is_some() => {
-                    if let Some(item) = read.take() {
-                        under_way.spawn(self.source.clone().one(item, line.turn(), place));
+                // Its client waits no longer: what has no answer is asked for again.
+                () = passed(self.source.edge.until()) => {
+                    let _nobody_may_be_there = answers.try_send(Err(edge::deadline_exceeded()));
+                    return line.close();
+                }
+                Some(_told) = under_way.join_next() => {}
+                place = self.open.place(), if read.is_some() => {
+                    if let Some((item, edge)) = read.take() {
+                        under_way.spawn(self.source.clone().answer(item, edge, line.turn(), place, answers.clone()));
                     }
                 }
                 next = sent.message(), if read.is_none() && under_way.len() < self.window => match next {
-                    Ok(Some(item)) => read = Some(item),
+                    // Its deadline begins here, also while it waits for a place.
+                    Ok(Some(item)) => {
+                        let edge = self.source.edge.of_item(item.tag);
+                        read = Some((item, edge));
+                    }
                     Ok(None) => break None,
-                    Err(unread) => break Some(unread),
+                    Err(unread) => break Some(edge::with_reason(&unread).unwrap_or(unread)),
                 },
             }
         };
-        while let Some(answered) = under_way.join_next().await {
-            tell(&answers, answered).await;
-        }
+        while under_way.join_next().await.is_some() {}
         if let Some(status) = end {
             let _nobody_may_be_there = answers.send(Err(status)).await;
         }
@@ -103,15 +119,16 @@ impl QuoteStream {
 }
 
 impl Source {
-    /// One quote, from its arrival to its answer.
-    async fn one(
+    /// One quote, from its arrival until its answer is on its way.
+    async fn answer(
         self,
         item: proto::SignQuotesRequest,
+        edge: Edge,
         turn: Turn,
-        _place: OwnedSemaphorePermit,
-    ) -> proto::SignQuotesResponse {
+        _place: Option<OwnedSemaphorePermit>,
+        answers: Answers,
+    ) {
         let proto::SignQuotesRequest { tag, quote } = item;
-        let edge = self.edge.of_item(tag);
         let name = self.peer.caller().map_or_else(|_| "unidentified".to_owned(), ToString::to_string);
         let line = edge.line(access::SIGN_QUOTES.method, name);
         let (deadline, span) = (edge.deadline, tracing::error_span!("call", correlation_id = %edge.correlation_id));
@@ -123,7 +140,7 @@ impl Source {
         };
         line.end(signed.as_ref().err());
         let answer = signed.map_or_else(|status| Answer::Refused(refusal(&status)), Answer::Signed);
-        proto::SignQuotesResponse { tag, answer: Some(answer) }
+        let _nobody_may_be_there = answers.send(Ok(proto::SignQuotesResponse { tag, answer: Some(answer) })).await;
     }
 
     async fn sign(
@@ -144,12 +161,6 @@ async fn passed(until: Option<Instant>) {
     match until {
         Some(until) => time::sleep_until(until.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn tell(answers: &Answers, answered: Result<proto::SignQuotesResponse, tokio::task::JoinError>) {
-    if let Ok(answer) = answered {
-        let _nobody_may_be_there = answers.send(Ok(answer)).await;
     }
 }
 
