@@ -1,8 +1,9 @@
 //! Accepts connections and shakes hands, within bounds on both, so that no stranger holds the gateway up: a connection has a
-//! place only once its handshake is done, and where too many handshakes are under way, the oldest gives way. A connection of a
+//! place only once its handshake is done, and where too many handshakes are under way, the oldest of whoever has the most gives way. A connection of a
 //! caller ends no later than its certificate.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     io,
     net::IpAddr,
@@ -105,26 +106,35 @@ impl Drop for Place {
     }
 }
 
-/// Handshakes under way, oldest first.
+/// Handshakes under way, oldest first, each with whose it is.
 #[derive(Default)]
-struct Handshakes(Mutex<BTreeMap<u64, AbortHandle>>);
+struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, AbortHandle)>>);
+
+/// The oldest handshake of the address that has the most.
+fn to_give_way(under_way: &BTreeMap<u64, (IpAddr, AbortHandle)>) -> Option<u64> {
+    let mut held: HashMap<IpAddr, (usize, Reverse<u64>)> = HashMap::new();
+    for (id, (address, _)) in under_way {
+        held.entry(*address).or_insert((0, Reverse(*id))).0 += 1;
+    }
+    held.into_values().max().map(|(_, Reverse(oldest))| oldest)
+}
 
 impl Handshakes {
-    /// Begins one. Whoever keeps many half open loses them first; a peer that goes on is done long before it is the oldest.
-    fn begin(self: &Arc<Self>, id: u64, handshake: impl Future<Output = ()> + Send + 'static) {
+    /// Begins one. Where there are too many, whoever keeps the most half open loses its oldest.
+    fn begin(self: &Arc<Self>, id: u64, address: IpAddr, handshake: impl Future<Output = ()> + Send + 'static) {
         // Its end waits for this lock, so that it is never taken out before it was put in.
         let mut under_way = self.0.lock();
         if under_way.len() >= HANDSHAKES_MAX
-            && let Some((_, oldest)) = under_way.pop_first()
+            && let Some((_, gives_way)) = to_give_way(&under_way).and_then(|id| under_way.remove(&id))
         {
-            oldest.abort();
+            gives_way.abort();
         }
         let handshakes = Arc::clone(self);
         let task = tokio::spawn(async move {
             handshake.await;
             handshakes.0.lock().remove(&id);
         });
-        under_way.insert(id, task.abort_handle());
+        under_way.insert(id, (address, task.abort_handle()));
     }
 }
 
@@ -162,7 +172,7 @@ pub fn accept(
                 },
             };
             let door = door.clone();
-            handshakes.begin(id, async move { door.let_in(socket, address).await });
+            handshakes.begin(id, address, async move { door.let_in(socket, address).await });
         }
     });
     connections
@@ -271,5 +281,23 @@ impl AsyncWrite for Connection {
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_of_whoever_has_the_most_gives_way() {
+        let task = || tokio::spawn(async {}).abort_handle();
+        let [few, many]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse().unwrap());
+        let of = |addresses: &[IpAddr]| {
+            let all = addresses.iter().enumerate().map(|(id, address)| (id as u64, (*address, task())));
+            to_give_way(&all.collect())
+        };
+        assert_eq!(of(&[few, many, few, many, many]), Some(1));
+        assert_eq!(of(&[many, few]), Some(0), "of as many, the older");
+        assert_eq!(of(&[]), None);
     }
 }
