@@ -429,8 +429,11 @@ fn every_pod_runs_without_privileges_and_writes_only_where_it_must() {
 fn a_pod_is_given_the_time_it_needs_and_is_asked_what_its_callers_need_to_know() {
     let grace =
         |over: &Value| pod(&documents("postgres-kms-irsa", over))["spec"]["terminationGracePeriodSeconds"].clone();
-    assert_eq!(grace(&json!({})), 33);
-    assert_eq!(grace(&json!({ "drain": { "grace_ms": 500, "timeout_ms": 60001 } })), 66);
+    assert_eq!(grace(&json!({})), 48);
+    assert_eq!(
+        grace(&json!({ "drain": { "grace_ms": 500, "timeout_ms": 60001 }, "limits": { "deadline_ms_max": 2000 } })),
+        73
+    );
     assert_eq!(grace(&json!({ "terminationGracePeriodSeconds": 120 })), 120);
     let documents = documents("postgres-kms-irsa", &json!({}));
     let gateway = &pod(&documents)["spec"]["containers"][0];
@@ -683,6 +686,12 @@ fn refused_by_the_schema() -> Vec<Refusal> {
     ]
 }
 
+/// What production refuses of a sidecar's context, or of its image.
+fn sidecar(context: &Value, told: &'static str) -> Refusal {
+    let sidecar = json!({ "name": "x", "image": "x", "securityContext": context });
+    ("minimal", json!({ "pkcs11": { "sidecars": [sidecar] } }), told)
+}
+
 /// What the chart's rules refuse.
 fn refused_by_the_rules() -> Vec<Refusal> {
     vec![
@@ -709,7 +718,7 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             json!({ "policy": { "configMap": { "name": "x", "items": [{ "key": "a", "path": "a" }] } } }),
             "give the bundle by one of",
         ),
-        ("minimal", json!({ "terminationGracePeriodSeconds": 30 }), "the gateway needs 33 to drain"),
+        ("minimal", json!({ "terminationGracePeriodSeconds": 30 }), "the gateway needs 48 to drain"),
         ("minimal", json!({ "otlp": { "settings": { "endpoint": "http://collector:4317" } } }), "over TLS alone"),
         (
             "minimal",
@@ -734,6 +743,21 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             "minimal",
             json!({ "pkcs11": { "sidecars": [{ "name": "x", "image": "x", "securityContext": { "privileged": true } }] } }),
             "no container with privileges",
+        ),
+        sidecar(&json!({ "runAsUser": 0 }), "leave out `runAsUser`"),
+        sidecar(&json!({ "capabilities": { "add": ["SYS_ADMIN"] } }), "leave out `capabilities`"),
+        sidecar(&json!({ "seccompProfile": { "type": "Unconfined" } }), "leave out `seccompProfile`"),
+        sidecar(&json!({ "readOnlyRootFilesystem": false }), "leave out `readOnlyRootFilesystem`"),
+        sidecar(&json!({ "runAsUser": 1000 }), "pkcs11.sidecars: production runs no tag that moves"),
+        (
+            "minimal",
+            json!({ "pkcs11": { "modules": [{ "name": "x", "mountPath": "/m", "image": "x:1", "command": ["cp"] }] } }),
+            "give the image of `x` with its @sha256",
+        ),
+        (
+            "minimal",
+            json!({ "extraVolumes": [{ "name": "x", "hostPath": { "path": "/" } }] }),
+            "`x` is a path of the node",
         ),
         (
             "minimal",

@@ -91,14 +91,27 @@
 {{- end -}}
 {{- end -}}
 {{- range .Values.pkcs11.sidecars -}}
-{{- with .securityContext -}}
-{{- if and $production (or .privileged .allowPrivilegeEscalation) -}}
-{{- $faults = append $faults "pkcs11.sidecars: production runs no container with privileges" -}}
+{{- if and $production (not (contains "@sha256:" .image)) -}}
+{{- $faults = append $faults (printf "pkcs11.sidecars: production runs no tag that moves; give the image of `%s` with its @sha256" .name) -}}
 {{- end -}}
+{{- range $name, $value := .securityContext -}}
+{{- if and $production (or (not (has $name (list "runAsUser" "runAsGroup"))) (eq (toString $value) "0")) -}}
+{{- $faults = append $faults (printf "pkcs11.sidecars: production runs no container with privileges, nor with fewer bounds than the gateway; leave out `%s`, but for a user or group above 0" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.pkcs11.modules -}}
+{{- if and $production .image (not (contains "@sha256:" (default "" .image))) -}}
+{{- $faults = append $faults (printf "pkcs11.modules: the module is loaded by the process that holds the PIN; give the image of `%s` with its @sha256" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- if and $production .hostPath -}}
+{{- $faults = append $faults (printf "extraVolumes: `%s` is a path of the node, which any pod of it may write; take another kind of volume in production" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.terminationGracePeriodSeconds (lt (int .Values.terminationGracePeriodSeconds) (int (include "quotesign.drainSeconds" .))) -}}
-{{- $faults = append $faults (printf "terminationGracePeriodSeconds: the gateway needs %s to drain, by drain.grace_ms and drain.timeout_ms" (include "quotesign.drainSeconds" .)) -}}
+{{- $faults = append $faults (printf "terminationGracePeriodSeconds: the gateway needs %s to drain, by drain.grace_ms, drain.timeout_ms and limits.deadline_ms_max" (include "quotesign.drainSeconds" .)) -}}
 {{- end -}}
 {{- if and .Values.jwks.ingress.enabled .Values.jwks.gateway.enabled -}}
 {{- $faults = append $faults "jwks: take ingress or gateway, one of them" -}}
