@@ -15,28 +15,34 @@ use tokio::task::JoinSet;
 
 use crate::{
     faults::shim::Shim,
-    harness::{Caller, Quote, Site, reason, toml, wait},
+    harness::{Caller, Quote, Site, TRUST_DOMAIN, reason, toml, wait},
 };
 
 /// The device: four sessions, 40 ms for a signature, so 100 in a second: slow enough that a debug build is not what is measured.
 const SESSIONS: u32 = 4;
 const SERVICE: Duration = Duration::from_millis(40);
-const CAPACITY: u32 = 100;
+pub const CAPACITY: u32 = 100;
 
-fn site() -> (Site, Shim) {
+/// A site with this device, no quotas to speak of, and these callers beside those of every site.
+pub fn site_with(callers: &[String]) -> (Site, Shim) {
     let site = Site::new();
     site.edit_signer("sessions", i64::from(SESSIONS).into());
     site.edit_signer("queue_max", 36.into());
+    let id = |caller: &str| format!("spiffe://{TRUST_DOMAIN}/{caller}");
     site.edit_policy(|policy| {
         policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign");
         for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
             policy["quotas"][quota] = toml("{ per_second = 100000, burst = 100000 }");
         }
-        let mut other = policy["callers"][0].clone();
-        other["id"] = toml_edit::value("spiffe://dev.quotesign.example/flood");
-        policy["callers"].as_array_of_tables_mut().unwrap().push(other.into_table().unwrap());
+        for caller in callers {
+            let mut other = policy["callers"][0].clone();
+            other["id"] = toml_edit::value(id(caller));
+            policy["callers"].as_array_of_tables_mut().unwrap().push(other.into_table().unwrap());
+        }
     });
-    site.admit("flood", &["spiffe://dev.quotesign.example/flood"], &[]);
+    for caller in callers {
+        site.admit(caller, &[&id(caller)], &[]);
+    }
     let shim = Shim::before(&site);
     shim.rules(&format!("C_Sign delay {}", SERVICE.as_millis()));
     (site, shim)
@@ -68,7 +74,7 @@ fn percentile(took: &[Duration], percent: usize) -> Duration {
 async fn a_flood_waits_behind_itself_and_leaves_another_caller_its_turn() {
     let trials: u32 = env::var("TRIALS").map_or(4, |trials| trials.parse().unwrap());
     let asks = (trials * 10).clamp(40, 600);
-    let (site, _shim) = site();
+    let (site, _shim) = site_with(&["flood".to_owned()]);
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     light(&pricing, 20).await;

@@ -13,39 +13,12 @@ use std::{
 use tokio::task::JoinSet;
 
 use crate::{
-    faults::shim::Shim,
-    harness::{Caller, Gateway, Quote, Site, reason, toml, wait},
+    fairness::{CAPACITY, site_with},
+    harness::{Caller, Gateway, Quote, reason, wait},
 };
 
-/// The device: four sessions, 40 ms for a signature, so 100 in a second: slow enough that a debug build is not what is measured.
-const SESSIONS: u32 = 4;
-const SERVICE_MS: u64 = 40;
-const CAPACITY: u32 = 100;
 /// How many callers there are; each is offered an equal part of the load.
 const CALLERS: u32 = 6;
-
-fn site() -> (Site, Shim) {
-    let site = Site::new();
-    site.edit_signer("sessions", i64::from(SESSIONS).into());
-    site.edit_signer("queue_max", 36.into());
-    site.edit_policy(|policy| {
-        policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign");
-        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
-            policy["quotas"][quota] = toml("{ per_second = 100000, burst = 100000 }");
-        }
-        for at in 0..CALLERS {
-            let mut other = policy["callers"][0].clone();
-            other["id"] = toml_edit::value(format!("spiffe://dev.quotesign.example/load-{at}"));
-            policy["callers"].as_array_of_tables_mut().unwrap().push(other.into_table().unwrap());
-        }
-    });
-    for at in 0..CALLERS {
-        site.admit(&format!("load-{at}"), &[&format!("spiffe://dev.quotesign.example/load-{at}")], &[]);
-    }
-    let shim = Shim::before(&site);
-    shim.rules(&format!("C_Sign delay {SERVICE_MS}"));
-    (site, shim)
-}
 
 /// What became of a load.
 #[derive(Default)]
@@ -87,11 +60,12 @@ async fn offer(callers: &[Caller], rate: u32, lasts: Duration) -> (Arc<Load>, f6
 #[tokio::test(flavor = "multi_thread")]
 async fn three_times_what_the_device_takes_is_refused_honestly_and_costs_little_of_its_best() {
     let lasts = Duration::from_millis(env::var("TRIALS").map_or(3_000, |trials| trials.parse::<u64>().unwrap() * 150));
-    let (site, _shim) = site();
+    let names: Vec<_> = (0..CALLERS).map(|at| format!("load-{at}")).collect();
+    let (site, _shim) = site_with(&names);
     let gateway = site.serve().await;
     let mut callers = Vec::new();
-    for at in 0..CALLERS {
-        callers.push(gateway.quotes(&format!("load-{at}")).await);
+    for name in &names {
+        callers.push(gateway.quotes(name).await);
     }
     offer(&callers, CAPACITY / 2, Duration::from_secs(1)).await;
     let before = last(&gateway).await;
