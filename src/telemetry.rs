@@ -24,7 +24,7 @@ pub fn start_logging(log: &LogSection) -> Result<(), String> {
     let filter = filter(log)?;
     let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => lines.with_target(false).try_init(),
     };
     started.map_err(|fault| fault.to_string())

@@ -11,7 +11,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Caller, Gateway, PATIENCE, Quote, Site, pointers, reason, until};
+use crate::{
+    faults::shim::Shim,
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, pointers, reason, until},
+};
 
 /// A refusal in a stream, read as clients read a status.
 pub fn status_of(refusal: Refusal) -> Status {
@@ -335,6 +338,39 @@ async fn each_quote_has_a_deadline_of_its_own_and_the_stream_has_its_callers() {
     let mut answers = quotes.sign_quotes(request).await.unwrap().into_inner();
     let ended = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap().unwrap_err();
     assert_eq!((ended.code(), reason(&ended)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_runs_while_a_quote_waits_for_its_place() {
+    // Four quotes of a caller may be under way. Each takes longer than half of its time, and has enough where nothing is before it.
+    let site =
+        Site::new().with("QUOTESIGN__LIMITS__STREAM_WINDOW", "1").with("QUOTESIGN__LIMITS__DEADLINE_MS_MAX", "1100");
+    site.edit_signer("sessions", 8.into());
+    site.edit_policy(|policy| policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign"));
+    let shim = Shim::before(&site);
+    shim.rules("C_Sign delay 600");
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quotes: Vec<_> = numbered(1..=5).into_iter().map(|quote| quote.without("quote_sequence")).collect();
+    let mut streams = Vec::new();
+    for quote in &quotes {
+        let sending = Sending::open(&pricing).await;
+        sending.send(1, quote).await;
+        streams.push(sending);
+    }
+    let mut late = 0;
+    for sending in &mut streams {
+        if let Err(status) = sending.next().await.unwrap().unwrap().1 {
+            assert!(["DEADLINE_EXCEEDED", "OVERLOADED"].contains(&&*reason(&status)), "{status}");
+            late += 1;
+        }
+    }
+    assert!(late > 0, "the fifth quote had all of its time after it had waited for more than half of it");
+    shim.rules("");
+    for (sending, quote) in streams.iter_mut().zip(&quotes) {
+        sending.send(2, quote).await;
+        sending.next().await.unwrap().unwrap().1.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
