@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use prost::Message as _;
-use quotesign::{ledger::step::Stage, proto::SignQuoteRequest, service::health::SIGNING};
+use quotesign::{
+    ledger::step::Stage,
+    proto::{SignQuoteRequest, SignQuoteResponse},
+    service::health::SIGNING,
+};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinHandle,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::{
     ServingStatus,
     pb::{HealthCheckRequest, health_client::HealthClient},
@@ -33,6 +38,14 @@ async fn watch(gateway: &Gateway, service: &str) -> impl AsyncFnMut() -> Option<
     async move || watched.message().await.unwrap().map(|told| told.status)
 }
 
+/// A call for this quote that is under way, and has its number.
+async fn reserved(site: &Site, gateway: &Gateway, quote: &Quote) -> JoinHandle<Result<SignQuoteResponse, Status>> {
+    let (pricing, sent) = (gateway.quotes("pricing").await, quote.clone());
+    let call = tokio::spawn(async move { pricing.sign(&sent).await });
+    site.until_stage(quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+    call
+}
+
 async fn until_all_refuse(gateway: &Gateway) {
     for front in ["grpc", "admin", "jwks", "operations"] {
         let address = gateway.address(front);
@@ -45,12 +58,8 @@ async fn a_call_under_way_ends_with_its_jws_while_nobody_new_is_let_in() {
     let site = site("pipeline::before-sign=1*sleep(1500)->off").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "10000");
     for (signal, number) in [(Signal::TERM, 1), (Signal::INT, 2)] {
         let gateway = site.serve().await;
-        let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(number));
-        let call = tokio::spawn({
-            let quote = quote.clone();
-            async move { pricing.sign(&quote).await }
-        });
-        site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+        let quote = Quote::number(number);
+        let call = reserved(&site, &gateway, &quote).await;
         gateway.signal(signal);
         until_all_refuse(&gateway).await;
         let signed = call.await.unwrap().unwrap();
@@ -99,12 +108,8 @@ async fn a_client_that_watches_health_for_ever_does_not_hold_the_end_up() {
 async fn what_outlasts_the_timeout_is_finished_by_a_retry() {
     let mut site = site("pipeline::before-sign=1*sleep(2000)->off").with("QUOTESIGN__DRAIN__TIMEOUT_MS", "100");
     let gateway = site.serve().await;
-    let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
-    let call = tokio::spawn({
-        let quote = quote.clone();
-        async move { pricing.sign(&quote).await }
-    });
-    site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+    let quote = Quote::number(1);
+    let call = reserved(&site, &gateway, &quote).await;
     gateway.signal(Signal::TERM);
     gateway.logged("calls under way were cut off").await;
     assert!(gateway.wait().success());
@@ -205,12 +210,8 @@ async fn what_changes_is_followed_until_the_last_call_has_ended() {
 async fn a_call_that_its_client_cancels_is_in_the_log_and_in_the_metrics() {
     let site = site("pipeline::before-sign=1*sleep(1500)->off");
     let gateway = site.serve().await;
-    let (pricing, quote) = (gateway.quotes("pricing").await, Quote::number(1));
-    let call = tokio::spawn({
-        let quote = quote.clone();
-        async move { pricing.sign(&quote).await }
-    });
-    site.until_stage(&quote, "it is reserved", |stage| *stage == Stage::Reserved).await;
+    let quote = Quote::number(1);
+    let call = reserved(&site, &gateway, &quote).await;
     call.abort();
     gateway.logged("\"status\":\"Cancelled\"").await;
     let (_, metrics) = gateway.operations("/metrics").await;

@@ -52,6 +52,8 @@ struct Source {
     pipeline: Arc<Pipeline>,
     edge: Edge,
     peer: Arc<Peer>,
+    /// The name of the caller.
+    caller: String,
 }
 
 impl QuoteStream {
@@ -76,7 +78,7 @@ impl QuoteStream {
         let retiring = request.extensions().get().map(|Retiring(token)| token.clone()).unwrap_or_default();
         // Before the edge lets go of its own.
         let (under_way, counted) = (edge.under_way(), metrics.stream());
-        let source = Source { pipeline, edge, peer };
+        let source = Source { pipeline, edge, peer, caller: call.caller.to_string() };
         Ok(Self { source, open, window: windows.stream(), retiring, _under_way: under_way, _counted: counted })
     }
 
@@ -129,8 +131,7 @@ impl Source {
         answers: Answers,
     ) {
         let proto::SignQuotesRequest { tag, quote } = item;
-        let name = self.peer.caller().map_or_else(|_| "unidentified".to_owned(), ToString::to_string);
-        let line = edge.line(access::SIGN_QUOTES.method, name);
+        let line = edge.line(access::SIGN_QUOTES.method, self.caller.clone());
         let (deadline, span) = (edge.deadline, tracing::error_span!("call", correlation_id = %edge.correlation_id));
         let signing = AssertUnwindSafe(self.sign(edge, quote, turn)).catch_unwind().instrument(span);
         let signed = match time::timeout_at(deadline.into(), signing).await {
