@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{
     commands::client,
-    harness::{Gateway, Quote, Site, done, failed, quotesign, toml, until},
+    harness::{Caller, Gateway, Quote, Site, done, failed, quotesign, reason, toml, until, wait},
     server::Cluster,
     shipping::{Sink, ship_to},
 };
@@ -215,6 +215,19 @@ async fn nothing_from_a_record_on_that_no_collector_took_is_pruned() {
     assert_eq!(done(site.run(&["audit", "quarantine"])).lines().count(), 2);
 }
 
+/// The JWS of a quote. How many are asked for is up to how long pruning takes, so that they may spend a burst: then it comes again when told.
+async fn jws_of(quotes: &Caller, quote: &Quote) -> String {
+    loop {
+        match quotes.sign(quote).await {
+            Ok(signed) => return signed.jws,
+            Err(status) => {
+                assert_eq!(reason(&status), "RATE_LIMITED", "{status}");
+                tokio::time::sleep(wait(&status)).await;
+            }
+        }
+    }
+}
+
 /// A journal of 20,000 records, a gateway that is killed again and again while it prunes them, and calls meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_killed_while_it_prunes_leaves_a_journal_that_holds() {
@@ -239,7 +252,7 @@ async fn a_gateway_that_is_killed_while_it_prunes_leaves_a_journal_that_holds() 
         until("it prunes", async || {
             number += 1;
             let quote = Quote::number(number);
-            let jws = quotes.sign(&quote).await.unwrap().jws;
+            let jws = jws_of(&quotes, &quote).await;
             told.insert(quote.id().to_owned(), (quote, jws));
             lane(&site).first.next_index > before
         })
@@ -258,7 +271,7 @@ async fn a_gateway_that_is_killed_while_it_prunes_leaves_a_journal_that_holds() 
     let gateway = site.serve().await;
     let quotes = gateway.quotes("pricing").await;
     for (quote, jws) in told.values() {
-        assert_eq!(quotes.sign(quote).await.unwrap().jws, *jws);
+        assert_eq!(jws_of(&quotes, quote).await, *jws);
     }
     assert!(gateway.stop().success());
     done(site.run(&["audit", "verify"]));
