@@ -23,6 +23,8 @@ use crate::{
     },
 };
 
+mod again;
+
 /// How often it is looked whether there is anything new.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often it is taken down how far the journal was shipped: what was shipped since is shipped again after a crash.
@@ -71,6 +73,8 @@ struct Lanes {
     journal: Option<Box<dyn Journal>>,
     /// Those that no collector would take.
     aside: BTreeSet<(String, u64)>,
+    /// When those were last tried again.
+    tried_at: Option<Instant>,
 }
 
 /// What is to be shipped of a lane next.
@@ -108,15 +112,14 @@ impl Shipping {
     pub(super) async fn run(self, stop: CancellationToken, last: CancellationToken) {
         let (mut lanes, mut backoff) = (Lanes::default(), BACKOFF.0);
         while !stop.is_cancelled() {
-            let pause = match self.round(&mut lanes).await {
-                Ok(Round::More) => {
-                    backoff = BACKOFF.0;
-                    continue;
-                }
-                Ok(Round::Idle) => {
-                    backoff = BACKOFF.0;
-                    LOOK
-                }
+            let round = self.round(&mut lanes).await;
+            if matches!(round, Ok(Round::More | Round::Idle)) {
+                backoff = BACKOFF.0;
+                self.try_again(&mut lanes).await;
+            }
+            let pause = match round {
+                Ok(Round::More) => continue,
+                Ok(Round::Idle) => LOOK,
                 Ok(Round::Stuck(after)) => {
                     // A collector that says "at once" over and over is given time all the same.
                     let pause = after.map_or(backoff, |after| after.clamp(backoff, AFTER_MAX));
@@ -192,16 +195,15 @@ impl Shipping {
     /// What is to be shipped next, read beside everything.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
-        let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
+        let mut next = std::mem::take(&mut lanes.next);
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
                 None => (place.journal()?, true),
             };
             let saved = journal.shipped()?;
-            if is_new {
-                aside.extend(journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)));
-            }
+            // Whichever gateway set it aside, or has had it taken since.
+            let aside = journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)).collect();
             let lanes = journal.lanes()?;
             let mine = own.among(&lanes);
             let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
@@ -234,7 +236,7 @@ impl Shipping {
         for (lane, next) in moved.map(|(lane, next)| (lane.clone(), *next)).collect::<Vec<_>>() {
             let quarantined: Vec<_> = quarantined.iter().filter(|record| record.lane == lane).cloned().collect();
             let of_lane: Vec<_> = quarantined.iter().map(|record| (record.lane.clone(), record.index)).collect();
-            let shipment = Shipment { lane: lane.clone(), next_index: next, quarantined };
+            let shipment = Shipment { lane: lane.clone(), next_index: next, quarantined, taken: Vec::new() };
             if let Err(fault) = self.pipeline.ledger.ship(shipment).await {
                 tracing::debug!(%fault, lane, "how far the journal was shipped could not be taken down");
                 if !of_lane.is_empty() {

@@ -10,6 +10,8 @@ pub struct Shipment {
     pub next_index: u64,
     /// Those before it that the collector would not take.
     pub quarantined: Vec<Quarantined>,
+    /// Those in quarantine that it has taken after all.
+    pub taken: Vec<u64>,
 }
 
 /// A record that no collector would take. It stays in the journal.

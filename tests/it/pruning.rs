@@ -213,6 +213,14 @@ async fn nothing_from_a_record_on_that_no_collector_took_is_pruned() {
     assert!(gateway.stop().success());
     done(site.run(&["audit", "verify"]));
     assert_eq!(done(site.run(&["audit", "quarantine"])).lines().count(), 2);
+    // Once the collector takes them nothing holds the rest.
+    sink.fault(json!({})).await;
+    let gateway = site.serve().await;
+    sign(&gateway, [7]).await;
+    bound(&site).await;
+    until("they are pruned", async || lane(&site).first.next_index > aside[1].index).await;
+    assert!(gateway.stop().success());
+    done(site.run(&["audit", "verify"]));
 }
 
 /// The JWS of a quote. How many are asked for is up to how long pruning takes, so that they may spend a burst: then it comes again when told.

@@ -358,6 +358,19 @@ async fn a_record_that_is_never_taken_is_set_aside_with_an_alarm_and_the_rest_go
         let records = site.journal();
         let held = records.iter().filter(|record| record["context"]["quote_id"] == quote.0["quote_id"]).count();
         assert_eq!(held, 2, "they stay in the journal");
+        // A mended collector is sent them by the next gateway at its start.
+        sink.fault(json!({})).await;
+        assert!(gateway.stop().success());
+        let gateway = site.serve().await;
+        until("it is empty", async || done(site.run(&["audit", "quarantine"])).is_empty()).await;
+        let late = || {
+            let logs = sink.lines("log").into_iter();
+            let logs = logs.filter(|log| log["attributes"]["quotesign.quote_id"] == quote.0["quote_id"]);
+            logs.map(|log| log["attributes"]["quotesign.audit.index"].as_u64().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(late(), aside);
+        until("it is told", async || metric(&gateway, "quotesign_audit_quarantined_records").await == 0).await;
+        gateway.logged("has taken records that were in quarantine").await;
     }
 }
 

@@ -7,8 +7,8 @@ use quotesign::{
     audit::{Event, Facts, Record},
     domain::{KeyState, SequenceNumber},
     ledger::{
-        Allowance, Charge, Done, Engine, HoldAct, Journal, Note, Noted, Op, Propose, Prune, PruneJournal, Refusal,
-        Reserve, Reserved,
+        Allowance, Charge, Done, Engine, HoldAct, Journal, Note, Noted, Op, Propose, Prune, PruneJournal, Quarantined,
+        Refusal, Reserve, Reserved, Shipment,
         chain::{self, Position, StoredRecord},
         step::Stage,
     },
@@ -47,6 +47,7 @@ pub const CASES: &[Case] = &[
     ("what expired long ago is pruned, but nothing that is held", pruned),
     ("whole batches of the journal are pruned, but nothing that is held, and the rest hangs on", journal_pruned),
     ("a record is journalled once", recorded_once),
+    ("how far it was shipped only rises, and what was taken after all leaves quarantine", shipped),
     ("two operations on one quote in a batch", same_quote_twice),
     ("reopening in between changes nothing", reopened),
 ];
@@ -466,6 +467,22 @@ fn recorded_once(store: &dyn Store) {
     assert_eq!(one(&mut *engine, Op::Record(record.clone())), Ok(Done::Recorded));
     assert_eq!(verify(store), [record]);
     assert_eq!(engine.newest_record_at().unwrap(), None, "the time of a refusal was not trusted");
+}
+
+fn shipped(store: &dyn Store) {
+    let mut engine = store.open();
+    let lane = store.lane();
+    let aside = |index| Quarantined { lane: lane.to_owned(), index, why: "too odd".to_owned() };
+    let mut ship = |next_index, quarantined: &[u64], taken: &[u64]| {
+        let quarantined = quarantined.iter().copied().map(aside).collect();
+        engine.ship(&Shipment { lane: lane.to_owned(), next_index, quarantined, taken: taken.to_vec() }).unwrap();
+        let reader = store.reader();
+        (reader.shipped().unwrap()[lane], reader.quarantined().unwrap())
+    };
+    assert_eq!(ship(5, &[2, 4], &[]), (5, vec![aside(2), aside(4)]));
+    assert_eq!(ship(3, &[4], &[3]), (5, vec![aside(2), aside(4)]));
+    assert_eq!(ship(5, &[], &[2]), (5, vec![aside(4)]));
+    assert_eq!(ship(7, &[6], &[4]), (7, vec![aside(6)]));
 }
 
 fn same_quote_twice(store: &dyn Store) {

@@ -46,13 +46,15 @@ pub(super) async fn renew(client: &Client, replica: &str, holding: &Holding) -> 
 
 /// Takes down how far a lane was shipped.
 pub(super) async fn ship(client: &Client, shipment: &Shipment) -> Result<(), EngineError> {
-    let Shipment { lane, next_index, quarantined } = shipment;
+    let Shipment { lane, next_index, quarantined, taken } = shipment;
     let indexes = quarantined.iter().map(|record| stored(record.index)).collect::<Result<Vec<_>, _>>()?;
     let why: Vec<&str> = quarantined.iter().map(|record| record.why.as_str()).collect();
+    let taken = taken.iter().map(|index| stored(*index)).collect::<Result<Vec<_>, _>>()?;
     let sql = "WITH kept AS (
                  INSERT INTO quarantine SELECT $1, g.idx, g.why FROM unnest($3::bigint[], $4::text[]) AS g(idx, why)
-                 ON CONFLICT DO NOTHING)
+                 ON CONFLICT DO NOTHING),
+               gone AS (DELETE FROM quarantine WHERE lane = $1 AND idx = ANY ($5::bigint[]))
                INSERT INTO shipment AS s VALUES ($1, $2)
                ON CONFLICT (lane) DO UPDATE SET next_idx = greatest(s.next_idx, $2)";
-    read::rows(client, sql, &[lane, &stored(*next_index)?, &indexes, &why]).await.map(drop)
+    read::rows(client, sql, &[lane, &stored(*next_index)?, &indexes, &why, &taken]).await.map(drop)
 }

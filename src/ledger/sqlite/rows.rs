@@ -143,10 +143,14 @@ pub(super) fn quarantined(db: &Connection) -> Result<Vec<Quarantined>, EngineErr
 
 /// Takes down how far a lane was shipped.
 pub(super) fn put_shipment(db: &Connection, shipment: &Shipment) -> Result<(), EngineError> {
-    let Shipment { lane, next_index, quarantined } = shipment;
+    let Shipment { lane, next_index, quarantined, taken } = shipment;
     for Quarantined { index, why, .. } in quarantined {
         let sql = "INSERT OR IGNORE INTO quarantine VALUES (?1, ?2, ?3)";
         db.prepare_cached(sql)?.execute(params![lane, stored(*index)?, why])?;
+    }
+    for index in taken {
+        let sql = "DELETE FROM quarantine WHERE lane = ?1 AND idx = ?2";
+        db.prepare_cached(sql)?.execute(params![lane, stored(*index)?])?;
     }
     let sql = "INSERT INTO shipment VALUES (?1, ?2) ON CONFLICT (lane) DO UPDATE SET next_idx = max(next_idx, ?2)";
     db.prepare_cached(sql)?.execute(params![lane, stored(*next_index)?])?;
