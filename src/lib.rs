@@ -31,6 +31,8 @@ pub mod published;
 pub mod call;
 /// TLS, connections and the edge of a call.
 pub mod transport;
+/// TLS towards what the gateway itself connects to.
+pub mod outgoing;
 /// Who may sign what, with which key, until when.
 pub mod policy;
 /// The one verifier of signed quotes.

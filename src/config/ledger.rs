@@ -1,6 +1,6 @@
 //! `[ledger]`: where the ledger is kept, in one SQLite file or in a PostgreSQL database.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use tokio_postgres::config::Host;
@@ -11,8 +11,8 @@ use crate::{
         LedgerConfig, Place, Store,
         postgres::{Server, Settings},
     },
+    outgoing::Outgoing,
     room::Room,
-    transport::tls,
 };
 
 /// Where the ledger is kept, and the bounds of its queue.
@@ -239,11 +239,11 @@ impl PostgresSection {
 
     fn settings(&self) -> Result<Settings, String> {
         let identity = self.certificate.as_deref().zip(self.private_key.as_deref());
-        let tls = self.ca.as_ref().map(|ca| tls::client(ca, identity, b"postgresql")).transpose();
+        let tls = self.ca.as_ref().map(|ca| Outgoing::read(ca, identity, b"postgresql")).transpose();
         let server = Server {
             address: self.parsed()?,
             password_file: self.password_file.clone(),
-            tls: tls.map_err(|fault| fault.to_string())?,
+            tls: tls.map_err(|fault| fault.to_string())?.map(Arc::new),
             high_availability: self.high_availability,
             timeout: Duration::from_millis(self.timeout_ms),
         };

@@ -1,16 +1,17 @@
 //! `[otlp]`: the collector that the journal is shipped to.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Uri};
-use secrecy::{ExposeSecret as _, SecretString};
+use http::Uri;
 use serde::Deserialize;
-use tokio_rustls::TlsConnector;
 
 use crate::{
     domain::Environment,
-    telemetry::otlp::exporter::{self, Exporter, Protocol},
-    transport::tls,
+    outgoing::Outgoing,
+    telemetry::otlp::{
+        exporter::{Exporter, Protocol},
+        headers::Headers,
+    },
 };
 
 /// A collector.
@@ -158,20 +159,17 @@ impl OtlpSection {
         self.tls().and_then(|_| self.headers()).map(drop)
     }
 
-    fn tls(&self) -> Result<Option<TlsConnector>, String> {
+    fn tls(&self) -> Result<Option<Arc<Outgoing>>, String> {
         let alpn = match self.protocol {
             OtlpProtocol::Grpc => b"h2".as_slice(),
             OtlpProtocol::HttpProtobuf => b"http/1.1".as_slice(),
         };
         let identity = self.certificate.as_deref().zip(self.private_key.as_deref());
-        let tls = self.ca.as_ref().map(|ca| tls::client(ca, identity, alpn)).transpose();
-        Ok(tls.map_err(|fault| format!("[otlp]: {fault}"))?.map(TlsConnector::from))
+        let tls = self.ca.as_ref().map(|ca| Outgoing::read(ca, identity, alpn)).transpose();
+        Ok(tls.map_err(|fault| format!("[otlp]: {fault}"))?.map(Arc::new))
     }
 
-    fn headers(&self) -> Result<HeaderMap, String> {
-        let Some(file) = &self.headers_file else { return Ok(HeaderMap::new()) };
-        let fault = |fault: &dyn std::fmt::Display| format!("`otlp.headers_file` = `{}`: {fault}", file.display());
-        let text = SecretString::from(fs::read_to_string(file).map_err(|error| fault(&error))?);
-        exporter::read_headers(text.expose_secret()).map_err(|why| fault(&why))
+    fn headers(&self) -> Result<Headers, String> {
+        Headers::read(self.headers_file.clone())
     }
 }

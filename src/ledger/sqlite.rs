@@ -35,6 +35,7 @@ mod condition;
 mod copy;
 mod rows;
 mod schema;
+mod shipment;
 mod spool;
 
 pub(super) use condition::condition;
@@ -150,7 +151,7 @@ impl Engine for Sqlite {
         let Writing { connection, .. } = self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
         let shipped = (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
-            rows::put_shipment(&transaction, shipment)?;
+            shipment::put(&transaction, shipment)?;
             transaction.commit().map_err(unknown)
         })();
         if matches!(shipped, Err(EngineError::Unknown(_))) {
@@ -404,11 +405,11 @@ impl Journal for Reader {
     }
 
     fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError> {
-        rows::shipped(&self.0.lock())
+        shipment::shipped(&self.0.lock())
     }
 
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
-        rows::quarantined(&self.0.lock())
+        shipment::quarantined(&self.0.lock())
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {

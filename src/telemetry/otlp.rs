@@ -1,11 +1,12 @@
 //! What leaves the gateway by the OpenTelemetry protocol (OTLP): the journal as log records, calls as spans, metrics.
 //!
-//! - `exporter`: one request to a collector, over gRPC or HTTP, and what its answer means
+//! - `exporter`: one request to a collector, over gRPC or HTTP, and what its answer means; `headers`: what is sent along
 //! - `records`: an audit record as a log record, the same bytes whenever it is made
 //! - `shipper`: the journal in order, at least once, whatever the collector answers
 //! - `spans`, `points`: recorded calls, and the metrics
 
 pub mod exporter;
+pub mod headers;
 pub mod points;
 pub mod records;
 pub mod shipper;

@@ -480,16 +480,17 @@ fn written_anew(lines: &[String], at: u32) -> String {
     changed["record"] = format!("{} ", changed["record"].as_str().unwrap()).into();
     *line = changed.to_string();
     relink(&mut lines);
-    let mut sql =
-        format!("UPDATE audit SET record = record || ' ', leaf = sha256('\\x01' || record || ' ') WHERE idx = {at};");
+    let mut sql = vec![format!(
+        "UPDATE audit SET record = record || ' ', leaf = sha256('\\x01' || record || ' ') WHERE idx = {at}"
+    )];
     for line in lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         if let (Some(index), Some(link)) = (line["index"].as_u64(), line["link"].as_str()) {
-            sql += &format!("UPDATE audit SET link = '\\x{link}' WHERE idx = {index};");
+            sql.push(format!("UPDATE audit SET link = '\\x{link}' WHERE idx = {index}"));
         } else if let Some(link) = line["head_link"].as_str() {
-            sql += &format!("UPDATE lane SET link = '\\x{link}';");
+            sql.push(format!("UPDATE lane SET link = '\\x{link}'"));
         }
     }
-    sql
+    sql.join("; ")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -382,15 +382,16 @@ async fn over_tls_with_headers_by_file_by_grpc_and_by_http() {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         site.authority.issue(&site.path("tls"), "collector", params);
         let [cert, key] = ["pem", "key"].map(|end| site.path(&format!("tls/collector.{end}")).display().to_string());
+        fs::copy(site.path("tls/ca.pem"), site.path("tls/collectors.pem")).unwrap();
         let args = ["--cert", &cert, "--key", &key, "--need-header", "authorization=Bearer not-a-real-one"];
-        let sink = Sink::running(&site, &args);
+        let mut sink = Sink::running(&site, &args);
         fs::write(site.path("headers"), "Authorization: Bearer not-a-real-one\n").unwrap();
         let port = sink.ports[if protocol == "grpc" { "grpc" } else { "http" }];
         let with = |rest: &str| {
             ship_to(
                 &site,
                 &format!("https://127.0.0.1:{port}"),
-                &format!("protocol = '{protocol}', ca = 'tls/ca.pem', {rest}"),
+                &format!("protocol = '{protocol}', ca = 'tls/collectors.pem', {rest}"),
             );
         };
         with("");
@@ -417,6 +418,19 @@ async fn over_tls_with_headers_by_file_by_grpc_and_by_http() {
             sink.called().await;
             sink.has_all(&site, &[]).await;
         }
+        // The collector comes back with a certificate of another CA and wants another token; both are exchanged in their files.
+        sink.kill();
+        let another = crate::harness::Authority::named("another");
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        another.issue(&site.path("tls"), "collector", params);
+        fs::write(site.path("tls/collectors.pem"), &another.pem).unwrap();
+        sink.args.last_mut().unwrap().push_str("-either");
+        sink.start();
+        sign(&gateway, [20]).await;
+        gateway.logged(if protocol == "grpc" { "Unauthenticated" } else { "401" }).await;
+        fs::write(site.path("headers"), "Authorization: Bearer not-a-real-one-either\n").unwrap();
+        sink.has_all(&site, &[]).await;
         let log = gateway.log.lock().unwrap().concat();
         assert!(!log.contains("not-a-real-one"), "no header is told");
         assert!(gateway.stop().success());

@@ -1,6 +1,6 @@
 //! How a gateway reaches its database: with TLS, a certificate and a password; and one that has a standby.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use quotesign::{
     domain::Environment,
@@ -8,7 +8,7 @@ use quotesign::{
         Done, Engine, EngineError, Op,
         postgres::{Postgres, Server},
     },
-    transport::tls,
+    outgoing::Outgoing,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use tempfile::TempDir;
@@ -73,8 +73,11 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     for object in ["SCHEMA quotesign", "ALL TABLES IN SCHEMA quotesign", "ALL FUNCTIONS IN SCHEMA quotesign"] {
         cluster.sql(&database.name, &format!("GRANT ALL ON {object} TO gateway"));
     }
-    let (certificate, key) = ours.issue("127.0.0.1");
-    let (certificate, key) = (cluster.put("server.pem", &certificate), cluster.put("server.key", &key));
+    let shows = |cluster: &Cluster, (certificate, key): &(String, String)| {
+        (cluster.put("server.pem", certificate), cluster.put("server.key", key))
+    };
+    let first = ours.issue("127.0.0.1");
+    let (certificate, key) = shows(&cluster, &first);
     let ca = cluster.put("ca.pem", &ours.pem);
     let hba = cluster.put(
         "hba",
@@ -98,11 +101,11 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     let server = |ca: &Authority, with_certificate: bool, password: Option<&PathBuf>| {
         let address = format!("host=127.0.0.1 port={} user=gateway dbname={}", database.port, database.name);
         let identity = with_certificate.then_some((certificate.as_path(), key.as_path()));
-        let tls = tls::client(&ca.home.path().join("ca.pem"), identity, b"postgresql").unwrap();
+        let tls = Outgoing::read(&ca.home.path().join("ca.pem"), identity, b"postgresql").unwrap();
         Server {
             address: address.parse().unwrap(),
             password_file: password.cloned(),
-            tls: Some(tls),
+            tls: Some(Arc::new(tls)),
             ..database.server()
         }
     };
@@ -110,7 +113,28 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     assert!(matches!(one(&mut engine, Op::Seed(seed("GB-IN", 0))), Ok(Done::Seeded(None, _))));
     let is_encrypted = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'gateway'";
     assert_eq!(cluster.sql("postgres", is_encrypted), "t");
+
+    // Another CA and another password, in the same files: the next connection has them, and the one before is ended.
+    shows(&cluster, &other.issue("127.0.0.1"));
+    ours.write("ca.pem", &other.pem);
+    cluster.sql("postgres", "ALTER ROLE gateway PASSWORD 'not-a-real-one-either'");
+    ours.write("password", "not-a-real-one-either\n");
+    cluster.sql("postgres", "SELECT pg_reload_conf()");
+    thread::sleep(Duration::from_secs(1));
+    cluster.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'gateway'");
+    assert!(matches!(engine.apply(&[Op::Seed(seed("GB-IN", 1))]), Err(EngineError::Unknown(_) | EngineError::Away(_))));
+    engine.reopen().unwrap();
+    assert!(matches!(one(&mut engine, Op::Seed(seed("GB-IN", 2))), Ok(Done::Seeded(..))));
+    // A file that is being written leaves what was there.
+    ours.write("ca.pem", "-----BEGIN");
+    engine.reopen().unwrap();
     drop(engine);
+    ours.write("ca.pem", &ours.pem);
+    ours.write("password", "not-a-real-one\n");
+    cluster.sql("postgres", "ALTER ROLE gateway PASSWORD 'not-a-real-one'");
+    shows(&cluster, &first);
+    cluster.sql("postgres", "SELECT pg_reload_conf()");
+    thread::sleep(Duration::from_secs(1));
 
     let wrong = ours.write("wrong", "something-else\n");
     let plain = Server { tls: None, ..server(&ours, true, Some(&password)) };

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, config::SslMode, error::Severity};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::ledger::EngineError;
+use crate::{ledger::EngineError, outgoing::Outgoing};
 
 /// Where the server is and what is asked of it.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Server {
     /// The file that holds the password.
     pub password_file: Option<PathBuf>,
     /// TLS; absent for a server on this machine alone.
-    pub tls: Option<Arc<ClientConfig>>,
+    pub tls: Option<Arc<Outgoing>>,
     /// Whether it must have a synchronous standby.
     pub high_availability: bool,
     /// How long one exchange with it may take.
@@ -79,7 +79,7 @@ impl Session {
         let warned = Arc::new(AtomicBool::new(false));
         let client = if let Some(tls) = &server.tls {
             config.ssl_mode(SslMode::Require);
-            let tls = MakeRustlsConnect::new(ClientConfig::clone(tls));
+            let tls = MakeRustlsConnect::new(ClientConfig::clone(&tls.now()));
             let (client, connection) = config.connect(tls).await.map_err(cannot_connect)?;
             tokio::spawn(drive(connection, Arc::clone(&warned)));
             client

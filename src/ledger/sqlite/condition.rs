@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::{gone_back, rows, schema};
+use super::{gone_back, rows, schema, shipment};
 use crate::{
     domain::Environment,
     ledger::{
@@ -64,8 +64,8 @@ fn look(db: &Connection, anchored: &Heads) -> Result<Condition, EngineError> {
         damage,
         unseen,
         lanes: vec![Stretch { lane: String::new(), first, head }],
-        shipped: rows::shipped(db)?,
-        quarantined: rows::quarantined(db)?.len(),
+        shipped: shipment::shipped(db)?,
+        quarantined: shipment::quarantined(db)?.len(),
         newest_at: rows::newest_record_at(db)?,
         kids: rows::kids(db)?,
         stops: rows::stops(db)?,

@@ -1,9 +1,9 @@
 //! One request to a collector and what its answer means, by the OTLP specification 1.x: what may be sent again, what was too
 //! large, what it will never take. No answer in time means that it may have been taken.
 
-use std::{fmt, io, marker::PhantomData, time::Duration};
+use std::{fmt, io, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -31,6 +31,9 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 use tower::service_fn;
+
+use super::headers::Headers;
+use crate::outgoing::Outgoing;
 
 /// What a collector's answer means for what was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +72,7 @@ pub enum Protocol {
 /// A collector.
 pub struct Exporter {
     transport: Transport,
-    headers: HeaderMap,
+    headers: Headers,
     timeout: Duration,
 }
 
@@ -88,8 +91,8 @@ impl Exporter {
     pub fn new(
         protocol: Protocol,
         endpoint: &Uri,
-        tls: Option<TlsConnector>,
-        headers: HeaderMap,
+        tls: Option<Arc<Outgoing>>,
+        headers: Headers,
         timeout: Duration,
     ) -> Self {
         let dialer = Dialer { tls };
@@ -136,7 +139,12 @@ impl Exporter {
             }
         };
         let late = |_| Err(Answer::Later { after: None, why: format!("no answer in {:?}", self.timeout) });
-        tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late)
+        let answered = tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late);
+        if let Err(Answer::Denied(_)) = &answered {
+            // Its token may have been exchanged.
+            self.headers.again().unwrap_or_else(|fault| tracing::warn!(fault, "the headers stay as they were"));
+        }
+        answered
     }
 
     async fn over_grpc<R>(&self, signal: Signal, channel: Channel, request: Bytes) -> Result<R, Answer>
@@ -146,7 +154,7 @@ impl Exporter {
         let mut client = Grpc::new(channel);
         client.ready().await.map_err(|fault| later(&fault))?;
         let mut request = tonic::Request::new(request);
-        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers.get());
         let path = PathAndQuery::from_static(signal.method());
         let answered = client.unary(request, path, AsWritten::<R>(PhantomData)).await;
         answered.map(tonic::Response::into_inner).map_err(|status| of_status(&status))
@@ -189,7 +197,7 @@ impl Exporter {
             .header(header::HOST, authority)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .body(Full::new(request))?;
-        built.headers_mut().extend(self.headers.clone());
+        built.headers_mut().extend(self.headers.get());
         Ok(built)
     }
 }
@@ -257,23 +265,6 @@ fn is_protobuf(headers: &HeaderMap) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim() == "application/x-protobuf")
 }
 
-/// The headers of a file: `name: value` lines, empty ones aside. They are secrets, and are never told.
-///
-/// # Errors
-/// Which line is none.
-pub fn read_headers(text: &str) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let fault = || format!("line {} is no header; write `name: value`", at.saturating_add(1));
-        let (name, value) = line.split_once(':').ok_or_else(fault)?;
-        let name = HeaderName::try_from(name.trim()).map_err(|_| fault())?;
-        let mut value = HeaderValue::try_from(value.trim()).map_err(|_| fault())?;
-        value.set_sensitive(true);
-        headers.append(name, value);
-    }
-    Ok(headers)
-}
-
 fn later(fault: &(dyn std::error::Error + 'static)) -> Answer {
     let mut fault: &dyn std::error::Error = fault;
     while let Some(cause) = fault.source() {
@@ -328,7 +319,7 @@ fn told(text: &str) -> String {
 /// How a connection is made.
 #[derive(Clone)]
 struct Dialer {
-    tls: Option<TlsConnector>,
+    tls: Option<Arc<Outgoing>>,
 }
 
 impl Dialer {
@@ -340,7 +331,7 @@ impl Dialer {
         socket.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
-        Ok(Box::new(tls.connect(name, socket).await?))
+        Ok(Box::new(TlsConnector::from(tls.now()).connect(name, socket).await?))
     }
 
     async fn http1(
@@ -386,7 +377,7 @@ mod tests {
         let busy = Status::with_error_details(Code::ResourceExhausted, "x", details);
         assert!(matches!(of_status(&busy), Answer::Later { after: Some(after), .. } if after == wait));
         let http = |status: u16, after: &'static str| {
-            let headers = [(header::RETRY_AFTER, HeaderValue::from_static(after))].into_iter().collect();
+            let headers = [(header::RETRY_AFTER, http::HeaderValue::from_static(after))].into_iter().collect();
             of_http(StatusCode::from_u16(status).unwrap(), &headers)
         };
         let wait = Duration::from_secs(3);
@@ -397,13 +388,5 @@ mod tests {
             (Answer::TooLarge(_), Answer::Bad(_), Answer::Denied(_))
         ));
         assert_eq!(taken(ExportLogsServiceResponse::default()), Answer::Taken { rejected: 0, why: String::new() });
-    }
-
-    #[test]
-    fn headers_are_read_from_lines_and_a_bad_one_is_not_told() {
-        let headers = read_headers("Authorization: Bearer not-a-real-one\n\nx-scope: a\n").unwrap();
-        assert_eq!((headers.len(), headers["x-scope"].to_str().unwrap()), (2, "a"));
-        assert!(!format!("{headers:?}").contains("not-a-real-one"));
-        assert_eq!(read_headers("a: b\nsecret").unwrap_err(), "line 2 is no header; write `name: value`");
     }
 }
