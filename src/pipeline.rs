@@ -269,8 +269,9 @@ impl Pipeline {
         };
         match admitted {
             Ok(admitted) => {
-                // It may have waited for its place: quotas and expiry are of now.
+                // It may have waited for its place: its key's time, quotas and expiry are of now.
                 let (from, now) = (Instant::now(), self.clock.now()?);
+                let admitted = admitted.in_time(now)?;
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);
                 Ok(held?)

@@ -3,11 +3,12 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
     call::Call,
+    clock::UtcTime,
     domain::Caller,
     signer::{
         Flow,
@@ -16,6 +17,9 @@ use crate::{
 };
 
 use super::select::{Keyed, Ready};
+
+/// When to come again for a key that follows at once.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Which callers take turns with which: each with all others.
 #[derive(Debug, Default)]
@@ -42,6 +46,17 @@ pub struct Seat {
     /// The device of the key at which it is.
     pub(super) replica: usize,
     _place: Place,
+}
+
+impl Admitted {
+    /// The key was chosen before the quote had its place. One that waited for it until that key's time was over has to be sent again, and
+    /// gets the next key.
+    ///
+    /// # Errors
+    /// Where the key may sign no more at `now`.
+    pub fn in_time(self, now: UtcTime) -> Result<Self, Busy> {
+        if now < self.ready.key.sign_until { Ok(self) } else { Err(Busy { retry_after: AGAIN }) }
+    }
 }
 
 /// Takes a place. A quote of a stream waits for one, and those behind it with it: a stream is held back rather than refused.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
-use quotesign::proto::{Refusal, SignQuoteRequest, SignQuoteResponse, SignQuotesRequest, sign_quotes_response::Answer};
+use quotesign::{
+    clock::{Clock as _, SystemClock, UtcTime},
+    proto::{Refusal, SignQuoteRequest, SignQuoteResponse, SignQuotesRequest, sign_quotes_response::Answer},
+};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -13,7 +16,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     faults::shim::Shim,
-    harness::{Caller, Gateway, PATIENCE, Quote, Site, pointers, reason, until},
+    harness::{Caller, DAY, Gateway, PATIENCE, Quote, Site, pointers, reason, seconds, toml, until},
 };
 
 /// A refusal in a stream, read as clients read a status.
@@ -370,6 +373,53 @@ async fn a_deadline_runs_while_a_quote_waits_for_its_place() {
     for (sending, quote) in streams.iter_mut().zip(&quotes) {
         sending.send(2, quote).await;
         sending.next().await.unwrap().unwrap().1.unwrap();
+    }
+}
+
+/// The device takes its time, so that quotes wait for their turn and for their place until after their key has signed for the last time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_time_ends_while_quotes_wait_signs_none_of_them() {
+    let site = Site::new().with("QUOTESIGN__LIMITS__STREAM_WINDOW", "16");
+    site.edit_signer("sessions", 1.into());
+    site.edit_signer("queue_max", 3.into());
+    site.edit_policy(|policy| policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign"));
+    let shim = Shim::before(&site);
+    shim.rules("C_Sign delay 400");
+    let ends = SystemClock.now().plus(Duration::from_secs(6));
+    site.edit_policy(|policy| {
+        policy["keys"][0]["sign_until"] = toml(&seconds(ends));
+        policy["keys"][0]["retire_at"] = toml(&seconds(ends.plus(DAY * 2)));
+    });
+    let gateway = site.serve().await;
+    let mut sending = Sending::open(&gateway.quotes("pricing").await).await;
+    // As many as to fill the device beyond the end.
+    let (mut asked, mut signed, mut refused) = (0, 0, Vec::new());
+    while SystemClock.now() < ends || asked < 16 {
+        sending.send(asked, &Quote::number(asked + 1).without("quote_sequence")).await;
+        asked += 1;
+        if asked >= 12 {
+            match sending.next().await.unwrap().unwrap().1 {
+                Ok(_) => signed += 1,
+                Err(status) => refused.push(reason(&status)),
+            }
+        }
+    }
+    for _ in signed + refused.len()..usize::try_from(asked).unwrap() {
+        match sending.next().await.unwrap().unwrap().1 {
+            Ok(_) => signed += 1,
+            Err(status) => refused.push(reason(&status)),
+        }
+    }
+    println!("{signed} signed, {} refused", refused.len());
+    assert!(signed > 0 && !refused.is_empty());
+    assert!(
+        refused.iter().all(|reason| ["OVERLOADED", "NO_ACTIVE_KEY", "RATE_LIMITED"].contains(&&**reason)),
+        "{refused:?}"
+    );
+    let reserved = site.journal();
+    let reserved = reserved.iter().filter(|record| record["event"] == "quote.reserved");
+    for at in reserved.map(|record| UtcTime::parse(record["at"].as_str().unwrap()).unwrap()) {
+        assert!(at < ends, "reserved at {at} by a key that signs until {ends} at most");
     }
 }
 
