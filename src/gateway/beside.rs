@@ -1,9 +1,9 @@
 //! What runs beside the calls: upkeep, checkpoints, and what is sent to a collector. Begun with the fronts; ended in the order in
 //! which one writes what another sends.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -12,12 +12,15 @@ use super::{
 };
 use crate::{service::access, telemetry::otlp::records};
 
+/// How long what is left may take to be sent, whatever the collector does: what the chart gives a pod to drain counts on it.
+const SENDING: Duration = Duration::from_secs(6);
+
 /// All of it.
 pub(super) struct Beside {
     upkeep: JoinSet<()>,
     notary: Option<Arc<Notary>>,
-    shipping: Option<JoinHandle<()>>,
-    reporting: JoinSet<()>,
+    /// What sends to the collector.
+    sending: JoinSet<()>,
     /// That nothing will be written any more.
     all_is_written: CancellationToken,
 }
@@ -37,25 +40,28 @@ impl Beside {
             upkeep.spawn(pruning.run(stop.clone()));
         }
         let all_is_written = CancellationToken::new();
-        let reporting = report(gateway, &all_is_written)?;
-        let shipping = shipping(gateway, &own)?;
-        let shipping = shipping.map(|shipping| tokio::spawn(shipping.run(stop.clone(), all_is_written.clone())));
-        Ok(Self { upkeep, notary, shipping, reporting, all_is_written })
+        let mut sending = report(gateway, &all_is_written)?;
+        if let Some(shipping) = shipping(gateway, &own)? {
+            sending.spawn(shipping.run(stop.clone(), all_is_written.clone()));
+        }
+        Ok(Self { upkeep, notary, sending, all_is_written })
     }
 
     /// Ends it, once no call is under way: what was only counted is journalled, what is journalled is bound together, and what
     /// is bound together is shipped.
-    pub(super) async fn end(self, pipeline: &crate::pipeline::Pipeline) {
+    pub(super) async fn end(mut self, pipeline: &crate::pipeline::Pipeline) {
         self.upkeep.join_all().await;
         pipeline.journal_counted(&access::own_trail(pipeline.environment, &pipeline.policy.load()));
         if let Some(notary) = self.notary {
             notary.last().await;
         }
         self.all_is_written.cancel();
-        if let Some(shipping) = self.shipping {
-            let _ended = shipping.await;
+        let ended = async { while self.sending.join_next().await.is_some() {} };
+        if timeout(SENDING, ended).await.is_err() {
+            tracing::warn!(
+                "the collector takes its time: what is left of the journal is shipped by the next gateway, spans and metrics are lost"
+            );
         }
-        self.reporting.join_all().await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio_util::sync::CancellationToken;
 
+use self::again::Trials;
 use super::lanes::OwnLanes;
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
@@ -73,8 +74,8 @@ struct Lanes {
     journal: Option<Box<dyn Journal>>,
     /// Those that no collector would take.
     aside: BTreeSet<(String, u64)>,
-    /// When those were last tried again.
-    tried_at: Option<Instant>,
+    /// When it was last read which those are.
+    aside_at: Option<Instant>,
 }
 
 /// What is to be shipped of a lane next.
@@ -110,12 +111,15 @@ impl Shipping {
 
     /// Ships until `stop`, then what is left, for a short while.
     pub(super) async fn run(self, stop: CancellationToken, last: CancellationToken) {
-        let (mut lanes, mut backoff) = (Lanes::default(), BACKOFF.0);
+        let (mut lanes, mut trials, mut backoff) = (Lanes::default(), Trials::default(), BACKOFF.0);
         while !stop.is_cancelled() {
             let round = self.round(&mut lanes).await;
             if matches!(round, Ok(Round::More | Round::Idle)) {
                 backoff = BACKOFF.0;
-                self.try_again(&mut lanes).await;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = self.try_again(&mut trials, &mut lanes) => {}
+                }
             }
             let pause = match round {
                 Ok(Round::More) => continue,
@@ -195,15 +199,18 @@ impl Shipping {
     /// What is to be shipped next, read beside everything.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
-        let mut next = std::mem::take(&mut lanes.next);
+        let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
+        let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
                 None => (place.journal()?, true),
             };
             let saved = journal.shipped()?;
-            // Whichever gateway set it aside, or has had it taken since.
-            let aside = journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)).collect();
+            if is_new || is_aside_old {
+                // Whichever gateway set it aside, or has had it taken since.
+                aside = journal.quarantined()?.into_iter().map(|record| (record.lane, record.index)).collect();
+            }
             let lanes = journal.lanes()?;
             let mine = own.among(&lanes);
             let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
@@ -213,6 +220,9 @@ impl Shipping {
         };
         let looked = tokio::task::spawn_blocking(look).await;
         let (journal, next, aside, pages) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        if is_aside_old {
+            lanes.aside_at = Some(Instant::now());
+        }
         let backlog = &self.pipeline.backlog;
         backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);

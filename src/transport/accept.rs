@@ -30,6 +30,8 @@ use super::{live::Live, peer::Peer};
 
 /// Handshakes under way at once, on one listener.
 const HANDSHAKES_MAX: usize = 256;
+/// So many of them one address may have while there are too many.
+const HANDSHAKES_SHARE: usize = HANDSHAKES_MAX / 4;
 
 /// How long a peer that names no caller may stay.
 const UNIDENTIFIED_LIFE: Duration = Duration::from_secs(5);
@@ -110,13 +112,23 @@ impl Drop for Place {
 #[derive(Default)]
 struct Handshakes(Mutex<BTreeMap<u64, (IpAddr, AbortHandle)>>);
 
-/// The oldest handshake of the address that has the most.
+/// The oldest handshake of whoever has the most, where that is more than a share: so one address crowds itself out. Else the oldest
+/// of all: those who reconnect from behind one address have more than an attacker has of each of many, and finish theirs.
 fn to_give_way(under_way: &BTreeMap<u64, (IpAddr, AbortHandle)>) -> Option<u64> {
     let mut held: HashMap<IpAddr, (usize, Reverse<u64>)> = HashMap::new();
     for (id, (address, _)) in under_way {
         held.entry(*address).or_insert((0, Reverse(*id))).0 += 1;
     }
-    held.into_values().max().map(|(_, Reverse(oldest))| oldest)
+    let most = held.into_values().max().filter(|(count, _)| *count > HANDSHAKES_SHARE);
+    most.map(|(_, Reverse(oldest))| oldest).or_else(|| under_way.first_key_value().map(|(id, _)| *id))
+}
+
+/// Whose an address is: a network of IPv6 is given to one, who has all of its addresses.
+fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 impl Handshakes {
@@ -172,7 +184,7 @@ pub fn accept(
                 },
             };
             let door = door.clone();
-            handshakes.begin(id, address, async move { door.let_in(socket, address).await });
+            handshakes.begin(id, whose(address), async move { door.let_in(socket, address).await });
         }
     });
     connections
@@ -189,10 +201,10 @@ impl Door {
         let Ok(permit) = self.places.clone().try_acquire_owned() else {
             return tracing::info!(%address, "the listener holds as many connections as it may");
         };
-        if !self.addresses.enter(address, self.bounds.connections_per_address_max) {
+        if !self.addresses.enter(whose(address), self.bounds.connections_per_address_max) {
             return tracing::info!(%address, "an address holds as many connections as it may");
         }
-        let place = Place { address, addresses: self.addresses.clone(), _permit: permit };
+        let place = Place { address: whose(address), addresses: self.addresses.clone(), _permit: permit };
         let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
         let silent = Box::pin(tokio::time::sleep(self.bounds.handshake_timeout));
         let connection = Connection { stream, peer, ends, silent, idle_max: self.bounds.idle_max, _place: place };
@@ -289,15 +301,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_oldest_of_whoever_has_the_most_gives_way() {
+    async fn whoever_has_more_than_a_share_gives_way_and_else_the_oldest() {
         let task = || tokio::spawn(async {}).abort_handle();
         let [few, many]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse().unwrap());
         let of = |addresses: &[IpAddr]| {
             let all = addresses.iter().enumerate().map(|(id, address)| (id as u64, (*address, task())));
             to_give_way(&all.collect())
         };
-        assert_eq!(of(&[few, many, few, many, many]), Some(1));
-        assert_eq!(of(&[many, few]), Some(0), "of as many, the older");
+        let share = vec![many; HANDSHAKES_SHARE];
+        assert_eq!(of(&[&[few][..], &share, &[many]].concat()), Some(1), "one crowds itself out");
+        assert_eq!(of(&[&[few][..], &share].concat()), Some(0), "and is let be within its share");
         assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address_and_one_of_ipv4_is_itself() {
+        let of = |address: &str| whose(address.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
     }
 }

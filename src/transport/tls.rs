@@ -125,7 +125,7 @@ fn leaf_of(chain: &[CertificateDer<'_>], file: &Path) -> Result<Facts, TlsError>
     first.map_err(|fault| TlsError::new(file, fault))
 }
 
-/// TLS for the project's own client commands.
+/// TLS towards a server: of the project's own client commands, and of a gateway towards its ledger and its collector.
 ///
 /// # Errors
 /// Names the file that cannot be used.

@@ -761,6 +761,16 @@ fn refused_by_the_rules() -> Vec<Refusal> {
         ),
         (
             "minimal",
+            json!({ "pkcs11": { "modules": [{ "name": "x", "mountPath": "/m", "volume": { "hostPath": { "path": "/m" } } }] } }),
+            "the module `x` would come from a path of the node",
+        ),
+        (
+            "minimal",
+            json!({ "policy": { "files": null, "volume": { "source": { "hostPath": { "path": "/p" } } } } }),
+            "the bundle would come from a path of the node",
+        ),
+        (
+            "minimal",
             json!({ "tests": { "client": { "secretName": "x" } } }),
             "needs the CA of the gateway's certificate",
         ),

@@ -351,10 +351,11 @@ async fn a_record_that_is_never_taken_is_set_aside_with_an_alarm_and_the_rest_go
         assert_eq!(aside.len(), 2, "{listed}");
         sink.has_all(&site, &aside).await;
         gateway.logged("it is in quarantine").await;
-        // Known after a restart, and not sent again.
+        // Known after a restart, and refused once more.
         assert!(gateway.stop().success());
         let gateway = site.serve().await;
         until("it is known", async || metric(&gateway, "quotesign_audit_quarantined_records").await == 2).await;
+        gateway.logged("refuses records that are in quarantine once more").await;
         let records = site.journal();
         let held = records.iter().filter(|record| record["context"]["quote_id"] == quote.0["quote_id"]).count();
         assert_eq!(held, 2, "they stay in the journal");

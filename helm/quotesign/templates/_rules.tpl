@@ -105,6 +105,14 @@
 {{- $faults = append $faults (printf "pkcs11.modules: the module is loaded by the process that holds the PIN; give the image of `%s` with its @sha256" .name) -}}
 {{- end -}}
 {{- end -}}
+{{- range .Values.pkcs11.modules -}}
+{{- if and $production (hasKey (default dict .volume) "hostPath") -}}
+{{- $faults = append $faults (printf "pkcs11.modules: the module `%s` would come from a path of the node, and is loaded by the process that holds the PIN; take another kind of volume in production" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $production (hasKey (default dict (default dict .Values.policy.volume).source) "hostPath") -}}
+{{- $faults = append $faults "policy.volume.source: the bundle would come from a path of the node; take another kind of volume in production" -}}
+{{- end -}}
 {{- range .Values.extraVolumes -}}
 {{- if and $production .hostPath -}}
 {{- $faults = append $faults (printf "extraVolumes: `%s` is a path of the node, which any pod of it may write; take another kind of volume in production" .name) -}}

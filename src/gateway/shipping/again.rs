@@ -1,4 +1,5 @@
-//! Tries records in quarantine again: whoever has mended the collector need do nothing else.
+//! Tries records in quarantine again: whoever has mended the collector need do nothing else. A few at a time behind each round, so
+//! that what is new waits for none of them.
 
 use std::time::{Duration, Instant};
 
@@ -8,89 +9,154 @@ use crate::{
     telemetry::otlp::{exporter::Answer, records::Shippable, shipper::Collector as _},
 };
 
-/// How often: at the start, and then.
+/// How long after a pass over them the next one begins; the first does at the start.
 const AGAIN: Duration = Duration::from_mins(10);
-/// So many of a lane are read at once.
-const AT_ONCE: usize = 512;
-/// So many that are refused again end it, until the next time.
-const REFUSED_MAX: usize = 16;
+/// So many are tried behind a round.
+const AT_ONCE: usize = 8;
+/// So many that are refused again end a pass. The next goes on behind them, so that they are in nobody's way.
+const REFUSED_MAX: usize = 64;
 
-/// What the collector did with a lane's.
+/// How far the trials have come.
 #[derive(Default)]
-struct Tried {
-    taken: Vec<u64>,
+pub(super) struct Trials {
+    /// The last that was tried.
+    behind: Option<(String, u64)>,
+    /// Since when no pass is under way; before the first, nothing.
+    ended_at: Option<Instant>,
+    is_under_way: bool,
+    left: usize,
+    taken: usize,
     refused: usize,
+    why: String,
+}
+
+impl Trials {
+    /// Those that come next, all of one lane; none where it is not time.
+    fn next(&mut self, lanes: &Lanes) -> Option<(String, Vec<u64>)> {
+        let mine = || lanes.aside.iter().filter(|(lane, _)| lanes.next.contains_key(lane));
+        if !self.is_under_way {
+            if lanes.aside.is_empty() || self.ended_at.is_some_and(|at| at.elapsed() < AGAIN) {
+                return None;
+            }
+            let Self { behind, .. } = std::mem::take(self);
+            *self = Self { behind, is_under_way: true, left: mine().count(), ..Self::default() };
+        }
+        let is_behind = |at: &&(String, u64)| self.behind.as_ref().is_none_or(|behind| *at > behind);
+        let first = mine().find(is_behind).or_else(|| mine().next()).filter(|_| self.left > 0);
+        let Some((lane, from)) = first else {
+            self.end();
+            return None;
+        };
+        let of_lane = mine().filter(|(of, index)| of == lane && index >= from).map(|(_, index)| *index);
+        let indexes: Vec<_> = of_lane.take(AT_ONCE.min(self.left)).collect();
+        self.left = self.left.saturating_sub(indexes.len());
+        self.behind = indexes.last().map(|last| (lane.clone(), *last));
+        Some((lane.clone(), indexes))
+    }
+
+    fn end(&mut self) {
+        (self.is_under_way, self.ended_at) = (false, Some(Instant::now()));
+        let Self { taken, refused, why, .. } = self;
+        if *refused > 0 || !why.is_empty() {
+            tracing::warn!(taken, refused, why, "the collector refuses records that are in quarantine once more");
+        }
+    }
 }
 
 impl Shipping {
-    /// Where that is due, and only while the collector takes what is sent to it. A fault here is told, and left to the next time.
-    pub(super) async fn try_again(&self, lanes: &mut Lanes) {
-        if lanes.aside.is_empty() || lanes.tried_at.is_some_and(|at| at.elapsed() < AGAIN) {
-            return;
-        }
-        lanes.tried_at = Some(Instant::now());
-        let mine: Vec<_> = lanes.next.iter().map(|(lane, next)| (lane.clone(), *next)).collect();
-        for (lane, next_index) in mine {
-            let indexes: Vec<_> = lanes.aside.iter().filter(|(of, _)| *of == lane).map(|(_, index)| *index).collect();
-            let Some(records) = self.read(&lane, indexes).await else { return };
-            let is_full = records.len() >= AT_ONCE;
-            let Tried { taken, refused } = self.try_all(&records).await;
-            if !taken.is_empty() {
-                self.release(Shipment { lane, next_index, quarantined: Vec::new(), taken }).await;
+    /// Where that is due, and only while the collector takes what is sent to it. A fault here is told, and left to the next pass.
+    pub(super) async fn try_again(&self, trials: &mut Trials, lanes: &mut Lanes) {
+        let Some((lane, indexes)) = trials.next(lanes) else { return };
+        let records = match self.read(&lane, indexes).await {
+            Ok(records) => records,
+            Err(fault) => {
+                trials.why = fault.to_string();
+                return trials.end();
             }
-            if refused >= REFUSED_MAX {
-                return;
-            }
-            if is_full && refused == 0 {
-                // The others are tried behind the next page.
-                lanes.tried_at = None;
-            }
-        }
-    }
-
-    /// The records at these places, as many as are tried at once, read beside everything.
-    async fn read(&self, lane: &str, indexes: Vec<u64>) -> Option<Vec<Shippable>> {
-        if indexes.is_empty() {
-            return Some(Vec::new());
-        }
-        let (place, of) = (self.place.clone(), lane.to_owned());
-        let read = move || {
-            let (journal, mut records) = (place.journal()?, Vec::new());
-            for index in indexes.into_iter().take(AT_ONCE) {
-                let found = journal.records(&of, index, 1)?;
-                records.extend(found.iter().filter(|stored| stored.index == index).map(|at| Shippable::new(&of, at)));
-            }
-            Ok::<_, EngineError>(records)
         };
-        let read = tokio::task::spawn_blocking(read).await;
-        let read = read.map_err(|fault| EngineError::Away(fault.to_string())).flatten();
-        read.inspect_err(|fault| tracing::warn!(%fault, lane, "the records in quarantine cannot be read")).ok()
-    }
-
-    async fn try_all(&self, records: &[Shippable]) -> Tried {
-        let mut tried = Tried::default();
-        for record in records {
+        let mut taken = Vec::new();
+        let mut is_over = false;
+        for record in &records {
             match self.to.take(std::slice::from_ref(record)).await {
-                Answer::Taken { rejected: 0, .. } => tried.taken.push(record.index),
-                Answer::Taken { .. } | Answer::TooLarge(_) | Answer::Bad(_) => tried.refused += 1,
-                Answer::Denied(_) | Answer::Later { .. } => tried.refused = REFUSED_MAX,
+                Answer::Taken { rejected: 0, .. } => taken.push(record.index),
+                Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => {
+                    (trials.refused, trials.why) = (trials.refused + 1, why);
+                }
+                Answer::Denied(why) | Answer::Later { why, .. } => (is_over, trials.why) = (true, why),
             }
-            if tried.refused >= REFUSED_MAX {
+            is_over |= trials.refused >= REFUSED_MAX;
+            if is_over {
                 break;
             }
         }
-        tried
+        trials.taken += taken.len();
+        let is_noted = taken.is_empty() || self.release(lane, taken, lanes).await;
+        if is_over || !is_noted {
+            trials.end();
+        }
     }
 
-    /// They are in quarantine no more; where that cannot be taken down, they are sent once more the next time.
-    async fn release(&self, shipment: Shipment) {
-        let (lane, taken) = (shipment.lane.clone(), shipment.taken.clone());
-        match self.pipeline.ledger.ship(shipment).await {
+    /// The records at these places, read beside everything.
+    async fn read(&self, lane: &str, indexes: Vec<u64>) -> Result<Vec<Shippable>, EngineError> {
+        let (place, of) = (self.place.clone(), lane.to_owned());
+        let read = move || {
+            let (journal, mut records) = (place.journal()?, Vec::new());
+            for index in indexes {
+                let found = journal.records(&of, index, 1)?;
+                records.extend(found.iter().filter(|stored| stored.index == index).map(|at| Shippable::new(&of, at)));
+            }
+            Ok(records)
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        read.map_err(|fault| EngineError::Away(fault.to_string())).flatten()
+    }
+
+    /// They are in quarantine no more. Where that cannot be taken down, they are sent once more by the next pass.
+    async fn release(&self, lane: String, taken: Vec<u64>, lanes: &mut Lanes) -> bool {
+        let next_index = lanes.next.get(&lane).copied().unwrap_or_default();
+        let shipment = Shipment { lane: lane.clone(), next_index, quarantined: Vec::new(), taken: taken.clone() };
+        let noted = self.pipeline.ledger.ship(shipment).await;
+        match &noted {
             Ok(()) => {
                 self.pipeline.backlog.shipped(taken.len() as u64);
+                lanes.aside.retain(|(of, index)| *of != lane || !taken.contains(index));
                 tracing::warn!(lane, indexes = ?taken, "the collector has taken records that were in quarantine");
             }
             Err(fault) => tracing::warn!(%fault, lane, "what was taken out of quarantine could not be taken down"),
         }
+        noted.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes(aside: &[(&str, u64)]) -> Lanes {
+        Lanes {
+            aside: aside.iter().map(|(lane, index)| ((*lane).to_owned(), *index)).collect(),
+            next: [("a", 900), ("b", 900)].map(|(lane, next)| (lane.to_owned(), next)).into(),
+            ..Lanes::default()
+        }
+    }
+
+    #[test]
+    fn every_record_has_its_turn_and_a_pass_ends() {
+        let many: Vec<_> = (0..10).map(|index| ("a", index)).chain([("b", 3), ("theirs", 1)]).collect();
+        let lanes = lanes(&many);
+        let mut trials = Trials::default();
+        let pass = |trials: &mut Trials| std::iter::from_fn(|| trials.next(&lanes)).collect::<Vec<_>>();
+        let of = |lane: &str, indexes: std::ops::Range<u64>| (lane.to_owned(), indexes.collect::<Vec<_>>());
+        assert_eq!(pass(&mut trials), [of("a", 0..8), of("a", 8..10), of("b", 3..4)]);
+        assert_eq!(pass(&mut trials), [], "the next one is not due");
+        // One that ended in the middle is gone on with.
+        trials = Trials { behind: Some(("a".to_owned(), 8)), ..Trials::default() };
+        assert_eq!(pass(&mut trials), [of("a", 9..10), of("b", 3..4), of("a", 0..8), of("a", 8..9)]);
+    }
+
+    #[test]
+    fn without_any_there_is_no_pass() {
+        assert_eq!(Trials::default().next(&lanes(&[])), None);
+        assert_eq!(Trials::default().next(&lanes(&[("theirs", 4)])), None);
     }
 }

@@ -72,7 +72,7 @@ pub enum Protocol {
 /// A collector.
 pub struct Exporter {
     transport: Transport,
-    headers: Headers,
+    headers: Arc<Headers>,
     timeout: Duration,
 }
 
@@ -109,7 +109,7 @@ impl Exporter {
             }
             Protocol::HttpProtobuf => Transport::Http { base: endpoint.clone(), dialer, kept: Mutex::default() },
         };
-        Self { transport, headers, timeout }
+        Self { transport, headers: Arc::new(headers), timeout }
     }
 
     /// Sends an `ExportLogsServiceRequest` as it is written, once.
@@ -142,7 +142,11 @@ impl Exporter {
         let answered = tokio::time::timeout(self.timeout, sent).await.unwrap_or_else(late);
         if let Err(Answer::Denied(_)) = &answered {
             // Its token may have been exchanged.
-            self.headers.again().unwrap_or_else(|fault| tracing::warn!(fault, "the headers stay as they were"));
+            let headers = Arc::clone(&self.headers);
+            let read = tokio::task::spawn_blocking(move || headers.again()).await;
+            if let Ok(Err(fault)) = read {
+                tracing::warn!(fault, "the headers stay as they were");
+            }
         }
         answered
     }
@@ -331,7 +335,9 @@ impl Dialer {
         socket.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
-        Ok(Box::new(TlsConnector::from(tls.now()).connect(name, socket).await?))
+        let tls = Arc::clone(tls);
+        let settings = tokio::task::spawn_blocking(move || tls.now()).await?;
+        Ok(Box::new(TlsConnector::from(settings).connect(name, socket).await?))
     }
 
     async fn http1(
