@@ -766,7 +766,7 @@ fn refused_by_the_rules() -> Vec<Refusal> {
         ),
         (
             "minimal",
-            json!({ "policy": { "files": null, "volume": { "source": { "hostPath": { "path": "/p" } } } } }),
+            json!({ "policy": { "volume": { "source": { "persistentVolumeClaim": null, "hostPath": { "path": "/p" } } } } }),
             "the bundle would come from a path of the node",
         ),
         (
