@@ -765,8 +765,8 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             "the module `x` would come from a path of the node",
         ),
         (
-            "minimal",
-            json!({ "policy": { "volume": { "source": { "persistentVolumeClaim": null, "hostPath": { "path": "/p" } } } } }),
+            "postgres-pkcs11-sidecar",
+            json!({ "policy": { "volume": { "source": { "hostPath": { "path": "/p" } } } } }),
             "the bundle would come from a path of the node",
         ),
         (
