@@ -66,6 +66,9 @@ pub struct Reserve {
     pub expires_at: UtcTime,
     /// The least time it must have left to be worth a signature; a quote signed before is given until its expiry.
     pub useful: Duration,
+    /// Whether it is written although nobody waits for it any more: what came behind it in a stream takes its number after it, and it
+    /// is asked for again.
+    pub stays: bool,
     /// The quotas that a new reservation is charged to. A replay or retry is free.
     pub charges: Vec<Charge>,
     /// For the record.

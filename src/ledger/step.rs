@@ -488,6 +488,7 @@ pub(in crate::ledger) mod tests {
                 input: InputDigest::of(format!("{quote} {number} quote-signing-a").as_bytes()),
             },
             jump_max: 1_000,
+            stays: false,
             seed_if_unknown: false,
             payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
             kid: "quote-signing-a".parse().unwrap(),

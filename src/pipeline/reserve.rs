@@ -71,6 +71,7 @@ pub async fn reserve(
         kid: key.kid.clone(),
         expires_at: terms.expires_at,
         useful: policy.validity.useful(),
+        stays: call.turn.is_some(),
         charges: charges(&policy.quotas, partner.id.as_str(), &call.caller.to_string(), key.kid.as_str()),
         context: trail.clone(),
         now,

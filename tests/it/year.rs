@@ -411,6 +411,7 @@ impl World {
                 input: InputDigest(sha256(input.as_bytes())),
             },
             jump_max: 1000,
+            stays: false,
             seed_if_unknown: false,
             payload: PayloadDigest(sha256(&payload)),
             kid: kid.clone(),

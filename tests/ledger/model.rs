@@ -314,6 +314,7 @@ fn reserve(quote: usize, wanted: u8, given: u64, current: usize, now: UtcTime) -
         scope: scope("GB-IN"),
         numbering: Numbering::Given { sequence: number(given), input: input(wanted, given, current) },
         jump_max: 1_000,
+        stays: false,
         seed_if_unknown: false,
         payload: payload(wanted),
         kid: kid(current),

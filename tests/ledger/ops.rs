@@ -45,6 +45,7 @@ pub fn reserve_with(quote: &str, number: u64, kid: &str) -> Reserve {
             input: InputDigest::of(format!("{quote} {number} {kid}").as_bytes()),
         },
         jump_max: 1_000_000,
+        stays: false,
         seed_if_unknown: false,
         payload: PayloadDigest::of(format!("{quote} {number}").as_bytes()),
         kid: kid.parse().unwrap(),

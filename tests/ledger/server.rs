@@ -172,11 +172,22 @@ impl Cluster {
     }
 }
 
+/// What a statement answers. One that a server which recovers would not take, or gave up, is given again.
 fn psql(port: u16, database: &str, sql: &str) -> String {
     let mut psql = Command::new(format!("{BIN}/psql"));
     psql.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"]);
     psql.args(["-p", &port.to_string(), "-d", database, "-c", sql]);
-    done(psql.output().unwrap()).trim().to_owned()
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let output = psql.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        let recovers = ["FATAL:  the database system is", "crash of another server process"];
+        if Instant::now() < until && recovers.iter().any(|recovers| told.contains(recovers)) {
+            thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        return done(output).trim().to_owned();
+    }
 }
 
 impl Drop for Cluster {

@@ -197,7 +197,7 @@ impl Waiting {
         {
             match job {
                 Job::Read(read) => batch.reads.push(read),
-                Job::Op(Op::Reserve(_), answer) if answer.is_closed() => {}
+                Job::Op(Op::Reserve(op), answer) if answer.is_closed() && !op.stays => {}
                 Job::Op(op, answer) if op.identity().is_some_and(|quote| !quotes.insert(quote.clone())) => {
                     carried.push(Job::Op(op, answer));
                 }
@@ -227,6 +227,21 @@ mod tests {
         pub fn len(&self) -> usize {
             let waiting = self.waiting.lock();
             waiting.jobs.len() + waiting.records.len()
+        }
+    }
+
+    /// A stream that is left ends quote by quote: one that is gone already must not let those behind it take their numbers first.
+    #[test]
+    fn what_nobody_waits_for_is_not_written_unless_others_came_behind_it() {
+        for stays in [false, true] {
+            let (answer, gone) = oneshot::channel();
+            let (behind, _waits) = oneshot::channel();
+            drop(gone);
+            let mut waiting = Waiting::default();
+            let first = crate::ledger::Reserve { stays, ..reserve("a", 1) };
+            waiting.jobs.push_back(Job::Op(Op::Reserve(first), answer));
+            waiting.jobs.push_back(Job::Op(Op::Reserve(reserve("b", 2)), behind));
+            assert_eq!(waiting.batch(9).ops.len(), 1 + usize::from(stays));
         }
     }
 
