@@ -84,7 +84,7 @@ pub mod commit;
 pub mod refusal;
 pub mod journal;
 
-use admit::Flows;
+use admit::{Admitted, Flows};
 use attempts::Attempts;
 use canonicalise::Canonical;
 use parse::QuoteRequest;
@@ -247,37 +247,38 @@ impl Pipeline {
         if is_looked_up && let Ok(Some(stored)) = recall().await {
             return Ok(Held::Replay(stored));
         }
-        // A quote of a stream may have waited for its turn: the rest is of now.
-        let now = match &call.turn {
-            None => now,
-            Some(turn) => {
-                turn.comes().await;
-                self.clock.now()?
-            }
-        };
-        let bears = self.backlog.bears(now, self.behind_max).map_err(Refusal::from).and_then(|()| self.has_room());
-        let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
-        let admit = async |keyed| {
-            let from = Instant::now();
-            let admitted = admit::admit(keyed, &self.flows, call).await;
-            course.ran(Stage::Admit, from);
-            admitted
-        };
-        let admitted = match bears.and_then(|()| Ok(course.time(Stage::Select, select)?)) {
-            Ok(keyed) => admit(keyed).await.map_err(Refusal::from),
-            Err(refusal) => Err(refusal),
-        };
-        match admitted {
-            Ok(admitted) => {
-                // It may have waited for its place: its key's time, quotas and expiry are of now.
-                let (from, now) = (Instant::now(), self.clock.now()?);
-                let admitted = admitted.in_time(now)?;
+        if let Some(turn) = &call.turn {
+            turn.comes().await;
+        }
+        match self.admit(canonical, policy, call).await {
+            Ok((admitted, now)) => {
+                let from = Instant::now();
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);
                 Ok(held?)
             }
             Err(refusal) if is_looked_up => Err(refusal),
             Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
+        }
+    }
+
+    /// Finds a key and a place at its device, and the time at which it had both. A quote of a stream may have waited for its turn, and may
+    /// wait for its place: the key's time is of then, as quotas and expiry are.
+    async fn admit(&self, canonical: Canonical, policy: &Bundle, call: &Call) -> Result<(Admitted, UtcTime), Refusal> {
+        let (course, mut canonical, mut now) = (&*call.course, canonical, self.clock.now()?);
+        self.backlog.bears(now, self.behind_max)?;
+        self.has_room()?;
+        loop {
+            let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
+            let keyed = course.time(Stage::Select, select)?;
+            let from = Instant::now();
+            let admitted = admit::admit(keyed, &self.flows, call).await;
+            course.ran(Stage::Admit, from);
+            now = self.clock.now()?;
+            match admitted?.in_time(now) {
+                Ok(admitted) => return Ok((admitted, now)),
+                Err(late) => canonical = *late,
+            }
         }
     }
 

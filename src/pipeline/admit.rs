@@ -3,7 +3,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
@@ -16,10 +16,7 @@ use crate::{
     },
 };
 
-use super::select::{Keyed, Ready};
-
-/// When to come again for a key that follows at once.
-const AGAIN: Duration = Duration::from_millis(100);
+use super::{canonicalise::Canonical, select::Keyed};
 
 /// Which callers take turns with which: each with all others.
 #[derive(Debug, Default)]
@@ -35,7 +32,7 @@ impl Flows {
 /// A quote with a place at its key's device; the place is given back when its signature is committed or refused.
 #[derive(Debug)]
 pub struct Admitted {
-    pub(super) ready: Ready,
+    pub(super) keyed: Keyed,
     pub(super) seat: Seat,
 }
 
@@ -49,13 +46,13 @@ pub struct Seat {
 }
 
 impl Admitted {
-    /// The key was chosen before the quote had its place. One that waited for it until that key's time was over has to be sent again, and
-    /// gets the next key.
+    /// The key was chosen before the quote had its place. One that waited for it until that key's time was over gets another key, and a place
+    /// at that one's device.
     ///
     /// # Errors
-    /// Where the key may sign no more at `now`.
-    pub fn in_time(self, now: UtcTime) -> Result<Self, Busy> {
-        if now < self.ready.key.sign_until { Ok(self) } else { Err(Busy { retry_after: AGAIN }) }
+    /// The quote, where its key may sign no more at `now`.
+    pub fn in_time(self, now: UtcTime) -> Result<Self, Box<Canonical>> {
+        if now < self.keyed.key.sign_until { Ok(self) } else { Err(Box::new(self.keyed.canonical)) }
     }
 }
 
@@ -64,11 +61,10 @@ impl Admitted {
 /// # Errors
 /// Where none is free for this caller, or its turn would come after its deadline.
 pub async fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
-    let Keyed(ready) = keyed;
     let flow = flows.of(&call.caller);
     loop {
-        match ready.signer.place(flow, call.deadline) {
-            Ok((replica, place)) => return Ok(Admitted { ready, seat: Seat { flow, replica, _place: place } }),
+        match keyed.signer.place(flow, call.deadline) {
+            Ok((replica, place)) => return Ok(Admitted { keyed, seat: Seat { flow, replica, _place: place } }),
             Err(Busy { retry_after }) if call.turn.is_some() && Instant::now() + retry_after < call.deadline => {
                 tokio::time::sleep(retry_after).await;
             }

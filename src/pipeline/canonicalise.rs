@@ -1,7 +1,7 @@
 //! Makes the RFC 8785 form of the quote and its digest. From here on nothing looks at the caller's own bytes.
 
 use crate::{
-    domain::{Identity, PayloadDigest, Scope, SequenceNumber},
+    domain::{Identity, PartnerId, PayloadDigest, Scope, SequenceNumber},
     policy::Bundle,
 };
 
@@ -46,6 +46,11 @@ impl Canonical {
     #[must_use]
     pub fn mark(&self) -> &Mark {
         &self.mark
+    }
+
+    /// Whose it is.
+    pub(super) fn partner(&self) -> &PartnerId {
+        &self.subject.partner.id
     }
 
     /// The number that the caller gave, and its sequence; nothing where the ledger gives it.

@@ -7,8 +7,8 @@ use crate::{
     audit::{self, Event, Record},
     call::Call,
     clock::UtcTime,
-    domain::{Environment, Kid},
-    jws::SigningInput,
+    domain::{Environment, Kid, SequenceNumber},
+    jws::{Draft, SigningInput},
     ledger::{Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
     policy::{Bundle, Quotas, timeline::TimedKey},
     signer::keyring::BoundKey,
@@ -17,8 +17,9 @@ use crate::{
 
 use super::{
     admit::{Admitted, Seat},
+    authorize::Subject,
     canonicalise::Mark,
-    select::{Ready, Unsigned},
+    select::Keyed,
 };
 
 /// What reserving came to.
@@ -47,6 +48,14 @@ pub struct Stored {
     released: Released,
 }
 
+/// What is to be signed.
+enum Unsigned {
+    /// The caller gave the number.
+    Numbered(SequenceNumber, SigningInput),
+    /// The ledger gives it.
+    Draft(Arc<Draft>),
+}
+
 /// Reserves.
 ///
 /// # Errors
@@ -59,8 +68,12 @@ pub async fn reserve(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Held, LedgerError> {
-    let Admitted { ready, seat } = admitted;
-    let Ready { terms, partner, mark, key, signer, unsigned } = ready;
+    let Admitted { keyed: Keyed { canonical, key, signer }, seat } = admitted;
+    let (Subject { quote, terms, contract, partner }, bytes, mark) = canonical.taken();
+    let unsigned = match terms.sequence {
+        Some(sequence) => Unsigned::Numbered(sequence, SigningInput::of_quote(&key.kid, &bytes)),
+        None => Unsigned::Draft(Arc::new(Draft::new(key.kid.clone(), quote, contract.claims.sequence.clone()))),
+    };
     let op = Reserve {
         identity: mark.identity,
         scope: policy.scope(&partner, Some(&terms.corridor)),

@@ -1,14 +1,13 @@
-//! Picks the key that the timeline makes current for the quote's partner at this instant, and builds with it what
-//! is to be signed. A key whose device is known to be down is refused here, before a number is taken.
+//! Picks the key that the timeline makes current for the quote's partner at this instant. A key whose device is known to be down
+//! is refused here, before a number is taken.
 
 use std::sync::Arc;
 
 use crate::{
     clock::UtcTime,
-    domain::{Kid, PartnerId, SequenceNumber},
-    jws::{Draft, SigningInput},
+    domain::{Kid, PartnerId},
     policy::{
-        Bundle, Partner,
+        Bundle,
         timeline::{Standing, TimedKey},
     },
     published::Standings,
@@ -16,13 +15,9 @@ use crate::{
         Health,
         keyring::{BoundKey, Keyring},
     },
-    terms::Terms,
 };
 
-use super::{
-    authorize::Subject,
-    canonicalise::{Canonical, Mark},
-};
+use super::canonicalise::Canonical;
 
 /// Why no key can sign for the partner now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,26 +38,10 @@ pub enum NoKey {
 
 /// A quote with the key that is to sign it.
 #[derive(Debug)]
-pub struct Keyed(pub(super) Ready);
-
-/// What the ledger has to be told of a quote, and the device after it.
-#[derive(Debug)]
-pub(super) struct Ready {
-    pub terms: Terms,
-    pub partner: Partner,
-    pub mark: Mark,
-    pub key: Arc<TimedKey>,
-    pub signer: Arc<BoundKey>,
-    pub unsigned: Unsigned,
-}
-
-/// What is to be signed.
-#[derive(Debug)]
-pub(super) enum Unsigned {
-    /// The caller gave the number.
-    Numbered(SequenceNumber, SigningInput),
-    /// The ledger gives it.
-    Draft(Arc<Draft>),
+pub struct Keyed {
+    pub(super) canonical: Canonical,
+    pub(super) key: Arc<TimedKey>,
+    pub(super) signer: Arc<BoundKey>,
 }
 
 /// Selects the key.
@@ -76,20 +55,15 @@ pub fn select_key(
     standings: &Standings,
     now: UtcTime,
 ) -> Result<Keyed, NoKey> {
-    let (subject, bytes, mark) = canonical.taken();
-    let Subject { quote, terms, contract, partner } = subject;
-    let current = policy.timeline.current(&partner.id, now, |kid| standings.of(kid));
-    let key = current.cloned().ok_or_else(|| why_none(policy, &partner.id, standings, now))?;
+    let partner = canonical.partner();
+    let current = policy.timeline.current(partner, now, |kid| standings.of(kid));
+    let key = current.cloned().ok_or_else(|| why_none(policy, partner, standings, now))?;
     let signer = keyring.get(&key.kid);
     let signer = signer.ok_or_else(|| NoKey::NotServing("no signer is bound to it".to_owned()))?;
     if let Health::NotServing(why) = signer.health() {
         return Err(NoKey::NotServing(why));
     }
-    let unsigned = match terms.sequence {
-        Some(sequence) => Unsigned::Numbered(sequence, SigningInput::of_quote(&key.kid, &bytes)),
-        None => Unsigned::Draft(Arc::new(Draft::new(key.kid.clone(), quote, contract.claims.sequence.clone()))),
-    };
-    Ok(Keyed(Ready { terms, partner, mark, key, signer, unsigned }))
+    Ok(Keyed { canonical, key, signer })
 }
 
 /// What stands in the way of the key that the timeline would have sign.

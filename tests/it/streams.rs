@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     faults::shim::Shim,
-    harness::{Caller, DAY, Gateway, PATIENCE, Quote, Site, pointers, reason, seconds, toml, until},
+    harness::{Caller, DAY, Gateway, PARTNER, PATIENCE, Quote, Site, done, pointers, reason, seconds, toml, until},
 };
 
 /// A refusal in a stream, read as clients read a status.
@@ -376,51 +376,67 @@ async fn a_deadline_runs_while_a_quote_waits_for_its_place() {
     }
 }
 
-/// The device takes its time, so that quotes wait for their turn and for their place until after their key has signed for the last time.
+/// The device takes its time, so that quotes wait for their turn and for their place while one key signs for the last time and the next
+/// for the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_whose_time_ends_while_quotes_wait_signs_none_of_them() {
+async fn a_quote_that_waited_until_its_key_had_ended_is_signed_by_the_next() {
     let site = Site::new().with("QUOTESIGN__LIMITS__STREAM_WINDOW", "16");
     site.edit_signer("sessions", 1.into());
     site.edit_signer("queue_max", 3.into());
-    site.edit_policy(|policy| policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign"));
-    let shim = Shim::before(&site);
-    shim.rules("C_Sign delay 400");
-    let ends = SystemClock.now().plus(Duration::from_secs(6));
+    let args = [
+        "keys",
+        "generate",
+        "--signer",
+        "hsm-primary",
+        "--partner",
+        PARTNER,
+        "--kid",
+        "quote-signing-next",
+        "--bits",
+        "3072",
+    ];
+    let entry: toml_edit::DocumentMut = done(site.run(&args)).parse().unwrap();
+    let turn = UtcTime::parse(&seconds(SystemClock.now().plus(Duration::from_secs(7)))).unwrap();
     site.edit_policy(|policy| {
-        policy["keys"][0]["sign_until"] = toml(&seconds(ends));
-        policy["keys"][0]["retire_at"] = toml(&seconds(ends.plus(DAY * 2)));
+        policy["partners"][0]["sequence"]["mode"] = toml_edit::value("assign");
+        policy["keys"][0]["sign_until"] = toml(&seconds(turn));
+        policy["keys"][0]["retire_at"] = toml(&seconds(turn.plus(DAY * 2)));
+        let mut next = entry["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
+        for (field, at) in [
+            ("publish_at", SystemClock.now().minus(Duration::from_secs(1))),
+            ("sign_from", turn),
+            ("sign_until", turn.plus(DAY * 30)),
+            ("retire_at", turn.plus(DAY * 40)),
+        ] {
+            next.insert(field, toml(&seconds(at)));
+        }
+        policy["keys"].as_array_of_tables_mut().unwrap().push(next);
     });
+    let shim = Shim::before(&site);
+    shim.rules("C_Sign delay 300");
     let gateway = site.serve().await;
     let mut sending = Sending::open(&gateway.quotes("pricing").await).await;
-    // As many as to fill the device beyond the end.
-    let (mut asked, mut signed, mut refused) = (0, 0, Vec::new());
-    while SystemClock.now() < ends || asked < 16 {
-        sending.send(asked, &Quote::number(asked + 1).without("quote_sequence")).await;
-        asked += 1;
-        if asked >= 12 {
-            match sending.next().await.unwrap().unwrap().1 {
-                Ok(_) => signed += 1,
-                Err(status) => refused.push(reason(&status)),
-            }
+    // More than the device has places for are under way until some seconds after the turn.
+    let (mut asked, mut answered) = (0, 0);
+    while answered < asked || SystemClock.now() < turn.plus(Duration::from_secs(2)) {
+        if SystemClock.now() < turn.plus(Duration::from_secs(2)) && asked < answered + 12 {
+            sending.send(asked, &Quote::number(asked + 1).without("quote_sequence")).await;
+            asked += 1;
+        } else {
+            sending.next().await.unwrap().unwrap().1.unwrap();
+            answered += 1;
         }
     }
-    for _ in signed + refused.len()..usize::try_from(asked).unwrap() {
-        match sending.next().await.unwrap().unwrap().1 {
-            Ok(_) => signed += 1,
-            Err(status) => refused.push(reason(&status)),
-        }
+    let journal = site.journal();
+    let reserved = journal.iter().filter(|record| record["event"] == "quote.reserved");
+    let mut kids = BTreeMap::new();
+    for record in reserved {
+        let (at, kid) = (record["at"].as_str().unwrap(), record["facts"]["kid"].as_str().unwrap());
+        let is_before = UtcTime::parse(at).unwrap() < turn;
+        assert_eq!(kid != "quote-signing-next", is_before, "{kid} at {at}, and the turn is at {turn}");
+        *kids.entry(is_before).or_insert(0) += 1;
     }
-    println!("{signed} signed, {} refused", refused.len());
-    assert!(signed > 0 && !refused.is_empty());
-    assert!(
-        refused.iter().all(|reason| ["OVERLOADED", "NO_ACTIVE_KEY", "RATE_LIMITED"].contains(&&**reason)),
-        "{refused:?}"
-    );
-    let reserved = site.journal();
-    let reserved = reserved.iter().filter(|record| record["event"] == "quote.reserved");
-    for at in reserved.map(|record| UtcTime::parse(record["at"].as_str().unwrap()).unwrap()) {
-        assert!(at < ends, "reserved at {at} by a key that signs until {ends} at most");
-    }
+    assert!(kids.len() == 2, "{kids:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
