@@ -419,11 +419,13 @@ async fn a_quote_that_waited_until_its_key_had_ended_is_signed_by_the_next() {
     // More than the device has places for are under way until some seconds after the turn.
     let (mut asked, mut answered) = (0, 0);
     while answered < asked || SystemClock.now() < turn.plus(Duration::from_secs(2)) {
-        if SystemClock.now() < turn.plus(Duration::from_secs(2)) && asked < answered + 12 {
+        if SystemClock.now() < turn.plus(Duration::from_secs(2)) && asked < answered + 8 {
             sending.send(asked, &Quote::number(asked + 1).without("quote_sequence")).await;
             asked += 1;
         } else {
-            sending.next().await.unwrap().unwrap().1.unwrap();
+            // Where the machine is slow the last may be told to come again.
+            let refused = sending.next().await.unwrap().unwrap().1.err();
+            assert!(refused.as_ref().is_none_or(|status| reason(status) == "OVERLOADED"), "{refused:?}");
             answered += 1;
         }
     }
