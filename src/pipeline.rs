@@ -263,21 +263,20 @@ impl Pipeline {
     }
 
     /// Finds a key and a place at its device, and the time at which it had both. A quote of a stream may have waited for its turn, and may
-    /// wait for its place: the key's time is of then, as quotas and expiry are.
+    /// wait for its place: each time that it asks for one it asks for its key, too.
     async fn admit(&self, canonical: Canonical, policy: &Bundle, call: &Call) -> Result<(Admitted, UtcTime), Refusal> {
-        let (course, mut canonical, mut now) = (&*call.course, canonical, self.clock.now()?);
-        self.backlog.bears(now, self.behind_max)?;
+        let (course, mut canonical, from) = (&*call.course, canonical, Instant::now());
+        self.backlog.bears(self.clock.now()?, self.behind_max)?;
         self.has_room()?;
         loop {
+            let now = self.clock.now()?;
             let select = || select::select_key(canonical, policy, &self.keyring, &self.standings(), now);
             let keyed = course.time(Stage::Select, select)?;
-            let from = Instant::now();
-            let admitted = admit::admit(keyed, &self.flows, call).await;
+            let admitted = admit::admit(keyed, &self.flows, call);
             course.ran(Stage::Admit, from);
-            now = self.clock.now()?;
-            match admitted?.in_time(now) {
+            match admitted {
                 Ok(admitted) => return Ok((admitted, now)),
-                Err(late) => canonical = *late,
+                Err(full) => canonical = full.waited(call).await?,
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use quotesign::{
@@ -34,12 +34,8 @@ pub fn now() -> UtcTime {
 }
 
 fn call() -> Call {
-    Call {
-        caller: "spiffe://dev.quotesign.example/pricing".parse().expect("a caller"),
-        method: "quotesign.v1.QuoteSigningService/SignQuote",
-        correlation_id: "fuzz".parse().expect("an id"),
-        deadline: Instant::now() + Duration::from_secs(1),
-    }
+    let caller = "spiffe://dev.quotesign.example/pricing".parse().expect("a caller");
+    Call::new(caller, "quotesign.v1.QuoteSigningService/SignQuote", Duration::from_secs(1))
 }
 
 fn trail() -> Context {

@@ -1,5 +1,7 @@
 //! `quotesign serve`.
 
+use std::time::Duration;
+
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -26,7 +28,7 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
     refuse_core_dumps()?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let _failpoints = cfg!(feature = "failpoints").then(fail::FailScenario::setup);
         if cfg!(feature = "failpoints") {
             tracing::warn!("this build has failpoints and is for tests alone");
@@ -34,7 +36,10 @@ pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), 
         let gateway = Gateway::prepare(config).await.map_err(Failure::unfit)?;
         ready(&gateway);
         gateway.run().await.map_err(Failure::failed)
-    })
+    });
+    // A look-up of a name, or a file that does not come, is waited for no longer.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }
 
 /// Raises the limit on open files as far as the system lets it: each connection is one.

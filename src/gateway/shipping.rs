@@ -39,8 +39,8 @@ const AFTER_MAX: Duration = Duration::from_mins(5);
 /// How many records are sent at once at most, and how many bytes of them: a quarter of what collectors take.
 const RECORDS_MAX: u32 = 512;
 const BYTES_MAX: usize = 1 << 20;
-/// How long it goes on when the gateway ends.
-const LAST: Duration = Duration::from_secs(5);
+/// How long it goes on when the gateway ends, and how long a page may take then: together less than what the end waits for.
+const LAST: Duration = Duration::from_millis(2500);
 
 /// What ships.
 pub(super) struct Shipping {
@@ -113,7 +113,7 @@ impl Shipping {
     pub(super) async fn run(self, stop: CancellationToken, last: CancellationToken) {
         let (mut lanes, mut trials, mut backoff) = (Lanes::default(), Trials::default(), BACKOFF.0);
         while !stop.is_cancelled() {
-            let round = self.round(&mut lanes).await;
+            let Some(round) = self.in_time(&last, &mut lanes).await else { break };
             if matches!(round, Ok(Round::More | Round::Idle)) {
                 backoff = BACKOFF.0;
                 tokio::select! {
@@ -150,9 +150,23 @@ impl Shipping {
             }
         }
         last.cancelled().await;
-        let rest = async { while let Ok(Round::More) = self.round(&mut lanes).await {} };
-        let _what_is_left_is_shipped_by_the_next = tokio::time::timeout(LAST, rest).await;
+        let until = Instant::now() + LAST;
+        while Instant::now() < until
+            && let Some(Ok(Round::More)) = self.in_time(&last, &mut lanes).await
+        {}
         self.save(&mut lanes, Vec::new(), true).await;
+    }
+
+    /// Ships one page; nothing where that takes too long once the gateway has ended: what is left is shipped by the next.
+    async fn in_time(&self, last: &CancellationToken, lanes: &mut Lanes) -> Option<Result<Round, EngineError>> {
+        let too_late = async {
+            last.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            round = self.round(lanes) => Some(round),
+            () = too_late => None,
+        }
     }
 
     /// Ships one page.

@@ -8,7 +8,6 @@ use std::{
 
 use crate::{
     call::Call,
-    clock::UtcTime,
     domain::Caller,
     signer::{
         Flow,
@@ -45,30 +44,38 @@ pub struct Seat {
     _place: Place,
 }
 
-impl Admitted {
-    /// The key was chosen before the quote had its place. One that waited for it until that key's time was over gets another key, and a place
-    /// at that one's device.
+/// Why there is no place for a quote, and the quote: by the time it asks again its key may be another.
+#[derive(Debug)]
+pub struct Full {
+    /// When to ask again.
+    pub busy: Busy,
+    pub(super) canonical: Canonical,
+}
+
+impl Full {
+    /// The quote, where it asks again itself: one of a stream waits, and those behind it with it, since a stream is held back rather
+    /// than refused.
     ///
     /// # Errors
-    /// The quote, where its key may sign no more at `now`.
-    pub fn in_time(self, now: UtcTime) -> Result<Self, Box<Canonical>> {
-        if now < self.keyed.key.sign_until { Ok(self) } else { Err(Box::new(self.keyed.canonical)) }
+    /// That there is none, where nobody waits, or not for so long.
+    pub(super) async fn waited(self, call: &Call) -> Result<Canonical, Busy> {
+        let Self { busy, canonical } = self;
+        if call.turn.is_none() || Instant::now() + busy.retry_after >= call.deadline {
+            return Err(busy);
+        }
+        tokio::time::sleep(busy.retry_after).await;
+        Ok(canonical)
     }
 }
 
-/// Takes a place. A quote of a stream waits for one, and those behind it with it: a stream is held back rather than refused.
+/// Takes a place at the device of the key.
 ///
 /// # Errors
 /// Where none is free for this caller, or its turn would come after its deadline.
-pub async fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Busy> {
+pub fn admit(keyed: Keyed, flows: &Flows, call: &Call) -> Result<Admitted, Box<Full>> {
     let flow = flows.of(&call.caller);
-    loop {
-        match keyed.signer.place(flow, call.deadline) {
-            Ok((replica, place)) => return Ok(Admitted { keyed, seat: Seat { flow, replica, _place: place } }),
-            Err(Busy { retry_after }) if call.turn.is_some() && Instant::now() + retry_after < call.deadline => {
-                tokio::time::sleep(retry_after).await;
-            }
-            Err(busy) => return Err(busy),
-        }
+    match keyed.signer.place(flow, call.deadline) {
+        Ok((replica, place)) => Ok(Admitted { keyed, seat: Seat { flow, replica, _place: place } }),
+        Err(busy) => Err(Box::new(Full { busy, canonical: keyed.canonical })),
     }
 }

@@ -1,6 +1,6 @@
 //! Accepts connections and shakes hands, within bounds on both, so that no stranger holds the gateway up: a connection has a
-//! place only once its handshake is done, and where too many handshakes are under way, the oldest of whoever has the most gives way. A connection of a
-//! caller ends no later than its certificate.
+//! place only once its handshake is done, and where too many handshakes are under way, the oldest gives way of whoever has more than a share, else the oldest of
+//! all. A connection of a caller ends no later than its certificate.
 
 use std::{
     cmp::Reverse,
@@ -31,7 +31,7 @@ use super::{live::Live, peer::Peer};
 /// Handshakes under way at once, on one listener.
 const HANDSHAKES_MAX: usize = 256;
 /// So many of them one address may have while there are too many.
-const HANDSHAKES_SHARE: usize = HANDSHAKES_MAX / 4;
+const HANDSHAKES_SHARE: usize = HANDSHAKES_MAX / 16;
 
 /// How long a peer that names no caller may stay.
 const UNIDENTIFIED_LIFE: Duration = Duration::from_secs(5);
@@ -123,16 +123,16 @@ fn to_give_way(under_way: &BTreeMap<u64, (IpAddr, AbortHandle)>) -> Option<u64> 
     most.map(|(_, Reverse(oldest))| oldest).or_else(|| under_way.first_key_value().map(|(id, _)| *id))
 }
 
-/// Whose an address is: a network of IPv6 is given to one, who has all of its addresses.
+/// Whose handshakes come from an address: a network of IPv6 is given to one, who has all of its addresses.
 fn whose(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
+    match address {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
         v4 @ IpAddr::V4(_) => v4,
     }
 }
 
 impl Handshakes {
-    /// Begins one. Where there are too many, whoever keeps the most half open loses its oldest.
+    /// Begins one. Where there are too many, [`to_give_way`] says which ends.
     fn begin(self: &Arc<Self>, id: u64, address: IpAddr, handshake: impl Future<Output = ()> + Send + 'static) {
         // Its end waits for this lock, so that it is never taken out before it was put in.
         let mut under_way = self.0.lock();
@@ -175,7 +175,7 @@ pub fn accept(
             let (socket, address) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, from)) => (socket, from.ip()),
+                    Ok((socket, from)) => (socket, from.ip().to_canonical()),
                     Err(fault) => {
                         tracing::warn!(%fault, "a connection could not be accepted");
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -201,10 +201,10 @@ impl Door {
         let Ok(permit) = self.places.clone().try_acquire_owned() else {
             return tracing::info!(%address, "the listener holds as many connections as it may");
         };
-        if !self.addresses.enter(whose(address), self.bounds.connections_per_address_max) {
+        if !self.addresses.enter(address, self.bounds.connections_per_address_max) {
             return tracing::info!(%address, "an address holds as many connections as it may");
         }
-        let place = Place { address: whose(address), addresses: self.addresses.clone(), _permit: permit };
+        let place = Place { address, addresses: self.addresses.clone(), _permit: permit };
         let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
         let silent = Box::pin(tokio::time::sleep(self.bounds.handshake_timeout));
         let connection = Connection { stream, peer, ends, silent, idle_max: self.bounds.idle_max, _place: place };
@@ -318,7 +318,6 @@ mod tests {
     fn a_network_of_ipv6_is_one_address_and_one_of_ipv4_is_itself() {
         let of = |address: &str| whose(address.parse().unwrap()).to_string();
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
     }
 }

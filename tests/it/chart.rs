@@ -429,10 +429,10 @@ fn every_pod_runs_without_privileges_and_writes_only_where_it_must() {
 fn a_pod_is_given_the_time_it_needs_and_is_asked_what_its_callers_need_to_know() {
     let grace =
         |over: &Value| pod(&documents("postgres-kms-irsa", over))["spec"]["terminationGracePeriodSeconds"].clone();
-    assert_eq!(grace(&json!({})), 48);
+    assert_eq!(grace(&json!({})), 58);
     assert_eq!(
         grace(&json!({ "drain": { "grace_ms": 500, "timeout_ms": 60001 }, "limits": { "deadline_ms_max": 2000 } })),
-        73
+        83
     );
     assert_eq!(grace(&json!({ "terminationGracePeriodSeconds": 120 })), 120);
     let documents = documents("postgres-kms-irsa", &json!({}));
@@ -718,7 +718,7 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             json!({ "policy": { "configMap": { "name": "x", "items": [{ "key": "a", "path": "a" }] } } }),
             "give the bundle by one of",
         ),
-        ("minimal", json!({ "terminationGracePeriodSeconds": 30 }), "the gateway needs 48 to drain"),
+        ("minimal", json!({ "terminationGracePeriodSeconds": 30 }), "the gateway needs 58 to drain"),
         ("minimal", json!({ "otlp": { "settings": { "endpoint": "http://collector:4317" } } }), "over TLS alone"),
         (
             "minimal",

@@ -18,6 +18,10 @@ use crate::{
     stages::{LIMITS, Stages, bundle_with_rules, repository},
 };
 
+/// What the fuzz targets share. They are built by `make fuzz` alone; so at least this much of them always builds.
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzzed;
+
 const CASES_MIN: usize = 170;
 const ACCEPTED_MIN: usize = 25;
 /// Any caller that may sign may sign anything: the corpus is about what a quote is, not about who may sign it.
@@ -155,4 +159,13 @@ fn findings_of_the_past_come_to_an_end() {
         replayed += 1;
     }
     assert!(replayed > 0, "the folder holds its README at least");
+}
+
+/// Fuzzing begins with these: none would get anywhere if the first stages took none of them.
+#[test]
+fn what_fuzzing_begins_with_gets_as_far_as_a_canonical_form() {
+    let canonical = |case: &Case| fuzzed::canonical(fuzzed::valid(fuzzed::parsed(&case.payload).ok()?).ok()?);
+    let accepted = cases("accept");
+    let passed = accepted.iter().filter(|case| canonical(case).is_some()).count();
+    assert!(passed * 2 > accepted.len(), "{passed} of {}", accepted.len());
 }

@@ -50,11 +50,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.ledger.anchor.enabled (eq (include "quotesign.workload" .) "StatefulSet") }}yes{{ end -}}
 {{- end -}}
 
-{{- /* What a pod needs to drain, in seconds: signatures that were begun are finished within a call's longest time; the last checkpoint and
-what is left to ship take up to five, and so do ledger and tokens. */ -}}
+{{- /* What a pod needs to drain, in seconds: signatures that were begun are finished within a call's longest time; the last checkpoint may
+take ten, what is left to send six, and ledger and tokens the rest. */ -}}
 {{- define "quotesign.drainSeconds" -}}
 {{- $sum := add (int64 (default 2000 .Values.drain.grace_ms)) (int64 (default 20000 .Values.drain.timeout_ms)) (int64 (default 10000 .Values.limits.deadline_ms_max)) -}}
-{{- add (ceil (divf $sum 1000)) 10 -}}
+{{- add (ceil (divf $sum 1000)) 20 -}}
 {{- end -}}
 
 {{- define "quotesign.securityContext" -}}

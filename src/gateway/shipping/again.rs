@@ -77,6 +77,8 @@ impl Shipping {
         let mut taken = Vec::new();
         let mut is_over = false;
         for record in &records {
+            // Whatever becomes of it, the next pass goes on behind it.
+            trials.behind = Some((lane.clone(), record.index));
             match self.to.take(std::slice::from_ref(record)).await {
                 Answer::Taken { rejected: 0, .. } => taken.push(record.index),
                 Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => {
