@@ -79,8 +79,11 @@ fn look(db: &Connection, anchored: &Heads) -> Result<Condition, EngineError> {
 fn pages(db: &Connection, most: Duration) -> Result<(Option<String>, Option<String>), EngineError> {
     let (interrupt, (done, ended)) = (db.get_interrupt_handle(), mpsc::channel::<()>());
     let watch = thread::spawn(move || {
-        if ended.recv_timeout(most) == Err(RecvTimeoutError::Timeout) {
+        let mut wait = most;
+        // Until it has ended: an interruption before the look has begun is none.
+        while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
             interrupt.interrupt();
+            wait = Duration::from_millis(10);
         }
     });
     let found: rusqlite::Result<String> = db.query_row("PRAGMA quick_check(1)", (), |row| row.get(0));
