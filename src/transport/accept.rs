@@ -1,6 +1,6 @@
 //! Accepts connections and shakes hands, within bounds on both, so that no stranger holds the gateway up: a connection has a
-//! place only once its handshake is done, and where too many handshakes are under way, the oldest gives way of whoever has more than a share, else the oldest of
-//! all. A connection of a caller ends no later than its certificate.
+//! place only once its handshake is done, and where too many handshakes are under way, the oldest gives way of whoever has more
+//! than a share, else the oldest of all. A connection of a caller ends no later than its certificate.
 
 use std::{
     cmp::Reverse,

@@ -556,6 +556,16 @@ pub fn toml(text: &str) -> toml_edit::Item {
     toml_edit::value(text.parse::<toml_edit::Value>().unwrap())
 }
 
+/// The entry of policy that `keys generate` printed, with these times: to publish, to sign from and until, and to retire.
+pub fn timed_key(printed: &str, times: [UtcTime; 4]) -> toml_edit::Table {
+    let printed: toml_edit::DocumentMut = printed.parse().unwrap();
+    let mut key = printed["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
+    for (field, at) in ["publish_at", "sign_from", "sign_until", "retire_at"].into_iter().zip(times) {
+        key.insert(field, toml(&seconds(at)));
+    }
+    key
+}
+
 /// What a command printed, which must have succeeded.
 #[track_caller]
 pub fn done(output: Output) -> String {

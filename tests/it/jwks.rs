@@ -11,7 +11,7 @@ use rcgen::CertificateParams;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Authority, DAY, Gateway, PARTNER, Site, done, failed, public_place, quotesign, seconds, toml};
+use crate::harness::{Authority, DAY, Gateway, PARTNER, Site, done, failed, public_place, quotesign, timed_key, toml};
 use quotesign::clock::{Clock as _, SystemClock};
 
 const PATH: &str = "/partners/acme-remit/.well-known/jwks.json";
@@ -171,12 +171,11 @@ async fn a_key_is_in_the_set_from_publish_at_until_retire_at() {
             "--kid",
             &kid,
         ]));
-        let snippet: toml_edit::DocumentMut = snippet.parse().unwrap();
-        let mut key = snippet["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
-        for (field, days) in ["publish_at", "sign_from", "sign_until", "retire_at"].into_iter().zip(days) {
+        let at = |days: i32| {
             let span = DAY * i32::unsigned_abs(days);
-            key.insert(field, toml(&seconds(if days < 0 { now.minus(span) } else { now.plus(span) })));
-        }
+            if days < 0 { now.minus(span) } else { now.plus(span) }
+        };
+        let key = timed_key(&snippet, days.map(at));
         site.edit_policy(|policy| policy["keys"].as_array_of_tables_mut().unwrap().push(key));
     }
     let gateway = site.start();

@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     collector::Collector,
     harness::{
-        Authority, DAY, Gateway, PARTNER, Site, TRUST_DOMAIN, children, client_certificate, done, seconds, toml,
+        Authority, DAY, Gateway, PARTNER, Site, TRUST_DOMAIN, children, client_certificate, done, timed_key, toml,
     },
     kills::number_from,
     server::{Cluster, Database},
@@ -162,19 +162,12 @@ impl World {
         let kid = format!("quote-signing-soak-{}", self.keys);
         let args =
             ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--kid", &kid, "--bits", "3072"];
-        let entry: toml_edit::DocumentMut = done(self.site.run(&args)).parse().unwrap();
+        let entry = done(self.site.run(&args));
         let now = SystemClock.now();
         let from = UtcTime::from_millis(now.millis() - now.millis().rem_euclid(1000)).plus(Duration::from_secs(3));
         self.site.edit_policy(|policy| {
-            let mut key = entry["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
-            for (field, at) in [
-                ("publish_at", SystemClock.now().minus(Duration::from_secs(1))),
-                ("sign_from", from),
-                ("sign_until", from.plus(DAY * 30)),
-                ("retire_at", from.plus(DAY * 40)),
-            ] {
-                key.insert(field, toml(&seconds(at)));
-            }
+            let published = SystemClock.now().minus(Duration::from_secs(1));
+            let key = timed_key(&entry, [published, from, from.plus(DAY * 30), from.plus(DAY * 40)]);
             policy["keys"].as_array_of_tables_mut().unwrap().push(key);
         });
         self.reload().await;

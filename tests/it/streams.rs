@@ -19,7 +19,9 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     faults::shim::Shim,
-    harness::{Caller, DAY, Gateway, PARTNER, PATIENCE, Quote, Site, done, pointers, reason, seconds, toml, until},
+    harness::{
+        Caller, DAY, Gateway, PARTNER, PATIENCE, Quote, Site, done, pointers, reason, seconds, timed_key, toml, until,
+    },
 };
 
 /// A refusal in a stream, read as clients read a status.
@@ -392,20 +394,12 @@ async fn a_quote_that_waited_until_its_key_had_ended_is_signed_by_the_next() {
     let gateway = site.serve().await;
     let args = ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER];
     let entry = done(site.run(&[&args[..], &["--kid", "quote-signing-next", "--bits", "3072"]].concat()));
-    let entry: toml_edit::DocumentMut = entry.parse().unwrap();
     let turn = UtcTime::parse(&seconds(SystemClock.now().plus(Duration::from_secs(6)))).unwrap();
     site.edit_policy(|policy| {
         policy["keys"][0]["sign_until"] = toml(&seconds(turn));
         policy["keys"][0]["retire_at"] = toml(&seconds(turn.plus(DAY * 2)));
-        let mut next = entry["keys"].as_array_of_tables().unwrap().get(0).unwrap().clone();
-        for (field, at) in [
-            ("publish_at", SystemClock.now().minus(Duration::from_secs(1))),
-            ("sign_from", turn),
-            ("sign_until", turn.plus(DAY * 30)),
-            ("retire_at", turn.plus(DAY * 40)),
-        ] {
-            next.insert(field, toml(&seconds(at)));
-        }
+        let published = SystemClock.now().minus(Duration::from_secs(1));
+        let next = timed_key(&entry, [published, turn, turn.plus(DAY * 30), turn.plus(DAY * 40)]);
         policy["keys"].as_array_of_tables_mut().unwrap().push(next);
     });
     gateway.signal(Signal::HUP);

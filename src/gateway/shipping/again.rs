@@ -21,9 +21,9 @@ const REFUSED_MAX: usize = 64;
 pub(super) struct Trials {
     /// The last that was tried.
     behind: Option<(String, u64)>,
-    /// Since when no pass is under way; before the first, nothing.
+    /// When the last pass ended.
     ended_at: Option<Instant>,
-    is_under_way: bool,
+    /// How many are still to be tried in this pass; 0 where none is under way.
     left: usize,
     taken: usize,
     refused: usize,
@@ -34,19 +34,15 @@ impl Trials {
     /// Those that come next, all of one lane; none where it is not time.
     fn next(&mut self, lanes: &Lanes) -> Option<(String, Vec<u64>)> {
         let mine = || lanes.aside.iter().filter(|(lane, _)| lanes.next.contains_key(lane));
-        if !self.is_under_way {
-            if lanes.aside.is_empty() || self.ended_at.is_some_and(|at| at.elapsed() < AGAIN) {
+        if self.left == 0 {
+            if self.ended_at.is_some_and(|at| at.elapsed() < AGAIN) {
                 return None;
             }
             let Self { behind, .. } = std::mem::take(self);
-            *self = Self { behind, is_under_way: true, left: mine().count(), ..Self::default() };
+            *self = Self { behind, left: mine().count(), ..Self::default() };
         }
         let is_behind = |at: &&(String, u64)| self.behind.as_ref().is_none_or(|behind| *at > behind);
-        let first = mine().find(is_behind).or_else(|| mine().next()).filter(|_| self.left > 0);
-        let Some((lane, from)) = first else {
-            self.end();
-            return None;
-        };
+        let (lane, from) = mine().find(is_behind).or_else(|| mine().next())?;
         let of_lane = mine().filter(|(of, index)| of == lane && index >= from).map(|(_, index)| *index);
         let indexes: Vec<_> = of_lane.take(AT_ONCE.min(self.left)).collect();
         self.left = self.left.saturating_sub(indexes.len());
@@ -55,7 +51,7 @@ impl Trials {
     }
 
     fn end(&mut self) {
-        (self.is_under_way, self.ended_at) = (false, Some(Instant::now()));
+        (self.left, self.ended_at) = (0, Some(Instant::now()));
         let Self { taken, refused, why, .. } = self;
         if *refused > 0 || !why.is_empty() {
             tracing::warn!(taken, refused, why, "the collector refuses records that are in quarantine once more");
@@ -77,8 +73,6 @@ impl Shipping {
         let mut taken = Vec::new();
         let mut is_over = false;
         for record in &records {
-            // Whatever becomes of it, the next pass goes on behind it.
-            trials.behind = Some((lane.clone(), record.index));
             match self.to.take(std::slice::from_ref(record)).await {
                 Answer::Taken { rejected: 0, .. } => taken.push(record.index),
                 Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => {
@@ -88,12 +82,14 @@ impl Shipping {
             }
             is_over |= trials.refused >= REFUSED_MAX;
             if is_over {
+                // The next pass goes on behind it.
+                trials.behind = Some((lane.clone(), record.index));
                 break;
             }
         }
         trials.taken += taken.len();
         let is_noted = taken.is_empty() || self.release(lane, taken, lanes).await;
-        if is_over || !is_noted {
+        if is_over || !is_noted || trials.left == 0 {
             trials.end();
         }
     }
@@ -147,7 +143,16 @@ mod tests {
         let many: Vec<_> = (0..10).map(|index| ("a", index)).chain([("b", 3), ("theirs", 1)]).collect();
         let lanes = lanes(&many);
         let mut trials = Trials::default();
-        let pass = |trials: &mut Trials| std::iter::from_fn(|| trials.next(&lanes)).collect::<Vec<_>>();
+        let pass = |trials: &mut Trials| {
+            let mut slices = Vec::new();
+            while let Some(slice) = trials.next(&lanes) {
+                slices.push(slice);
+                if trials.left == 0 {
+                    trials.end();
+                }
+            }
+            slices
+        };
         let of = |lane: &str, indexes: std::ops::Range<u64>| (lane.to_owned(), indexes.collect::<Vec<_>>());
         assert_eq!(pass(&mut trials), [of("a", 0..8), of("a", 8..10), of("b", 3..4)]);
         assert_eq!(pass(&mut trials), [], "the next one is not due");
