@@ -649,6 +649,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_of_a_quote_is_checked_without_a_table_made_for_it() {
+        let home = Home::new();
+        home.seeded().one(Op::Reserve(reserve("q1", 1))).unwrap();
+        let shell = Connection::open(home.path()).unwrap();
+        for sql in [rows::NEW_QUOTE, rows::NEXT_QUOTE] {
+            let mut explain = shell.prepare(&format!("EXPLAIN {sql}")).unwrap();
+            let steps = explain.raw_query().mapped(|row| row.get(1)).collect::<Result<Vec<String>, _>>().unwrap();
+            assert!(steps.iter().any(|step| step == "OpenWrite"), "{steps:?}");
+            assert!(!steps.iter().any(|step| step == "OpenEphemeral"), "{steps:?}");
+        }
+        for state in [0, 4] {
+            let error = shell.execute("UPDATE quote SET state = ?1", [state]).unwrap_err().to_string();
+            assert_eq!(error, "CHECK constraint failed: state BETWEEN 1 AND 3");
+        }
+    }
+
+    #[test]
     fn what_was_stopped_and_which_key_a_kid_was_survives_reopening() {
         let home = Home::new();
         let mut ledger = home.seeded();

@@ -63,8 +63,9 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
     let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, cuts, .. } =
         changes;
-    for (identity, (_, index)) in quotes {
-        after.quotes.get(identity).map_or(Ok(()), |quote| put_quote(db, identity, quote, *index))?;
+    for (identity, (before, index)) in quotes {
+        let put = |quote| put_quote(db, identity, quote, before.is_none(), *index);
+        after.quotes.get(identity).map_or(Ok(()), put)?;
     }
     for scope in scopes.keys() {
         after.lasts.get(scope).map_or(Ok(()), |last| put_last_taken(db, scope, *last))?;
@@ -276,9 +277,20 @@ fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
     })
 }
 
-/// Stores `quote`; one that is signed with its JWS, at the index of the record of its commit. What the identity
-/// is bound to never changes.
-fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: Option<u64>) -> Result<(), EngineError> {
+pub(super) const NEW_QUOTE: &str = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+pub(super) const NEXT_QUOTE: &str =
+    "UPDATE quote SET kid = ?2, generation = ?3, input = ?4, state = ?5, release_idx = ?6, record_id = ?7
+    WHERE identity = ?1";
+
+/// Stores `quote`, which is new or stands already as what came before it; one that is signed with its JWS, at the index of the
+/// record of its commit. What the identity is bound to never changes.
+fn put_quote(
+    db: &Connection,
+    identity: &Identity,
+    quote: &Quote,
+    is_new: bool,
+    index: Option<u64>,
+) -> Result<(), EngineError> {
     let (state, release, record) = match &quote.stage {
         Stage::Reserved => (RESERVED, None, None),
         Stage::Voided => (VOIDED, None, None),
@@ -288,23 +300,25 @@ fn put_quote(db: &Connection, identity: &Identity, quote: &Quote, index: Option<
             (SIGNED, Some(index), Some(record.as_bytes()))
         }
     };
-    let sql = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-               ON CONFLICT (identity) DO UPDATE SET
-               kid = ?5, generation = ?6, input = ?7, state = ?9, release_idx = ?10, record_id = ?11";
-    db.prepare_cached(sql)?.execute(params![
-        identity.as_str(),
-        quote.scope.as_str(),
-        stored(quote.sequence.get())?,
-        quote.payload.0,
-        quote.kid.as_str(),
-        quote.generation,
-        quote.input.0,
-        quote.expires_at.millis(),
-        state,
-        release,
-        record,
-    ])?;
-    Ok(())
+    if is_new {
+        db.prepare_cached(NEW_QUOTE)?.execute(params![
+            identity.as_str(),
+            quote.scope.as_str(),
+            stored(quote.sequence.get())?,
+            quote.payload.0,
+            quote.kid.as_str(),
+            quote.generation,
+            quote.input.0,
+            quote.expires_at.millis(),
+            state,
+            release,
+            record,
+        ])?;
+        return Ok(());
+    }
+    let put = params![identity.as_str(), quote.kid.as_str(), quote.generation, quote.input.0, state, release, record];
+    let rows = db.prepare_cached(NEXT_QUOTE)?.execute(put)?;
+    if rows == 1 { Ok(()) } else { Err(EngineError::Unfit("a quote that the ledger held is gone".to_owned())) }
 }
 
 pub(super) fn last_taken(db: &Connection, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
