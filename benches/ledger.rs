@@ -45,6 +45,10 @@ mod postgres;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 mod server;
 
+/// The gateway's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const HOME: &str = "QUOTESIGN_BENCH_HOME";
 const ROUND: Duration = Duration::from_secs(3);
 const CALLERS: [usize; 4] = [1, 8, 64, 256];

@@ -94,8 +94,11 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     ];
     cluster.start(&settings.each_ref().map(String::as_str));
 
-    let (certificate, key) = ours.issue("gateway");
-    let (certificate, key) = (ours.write("gateway.pem", &certificate), ours.write("gateway.key", &key));
+    let writes = |(certificate, key): &(String, String)| {
+        (ours.write("gateway.pem", certificate), ours.write("gateway.key", key))
+    };
+    let first_own = ours.issue("gateway");
+    let (certificate, key) = writes(&first_own);
     let password = ours.write("password", "not-a-real-one\n");
     let other = Authority::new();
     let server = |ca: &Authority, with_certificate: bool, password: Option<&PathBuf>| {
@@ -114,9 +117,12 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     let is_encrypted = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'gateway'";
     assert_eq!(cluster.sql("postgres", is_encrypted), "t");
 
-    // Another CA and another password, in the same files: the next connection has them, and the one before is ended.
+    // Another CA on both sides, a certificate of it and another password, in the same files: the next connection has them, and
+    // the one before is ended.
     shows(&cluster, &other.issue("127.0.0.1"));
+    cluster.put("ca.pem", &other.pem);
     ours.write("ca.pem", &other.pem);
+    writes(&other.issue("gateway"));
     cluster.sql("postgres", "ALTER ROLE gateway PASSWORD 'not-a-real-one-either'");
     ours.write("password", "not-a-real-one-either\n");
     cluster.sql("postgres", "SELECT pg_reload_conf()");
@@ -125,11 +131,16 @@ fn a_server_is_reached_with_tls_a_certificate_and_a_password() {
     assert!(matches!(engine.apply(&[Op::Seed(seed("GB-IN", 1))]), Err(EngineError::Unknown(_) | EngineError::Away(_))));
     engine.reopen().unwrap();
     assert!(matches!(one(&mut engine, Op::Seed(seed("GB-IN", 2))), Ok(Done::Seeded(..))));
-    // A file that is being written leaves what was there.
+    // Files that are being written leave what was there: a CA of which a part is missing, a certificate before its key.
     ours.write("ca.pem", "-----BEGIN");
     engine.reopen().unwrap();
+    ours.write("ca.pem", &other.pem);
+    ours.write("gateway.pem", &first_own.0);
+    engine.reopen().unwrap();
     drop(engine);
+    cluster.put("ca.pem", &ours.pem);
     ours.write("ca.pem", &ours.pem);
+    writes(&first_own);
     ours.write("password", "not-a-real-one\n");
     cluster.sql("postgres", "ALTER ROLE gateway PASSWORD 'not-a-real-one'");
     shows(&cluster, &first);

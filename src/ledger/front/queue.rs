@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt,
+    hash::{BuildHasher as _, RandomState},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -189,8 +190,11 @@ impl Queue {
 impl Waiting {
     /// At most one operation of each quote: another waits for the next batch, before all that came later.
     fn batch(&mut self, ops_max: usize) -> Batch {
-        let mut batch = Batch::default();
-        let mut quotes = HashSet::new();
+        let size = self.jobs.len().min(ops_max);
+        let (ops, answers) = (Vec::with_capacity(size), Vec::with_capacity(size));
+        let mut batch = Batch { reads: Vec::new(), ops, answers };
+        // By their hash: one that is not the same and is taken for it waits for a batch, and no identity is copied.
+        let (hasher, mut quotes) = (RandomState::new(), HashSet::with_capacity(size));
         let mut carried = Vec::new();
         while batch.ops.len() < ops_max
             && let Some(job) = self.jobs.pop_front()
@@ -198,7 +202,7 @@ impl Waiting {
             match job {
                 Job::Read(read) => batch.reads.push(read),
                 Job::Op(Op::Reserve(op), answer) if answer.is_closed() && !op.stays => {}
-                Job::Op(op, answer) if op.identity().is_some_and(|quote| !quotes.insert(quote.clone())) => {
+                Job::Op(op, answer) if op.identity().is_some_and(|quote| !quotes.insert(hasher.hash_one(quote))) => {
                     carried.push(Job::Op(op, answer));
                 }
                 Job::Op(op, answer) => {

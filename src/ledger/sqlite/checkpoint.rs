@@ -90,7 +90,8 @@ impl Checkpoints {
             std::mem::take(&mut found.log)
         };
         if pages >= PAGES_MOVED && left <= PAGES_LEFT {
-            move_log(writer).map_err(|fault| EngineError::Unknown(fault.to_string()))?;
+            let grown = move_log(writer).and_then(|_| schema::size_cache(writer));
+            grown.map_err(|fault| EngineError::Unknown(fault.to_string()))?;
         }
         Ok(())
     }

@@ -28,8 +28,11 @@ const MIGRATIONS: [&str; 7] = [
 const BUSY_MAX: Duration = Duration::from_secs(5);
 const WAL_BYTES_MAX: i64 = 64 << 20;
 const STATEMENTS_MAX: usize = 32;
-/// What the writer keeps of the file, in KiB, as SQLite is told it: 64 MiB hold the inner pages of ten million quotes.
-const CACHE_KIB: i64 = -65_536;
+/// What the writer keeps of the file, in KiB: 8 MiB of a file that is smaller than 1 GiB, and of a larger one 64, which hold the
+/// inner pages of ten million quotes. In a smaller file SQLite numbers a page as the one at 1 GiB for a moment when it
+/// divides others, and the next commit looks through all that is kept for pages that are behind the end.
+const CACHE_KIB: (i64, i64) = (8 << 10, 64 << 10);
+const SMALLER_BYTES: i64 = 1 << 30;
 
 /// Holds the file for this process, until dropped.
 pub(super) fn lock(path: &Path) -> Result<File, EngineError> {
@@ -91,12 +94,21 @@ pub(super) fn open(path: &Path, environment: Environment, after: After) -> Resul
     let connection = connect(path)?;
     let stamped = this_version(&connection, path)?;
     same_environment(path, &stamped, environment)?;
-    connection.pragma_update(None, "cache_size", CACHE_KIB)?;
+    size_cache(&connection)?;
     match (fold_wal(&connection, path), after) {
         (Err(busy), After::Start) => tracing::warn!(%busy, "the ledger's log could not be folded into its file"),
         (folded, _) => folded?,
     }
     Ok(connection)
+}
+
+/// Has the writer keep as much of the file as its size asks for.
+pub(super) fn size_cache(writer: &Connection) -> rusqlite::Result<()> {
+    let pragma = |name| writer.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let bytes = pragma("page_count")?.saturating_mul(pragma("page_size")?);
+    let kib = if bytes < SMALLER_BYTES { CACHE_KIB.0 } else { CACHE_KIB.1 };
+    // SQLite takes what is below zero for KiB.
+    writer.pragma_update(None, "cache_size", -kib)
 }
 
 /// A connection that only reads; the file may be in use.
