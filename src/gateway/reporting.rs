@@ -1,7 +1,10 @@
 //! Sends recorded calls and metrics to the collector. Neither is kept: what it does not take in time is dropped, and calls are
 //! counted then.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio::sync::mpsc;
@@ -22,6 +25,8 @@ use crate::{
 /// How many calls are sent at once at most, and how long the first of them waits for others.
 const CALLS_MAX: usize = 512;
 const GATHER: Duration = Duration::from_secs(1);
+/// How often it looks for the others.
+const NAP: Duration = Duration::from_millis(50);
 /// How often calls are sent before they are dropped.
 const TRIES: u32 = 3;
 
@@ -49,16 +54,16 @@ impl Reporting {
             if count == 0 {
                 break;
             }
-            // The first has come: others may within the time.
-            let gather = async {
-                while calls.len() < CALLS_MAX {
-                    let more = CALLS_MAX.saturating_sub(calls.len());
-                    if ended.recv_many(&mut calls, more).await == 0 {
-                        break;
-                    }
+            // The first has come: others may within the time. To be woken for each would cost more than what is sent of it.
+            let until = Instant::now() + GATHER;
+            while calls.len() < CALLS_MAX && Instant::now() < until && !stop.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(NAP) => {}
                 }
-            };
-            let _full_or_in_time = tokio::time::timeout(GATHER, gather).await;
+                let more = CALLS_MAX.saturating_sub(calls.len());
+                calls.extend(std::iter::from_fn(|| ended.try_recv().ok()).take(more));
+            }
             self.send(&tracer, std::mem::take(&mut calls)).await;
         }
         while let Ok(call) = ended.try_recv() {

@@ -90,9 +90,11 @@ struct Page {
 
 /// What a round came to.
 enum Round {
-    /// There may be more.
+    /// More waits than what was shipped.
     More,
-    /// Everything is shipped.
+    /// All that there was is shipped.
+    CaughtUp,
+    /// There was nothing to ship.
     Idle,
     /// The collector takes nothing now; when to try again, where it said so.
     Stuck(Option<Duration>),
@@ -114,7 +116,7 @@ impl Shipping {
         let (mut lanes, mut trials, mut backoff) = (Lanes::default(), Trials::default(), BACKOFF.0);
         while !stop.is_cancelled() {
             let Some(round) = self.in_time(&last, &mut lanes).await else { break };
-            if matches!(round, Ok(Round::More | Round::Idle)) {
+            if matches!(round, Ok(Round::More | Round::CaughtUp | Round::Idle)) {
                 backoff = BACKOFF.0;
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -123,7 +125,8 @@ impl Shipping {
             }
             let pause = match round {
                 Ok(Round::More) => continue,
-                Ok(Round::Idle) => LOOK,
+                // What comes meanwhile shares a request: a look costs as much as many records.
+                Ok(Round::CaughtUp | Round::Idle) => LOOK,
                 Ok(Round::Stuck(after)) => {
                     // A collector that says "at once" over and over is given time all the same.
                     let pause = after.map_or(backoff, |after| after.clamp(backoff, AFTER_MAX));
@@ -152,7 +155,7 @@ impl Shipping {
         last.cancelled().await;
         let until = Instant::now() + LAST;
         while Instant::now() < until
-            && let Some(Ok(Round::More)) = self.in_time(&last, &mut lanes).await
+            && let Some(Ok(Round::More | Round::CaughtUp)) = self.in_time(&last, &mut lanes).await
         {}
         self.save(&mut lanes, Vec::new(), true).await;
     }
@@ -172,7 +175,7 @@ impl Shipping {
     /// Ships one page.
     async fn round(&self, lanes: &mut Lanes) -> Result<Round, EngineError> {
         let page = self.next_page(lanes).await?;
-        let Some(Page { lane, before, records, .. }) = page else {
+        let Some((Page { lane, before, records, .. }, waiting)) = page else {
             self.save(lanes, Vec::new(), false).await;
             return Ok(Round::Idle);
         };
@@ -192,7 +195,9 @@ impl Shipping {
             );
         }
         self.save(lanes, quarantined, false).await;
-        let Some(answer) = stuck else { return Ok(Round::More) };
+        let Some(answer) = stuck else {
+            return Ok(if waiting > records.len() as u64 { Round::More } else { Round::CaughtUp });
+        };
         let (after, why) = match answer {
             Answer::Later { after, why } => (after, why),
             Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) | Answer::Denied(why) => (None, why),
@@ -210,8 +215,8 @@ impl Shipping {
         backlog.failed(why);
     }
 
-    /// What is to be shipped next, read beside everything.
-    async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<Page>, EngineError> {
+    /// What is to be shipped next, read beside everything, and how many records wait in all lanes.
+    async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<(Page, u64)>, EngineError> {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
@@ -240,14 +245,15 @@ impl Shipping {
         let backlog = &self.pipeline.backlog;
         backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
-        let waiting = pages.iter().map(|page| page.waiting).sum();
+        let waiting: u64 = pages.iter().map(|page| page.waiting).sum();
         let oldest_of = |is: &dyn Fn(&str) -> bool| {
             let firsts = pages.iter().filter(|page| is(&page.lane)).flat_map(|page| &page.records);
             firsts.map(|first| first.at_ms).filter(|at_ms| *at_ms > 0).min().map(UtcTime::from_millis)
         };
         backlog.is(waiting, oldest_of(&|_| true), oldest_of(&|lane| lane == self.own.replica));
         // The lane whose oldest record has waited longest.
-        Ok(pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms)))
+        let longest = pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms));
+        Ok(longest.map(|page| (page, waiting)))
     }
 
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
