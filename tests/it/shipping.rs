@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use quotesign::{audit, domain::sha256};
@@ -216,6 +216,22 @@ pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole units will do")]
     let whole = value.ceil() as u64;
     whole
+}
+
+/// A look at the journal and a request cost as much as many records.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_share_requests_whatever_the_pace_of_calls() {
+    let site = Site::new();
+    let sink = Sink::running(&site, &[]);
+    ship_to(&site, &grpc(&sink), "");
+    let gateway = site.serve().await;
+    let began = Instant::now();
+    sign(&gateway, 1..=100).await;
+    let calls = sink.stats().await["calls"].as_u64().unwrap();
+    let quarters = began.elapsed().as_millis() / 125;
+    assert!(u128::from(calls) <= quarters + 3, "{calls} requests in {:?}", began.elapsed());
+    assert!(gateway.stop().success());
+    sink.has_all(&site, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
