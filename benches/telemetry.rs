@@ -38,6 +38,10 @@ mod harness;
 
 use harness::{Gateway, Quote, Site, toml};
 
+/// The gateway's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CALLERS: usize = 64;
 
 /// A collector that decodes what it gets.

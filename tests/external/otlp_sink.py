@@ -77,7 +77,7 @@ def checked_fault(fault: Any) -> Json:
     if not set(fault.get("signals", [])) <= SIGNALS.keys():
         raise ValueError(f"signals are {', '.join(SIGNALS)}")
     if "poison" in fault and fault["poison"].keys() != {"attribute", "value"}:
-        raise ValueError("poison is an attribute and its value")
+        raise ValueError("poison is an attribute and its value, or a list of values")
     return fault
 
 
@@ -167,7 +167,8 @@ def is_poisoned(line: Json, poison: Json | None) -> bool:
     if poison is None:
         return False
     found = [attributes.get(poison["attribute"]) for attributes in counted(line)]
-    return any(type(value) is type(poison["value"]) and value == poison["value"] for value in found)
+    bad = poison["value"] if isinstance(poison["value"], list) else [poison["value"]]
+    return any(type(value) is type(one) and value == one for value in found for one in bad)
 
 
 def joined(headers: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:

@@ -391,6 +391,41 @@ async fn a_record_that_is_never_taken_is_set_aside_with_an_alarm_and_the_rest_go
     }
 }
 
+/// More than one look tries at once, and a gateway that ends among them: what it has not come to is the next one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_records_leave_quarantine_and_a_gateway_may_end_meanwhile() {
+    let site = Site::new();
+    let sink = Sink::running(&site, &[]);
+    ship_to(&site, &grpc(&sink), "");
+    let bad: Vec<_> = (1..=15).map(|number| Quote::number(2 * number)).collect();
+    let ids: Vec<_> = bad.iter().map(|quote| quote.0["quote_id"].clone()).collect();
+    sink.fault(json!({ "poison": { "attribute": "quotesign.quote_id", "value": ids } })).await;
+    let gateway = site.serve().await;
+    for (number, quote) in (0..).zip(&bad) {
+        sign(&gateway, [2 * number + 1]).await;
+        gateway.quotes("pricing").await.sign(quote).await.unwrap();
+    }
+    sign(&gateway, [31]).await;
+    until("all are set aside", async || metric(&gateway, "quotesign_audit_quarantined_records").await == 30).await;
+    assert!(gateway.stop().success());
+
+    // Mended, and so slow that it is among the trials when it ends.
+    sink.fault(json!({ "slow_ms": 100 })).await;
+    let gateway = site.serve().await;
+    gateway.logged("has taken records that were in quarantine").await;
+    let began = Instant::now();
+    assert!(gateway.stop().success());
+    assert!(began.elapsed() < Duration::from_secs(8), "it ended after {:?}", began.elapsed());
+    let left = done(site.run(&["audit", "quarantine"])).lines().count();
+    assert!((1..30).contains(&left), "{left} are left");
+    let gateway = site.serve().await;
+    until("none is left", async || done(site.run(&["audit", "quarantine"])).is_empty()).await;
+    assert!(gateway.stop().success());
+    let logs = sink.records().remove("").unwrap();
+    let came = |id: &Value| logs.iter().filter(|log| log["attributes"]["quotesign.quote_id"] == *id).count();
+    assert!(ids.iter().all(|id| came(id) == 2), "a reservation and a commit of each");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_with_headers_by_file_by_grpc_and_by_http() {
     for protocol in ["grpc", "http/protobuf"] {

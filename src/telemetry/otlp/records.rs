@@ -118,9 +118,11 @@ impl Shippable {
     }
 
     fn readable(lane: &str, stored: &StoredRecord) -> Option<Self> {
-        match serde_json::from_slice::<Seen<&str>>(&stored.bytes) {
+        // Whether it is UTF-8 is asked once of the whole and not of each text.
+        let record = std::str::from_utf8(&stored.bytes).ok()?;
+        match serde_json::from_str::<Seen<&str>>(record) {
             Ok(seen) => Self::written(lane, stored, &seen),
-            Err(_) => Self::written(lane, stored, &serde_json::from_slice::<Seen<String>>(&stored.bytes).ok()?),
+            Err(_) => Self::written(lane, stored, &serde_json::from_str::<Seen<String>>(record).ok()?),
         }
     }
 
@@ -136,16 +138,20 @@ impl Shippable {
         log.sized(field::BODY, sized_len(field::STRING, stored.bytes.len()));
         log.bytes(field::STRING, &stored.bytes);
         attributes(&mut log, lane, stored, seen);
-        log.bytes(field::TRACE_ID, &id(seen.context.trace_id.as_ref()));
-        log.bytes(field::SPAN_ID, &id(seen.context.span_id.as_ref()));
+        put_id::<16>(&mut log, field::TRACE_ID, seen.context.trace_id.as_ref());
+        put_id::<8>(&mut log, field::SPAN_ID, seen.context.span_id.as_ref());
         log.fixed(field::OBSERVED, nanos);
         log.bytes(field::EVENT_NAME, ["quotesign.", seen.event.as_ref()].concat().as_bytes());
         Some(Self { index: stored.index, at_ms, log: log.into_bytes() })
     }
 }
 
-fn id(hex: Option<&impl AsRef<str>>) -> Vec<u8> {
-    hex.and_then(|hex| hex::decode(hex.as_ref()).ok()).unwrap_or_default()
+/// The id of so many bytes that is told in hexadecimal; nothing where it is none.
+fn put_id<const N: usize>(log: &mut Wire, field: u32, told: Option<&impl AsRef<str>>) {
+    let mut id = [0; N];
+    if told.is_some_and(|told| hex::decode_to_slice(told.as_ref(), &mut id).is_ok()) {
+        log.bytes(field, &id);
+    }
 }
 
 /// The attributes, whose names are in `docs/audit-record.md`.
@@ -179,20 +185,32 @@ fn attributes<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, 
 fn place(log: &mut Wire, lane: &str, stored: &StoredRecord) {
     put_text(log, "quotesign.audit.lane", lane);
     put_number(log, "quotesign.audit.index", stored.index);
-    put_text(log, "quotesign.audit.leaf", &hex::encode(stored.leaf));
-    if let Some(link) = stored.link {
-        put_text(log, "quotesign.audit.link", &hex::encode(link));
+    put_digest(log, "quotesign.audit.leaf", &stored.leaf);
+    if let Some(link) = &stored.link {
+        put_digest(log, "quotesign.audit.link", link);
+    }
+}
+
+fn put_digest(log: &mut Wire, key: &str, digest: &[u8; 32]) {
+    let mut told = [0; 64];
+    // It has room for just that.
+    if hex::encode_to_slice(digest, &mut told).is_ok() {
+        put_attribute(log, key, &told);
     }
 }
 
 fn put_text(log: &mut Wire, key: &str, value: &str) {
+    put_attribute(log, key, value.as_bytes());
+}
+
+fn put_attribute(log: &mut Wire, key: &str, value: &[u8]) {
     // An empty text is one all the same, unlike none.
     let inner = sized_len(field::STRING, value.len());
     log.sized(field::ATTRIBUTES, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
     log.bytes(field::KEY, key.as_bytes());
     log.sized(field::VALUE, inner);
     log.sized(field::STRING, value.len());
-    log.extend(value.as_bytes());
+    log.extend(value);
 }
 
 fn put_number(log: &mut Wire, key: &str, value: u64) {
