@@ -11,7 +11,7 @@ use quotesign::{
     call::{Course, Sampler, Stage, Trace},
     clock::UtcTime,
     domain::{CorrelationId, Environment},
-    ledger::{Engine as _, Journal, Op, Place, Store, chain::Heads, sqlite::Sqlite},
+    ledger::{Engine as _, Op, Place, Store, chain::Heads, sqlite::Sqlite},
     notary::survey,
     telemetry::{
         Metrics,
