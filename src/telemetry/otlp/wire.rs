@@ -1,7 +1,7 @@
 //! Protocol Buffers as they are on the wire, for the one message that is written for every record of the journal: to build it field by field
 //! in a type, only to write it once, costs several times what writing it costs. A test holds it against the generated types.
 
-use prost::encoding::{WireType, encode_varint};
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 /// A message as it is written.
 #[derive(Debug, Clone, Default)]
@@ -24,31 +24,26 @@ impl Wire {
 
     /// A field of a fixed number.
     pub fn fixed(&mut self, field: u32, number: u64) {
-        self.key(field, WireType::SixtyFourBit);
+        encode_key(field, WireType::SixtyFourBit, &mut self.0);
         self.0.extend_from_slice(&number.to_le_bytes());
     }
 
     /// A field of a number.
     pub fn number(&mut self, field: u32, number: u64) {
-        self.key(field, WireType::Varint);
-        self.varint(number);
+        encode_key(field, WireType::Varint, &mut self.0);
+        encode_varint(number, &mut self.0);
     }
 
     /// Begins a field of so many bytes, which follow.
     pub fn sized(&mut self, field: u32, bytes: usize) {
-        self.key(field, WireType::LengthDelimited);
-        self.varint(bytes as u64);
-    }
-
-    fn key(&mut self, field: u32, wire: WireType) {
-        self.varint(u64::from(field << 3 | wire as u32));
-    }
-
-    /// Nearly all are of one byte.
-    fn varint(&mut self, number: u64) {
-        match u8::try_from(number) {
-            Ok(byte) if byte < 0x80 => self.0.push(byte),
-            _ => encode_varint(number, &mut self.0),
+        let key = field << 3 | WireType::LengthDelimited as u32;
+        match (u8::try_from(key), u8::try_from(bytes)) {
+            // Nearly all are.
+            (Ok(key @ ..0x80), Ok(bytes @ ..0x80)) => self.0.extend_from_slice(&[key, bytes]),
+            _ => {
+                encode_varint(u64::from(key), &mut self.0);
+                encode_varint(bytes as u64, &mut self.0);
+            }
         }
     }
 
