@@ -92,7 +92,7 @@ struct Page {
 enum Round {
     /// More waits than what was shipped.
     More,
-    /// All that there was is shipped.
+    /// All that there was when it was looked is shipped.
     CaughtUp,
     /// There was nothing to ship.
     Idle,
@@ -175,7 +175,7 @@ impl Shipping {
     /// Ships one page.
     async fn round(&self, lanes: &mut Lanes) -> Result<Round, EngineError> {
         let page = self.next_page(lanes).await?;
-        let Some((Page { lane, before, records, .. }, waiting)) = page else {
+        let Some((Page { lane, before, records, waiting: in_lane }, waiting)) = page else {
             self.save(lanes, Vec::new(), false).await;
             return Ok(Round::Idle);
         };
@@ -196,7 +196,12 @@ impl Shipping {
         }
         self.save(lanes, quarantined, false).await;
         let Some(answer) = stuck else {
-            return Ok(if waiting > records.len() as u64 { Round::More } else { Round::CaughtUp });
+            if waiting > in_lane || in_lane > records.len() as u64 {
+                return Ok(Round::More);
+            }
+            // What comes meanwhile is told by the next look.
+            backlog.is(0, None, None);
+            return Ok(Round::CaughtUp);
         };
         let (after, why) = match answer {
             Answer::Later { after, why } => (after, why),
@@ -317,6 +322,9 @@ fn pages(
             }
             records.push(record);
         }
+        if records.is_empty() {
+            return Err(EngineError::Unfit(format!("lane `{lane}` of the journal ends before its head says")));
+        }
         let known = from.checked_sub(1).filter(|before| !aside.contains(&(lane.clone(), *before)));
         let before = known.map(|before| journal.records(&lane, before, 1)).transpose()?.unwrap_or_default();
         let before = before.iter().filter(|stored| stored.index < from);
@@ -324,4 +332,37 @@ fn pages(
         pages.push(Page { lane, before, records, waiting: head.next_index.saturating_sub(from) });
     }
     Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::{Context, Event, Facts, Record},
+        domain::{CorrelationId, Environment},
+        ledger::{Engine as _, Op, Store, sqlite::Sqlite},
+    };
+
+    /// Or it would be looked for without a pause, and what came before it sent over and over.
+    #[test]
+    fn records_that_are_gone_are_a_fault_and_not_an_empty_page() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("ledger.sqlite");
+        Sqlite::migrate(&file, Environment::Sandbox).unwrap();
+        let mut engine = Sqlite::open(&file, Environment::Sandbox).unwrap();
+        for _ in 0..3 {
+            let context = Context::new(CorrelationId::made(), Environment::Sandbox, "00".to_owned(), 1);
+            let record = Record::new(Event::Refused, UtcTime::from_millis(1), context, Facts::default());
+            engine.apply(&[Op::Record(record)]).unwrap();
+        }
+        let journal = Place { store: Store::Sqlite(file.clone()), anchor: None }.journal().unwrap();
+        let page = |from: u64| {
+            let next = [(String::new(), from)].into();
+            pages(&*journal, journal.lanes().unwrap(), &next, &BTreeSet::new())
+        };
+        let records = |from| page(from).unwrap().iter().map(|page| page.records.len()).collect::<Vec<_>>();
+        assert_eq!([records(0), records(2), records(3)], [vec![3], vec![1], vec![]]);
+        rusqlite::Connection::open(&file).unwrap().execute("DELETE FROM audit WHERE idx = 2", ()).unwrap();
+        assert!(matches!(page(2), Err(EngineError::Unfit(_))));
+    }
 }

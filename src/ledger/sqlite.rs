@@ -39,7 +39,7 @@ mod shipment;
 mod spool;
 
 pub(super) use condition::condition;
-pub use copy::{backup, check_whole, lock};
+pub use copy::{backup, check_whole, is_damaged, lock};
 pub(super) use spool::note;
 
 /// The one writer of a ledger's file.

@@ -122,6 +122,17 @@ async fn a_backup_is_taken_while_the_gateway_signs_and_comes_back_by_command() {
 
     let whole = failed(restore("newest", &[]), 1);
     assert!(whole.contains("the ledger is whole"), "{whole}");
+    // One of another release is as whole.
+    let version = |step: &str| {
+        let shell = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+        shell.execute_batch(&format!("UPDATE meta SET version = version {step}")).unwrap();
+    };
+    for (step, back, why) in [("- 1", "+ 1", "has an older schema"), ("+ 1", "- 1", "has a newer schema")] {
+        version(step);
+        let other = failed(restore("newest", &[]), 1);
+        assert!(other.contains(why) && other.contains("it is not damaged"), "{other}");
+        version(back);
+    }
     lose(&site);
     fs::write(site.path("torn"), &fs::read(site.path("newest")).unwrap()[..40_000]).unwrap();
     let torn = failed(restore("torn", &[]), 1);

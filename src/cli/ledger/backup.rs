@@ -89,9 +89,12 @@ impl Restore {
 
 /// A ledger that is whole needs no restoring, and a backup may only take it back.
 fn refuse_a_whole_one(file: &Path, config: &Config, backup: Position) -> Result<(), Failure> {
-    if !file.exists() || sqlite::check_whole(file, config.environment).is_err() {
+    if !file.exists() || sqlite::is_damaged(file) {
         return Ok(());
     }
+    sqlite::Sqlite::check(file, config.environment).map_err(|misfit| {
+        Failure::failed(format!("{misfit}; it is not damaged: move it away by hand if it is not the right one"))
+    })?;
     let present = Reader::open(file).and_then(|reader| reader.head()).map_err(Failure::failed)?;
     Err(Failure::failed(format!(
         "{}: the ledger is whole, up to record {}; the backup ends at {}. Move the ledger away by hand if it is not the \

@@ -54,15 +54,31 @@ fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
 pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineError> {
     schema::check(path, environment)?;
     let connection = schema::open_to_read(path)?;
+    pages_are_whole(&connection, path)?;
+    ends_where_it_says(&connection, path)
+}
+
+/// Whether the file at `path` is damaged, or no ledger at all. One of another environment or version is not damaged. Reads all of it.
+#[must_use]
+pub fn is_damaged(path: &Path) -> bool {
+    let check = || {
+        let (connection, version) = schema::open_any_to_read(path)?;
+        pages_are_whole(&connection, path)?;
+        // Of a newer one it is not known where its journal is.
+        if version > schema::current() { Ok(()) } else { ends_where_it_says(&connection, path) }
+    };
+    check().is_err()
+}
+
+fn pages_are_whole(connection: &Connection, path: &Path) -> Result<(), EngineError> {
     let found: String = connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))?;
-    if found != "ok" {
-        return Err(EngineError::Unfit(format!("the ledger `{}` is damaged: {found}", path.display())));
-    }
-    if end_of(rows::tail(&connection, 1)?.last()) != rows::chain(&connection)?.position {
-        return Err(EngineError::Unfit(format!(
-            "the journal of `{}` does not end where its chain says",
-            path.display()
-        )));
-    }
-    Ok(())
+    let damaged = || EngineError::Unfit(format!("the ledger `{}` is damaged: {found}", path.display()));
+    if found == "ok" { Ok(()) } else { Err(damaged()) }
+}
+
+fn ends_where_it_says(connection: &Connection, path: &Path) -> Result<(), EngineError> {
+    let elsewhere =
+        || EngineError::Unfit(format!("the journal of `{}` does not end where its chain says", path.display()));
+    let ends = end_of(rows::tail(connection, 1)?.last()) == rows::chain(connection)?.position;
+    if ends { Ok(()) } else { Err(elsewhere()) }
 }

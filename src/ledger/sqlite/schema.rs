@@ -114,10 +114,23 @@ pub(super) fn size_cache(writer: &Connection) -> rusqlite::Result<()> {
 /// A connection that only reads; the file may be in use.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, EngineError> {
     present(path)?;
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    tune(&connection)?;
+    let connection = read_only(path)?;
     this_version(&connection, path)?;
+    Ok(connection)
+}
+
+/// The same of a ledger of whatever version, with its version.
+pub(super) fn open_any_to_read(path: &Path) -> Result<(Connection, i64), EngineError> {
+    present(path)?;
+    let connection = read_only(path)?;
+    let (version, _) = stamp(&connection, path)?.ok_or_else(|| unfit(path, "is not a ledger"))?;
+    Ok((connection, version))
+}
+
+fn read_only(path: &Path) -> Result<Connection, EngineError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    tune(&connection)?;
     Ok(connection)
 }
 

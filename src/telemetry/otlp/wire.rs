@@ -37,13 +37,12 @@ impl Wire {
     /// Begins a field of so many bytes, which follow.
     pub fn sized(&mut self, field: u32, bytes: usize) {
         let key = field << 3 | WireType::LengthDelimited as u32;
-        match (u8::try_from(key), u8::try_from(bytes)) {
-            // Nearly all are.
-            (Ok(key @ ..0x80), Ok(bytes @ ..0x80)) => self.0.extend_from_slice(&[key, bytes]),
-            _ => {
-                encode_varint(u64::from(key), &mut self.0);
-                encode_varint(bytes as u64, &mut self.0);
-            }
+        // Nearly all are of a byte each.
+        if let (Ok(key @ ..0x80), Ok(bytes @ ..0x80)) = (u8::try_from(key), u8::try_from(bytes)) {
+            self.0.extend_from_slice(&[key, bytes]);
+        } else {
+            encode_varint(u64::from(key), &mut self.0);
+            encode_varint(bytes as u64, &mut self.0);
         }
     }
 
