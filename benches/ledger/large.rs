@@ -65,6 +65,9 @@ fn fill(path: &Path, from: u64, to: u64) {
         scope.as_str(),
     );
     db.execute_batch(&fill).unwrap();
+    drop(db);
+    // Or what fills it is still being written while the ledger is measured.
+    fs::File::open(path).unwrap().sync_all().unwrap();
 }
 
 fn next_number(engine: &mut Sqlite) -> u64 {
