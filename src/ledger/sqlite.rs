@@ -666,6 +666,33 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_is_written_anew_holds_for_whoever_has_the_file_open() {
+        let home = Home::new();
+        fs::remove_file(home.path()).unwrap();
+        home.shell("PRAGMA journal_mode = WAL");
+        for version in [
+            include_str!("sqlite/v1.sql"),
+            include_str!("sqlite/v2.sql"),
+            include_str!("sqlite/v3.sql"),
+            include_str!("sqlite/v4.sql"),
+            include_str!("sqlite/v5.sql"),
+            include_str!("sqlite/v6.sql"),
+            "INSERT INTO meta (one, version, environment) VALUES (1, 6, 'sandbox')",
+        ] {
+            home.shell(version);
+        }
+        let beside = Connection::open(home.path()).unwrap();
+        let mut put = beside.prepare("UPDATE quote SET state = 9").unwrap();
+        assert_eq!(put.execute(()).unwrap(), 0);
+        Sqlite::migrate(&home.path(), HERE).unwrap();
+        home.seeded().one(Op::Reserve(reserve("q1", 1))).unwrap();
+        let refused = put.execute(()).unwrap_err().to_string();
+        assert_eq!(refused, "CHECK constraint failed: state BETWEEN 1 AND 3");
+        let found: String = beside.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
+        assert_eq!(found, "ok");
+    }
+
+    #[test]
     fn what_was_stopped_and_which_key_a_kid_was_survives_reopening() {
         let home = Home::new();
         let mut ledger = home.seeded();
