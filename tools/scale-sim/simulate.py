@@ -39,7 +39,7 @@ PARAMETERS = {
     "plan_ledger": Parameter(0.6, "of what a ledger can do is planned for", "choice: room for a failover's backlog"),
     "plan_cpu": Parameter(0.6, "of a node's cores are planned for", "choice"),
     "plan_device": Parameter(0.7, "of what devices can do is planned for", "choice"),
-    "cpu_us": Parameter(836, "µs of CPU for a quote", "docs/performance.md, traces of 1 %, a slow token: an upper bound"),
+    "cpu_us": Parameter(700, "µs of CPU for a quote", "docs/performance.md, traces of 1 %, a slow token: an upper bound"),
     "cores": Parameter(8, "cores of a node", "choice"),
     "ledger_pairs": Parameter(17_366, "pairs/s at the most", "docs/performance.md, PostgreSQL, 3 gateways, 256 callers, 2 cores for all"),
     "ledger_sync_ms": Parameter(2.0, "ms more for each batch", "assumption: a disk's flush, a synchronous standby in another zone and two round trips; what was measured is one machine whose disk answers from its cache"),
@@ -74,7 +74,7 @@ PARAMETERS = {
 QUOTED = {
     "docs/performance.md": (
         "| 1 | 1 | 946 |", "| 0.98 ms |", "| 1 | 64 | 11983 |", "| 5.15 ms |", "| 1 | 256 | 16957 |", "| 14.44 ms |", "| 3 | 256 | 17366 |",
-        "| traces of 1 % | 836 |", "| 10,000,000 | 18.6 GB |", "RSA-2048, 2 sessions | 4349/s |", "RSA-3072, 2 sessions | 1123/s |",
+        "| traces of 1 % | 635, 700 |", "| 10,000,000 | 18.6 GB |", "RSA-2048, 2 sessions | 4349/s |", "RSA-3072, 2 sessions | 1123/s |",
     ),
     "docs/config.md": ("committed together at most. A quarter as many refusals join them. | 512 |", "| `keep_days` | How many days after its expiry a quote is forgotten; its number stays taken. Held ones are kept. | 30 |",
                        "| `call_timeout_ms` | How long one call into the module may take before its session counts as stuck and another stands in for it. | 2000 |"),
