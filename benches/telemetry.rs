@@ -91,7 +91,6 @@ struct Kind {
     site: Site,
     gateway: Gateway,
     _sink: Option<Sink>,
-    next: Arc<AtomicU64>,
     micros: Vec<f64>,
     rates: Vec<f64>,
 }
@@ -124,7 +123,7 @@ async fn kind(name: &'static str, otlp: Option<&str>, fault: &Value) -> Kind {
         sink.fault(fault);
     }
     let gateway = site.serve().await;
-    Kind { name, site, gateway, _sink: sink, next: Arc::new(AtomicU64::new(1)), micros: Vec::new(), rates: Vec::new() }
+    Kind { name, site, gateway, _sink: sink, micros: Vec::new(), rates: Vec::new() }
 }
 
 /// The CPU that a process has used, in ticks of 10 ms.
@@ -138,14 +137,13 @@ fn ticks(pid: u32) -> u64 {
 impl Kind {
     /// Has `count` quotes signed by callers that each wait for their answer.
     async fn round(&mut self, count: u64) {
-        let until = self.next.load(Ordering::Relaxed) + count;
-        let mut callers = JoinSet::new();
+        let (mut callers, begun) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
         let (ticks_before, began) = (ticks(self.gateway.pid()), Instant::now());
         let client = self.gateway.quotes("pricing").await;
         for _ in 0..CALLERS {
-            let (client, next) = (client.clone(), self.next.clone());
+            let (client, begun) = (client.clone(), begun.clone());
             callers.spawn(async move {
-                while next.fetch_add(1, Ordering::Relaxed) < until {
+                while begun.fetch_add(1, Ordering::Relaxed) < count {
                     client.sign(&Quote::number(1).without("quote_sequence")).await.unwrap();
                 }
             });
@@ -159,7 +157,6 @@ impl Kind {
         let used = (ticks(self.gateway.pid()) - ticks_before) as f64 * 10_000.0;
         self.micros.push(used / count as f64);
         self.rates.push(count as f64 / took.as_secs_f64());
-        self.next.store(until, Ordering::Relaxed);
     }
 }
 

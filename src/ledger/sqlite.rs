@@ -637,7 +637,7 @@ mod tests {
              INSERT INTO quote SELECT identity, scope, sequence, payload, kid, generation, input, expires_at, state,
                release_idx, record_id FROM now.quote",
             now.display(),
-            include_str!("sqlite/v1.sql"),
+            schema::MIGRATIONS[0],
         ));
         assert!(home.refusal().ends_with("has an older schema: run `quotesign ledger migrate`"));
         Sqlite::migrate(&home.path(), HERE).unwrap();
@@ -670,17 +670,10 @@ mod tests {
         let home = Home::new();
         fs::remove_file(home.path()).unwrap();
         home.shell("PRAGMA journal_mode = WAL");
-        for version in [
-            include_str!("sqlite/v1.sql"),
-            include_str!("sqlite/v2.sql"),
-            include_str!("sqlite/v3.sql"),
-            include_str!("sqlite/v4.sql"),
-            include_str!("sqlite/v5.sql"),
-            include_str!("sqlite/v6.sql"),
-            "INSERT INTO meta (one, version, environment) VALUES (1, 6, 'sandbox')",
-        ] {
+        for version in &schema::MIGRATIONS[..6] {
             home.shell(version);
         }
+        home.shell("INSERT INTO meta (one, version, environment) VALUES (1, 6, 'sandbox')");
         let beside = Connection::open(home.path()).unwrap();
         let mut put = beside.prepare("UPDATE quote SET state = 9").unwrap();
         assert_eq!(put.execute(()).unwrap(), 0);

@@ -52,8 +52,7 @@ fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
 /// # Errors
 /// Why it is not.
 pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineError> {
-    schema::check(path, environment)?;
-    let connection = schema::open_to_read(path)?;
+    let connection = schema::open_to_read_of(path, environment)?;
     pages_are_whole(&connection, path)?;
     ends_where_it_says(&connection, path)
 }
