@@ -1,8 +1,8 @@
 //! What audit shipping, checkpoints, traces and metrics cost a call: `cargo bench --bench telemetry`. One gateway after another,
 //! in turns, over mutual TLS with a SoftHSM token, each asked for as many quotes; told are the CPU of the gateway's own process for each
-//! signed quote and how many were signed in a second, beside those of a gateway with all of it off. `-- collectors` has
-//! collectors that are slow, wrong, silent or absent instead; `-- parts` what each part takes by itself, on one thread, for a quote with
-//! two records.
+//! signed quote and how many were signed in a second, beside those of a gateway with all of it off. The collector there looks at nothing
+//! that it takes. `-- collectors` has one that decodes all of it, and is slow, wrong, silent or absent; `-- parts` what each part takes by
+//! itself, on one thread, for a quote with two records.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,12 +30,15 @@ use std::{
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+#[path = "telemetry/drain.rs"]
+mod drain;
 #[path = "telemetry/parts.rs"]
 mod parts;
 #[path = "../tests/it/harness.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest of it")]
 mod harness;
 
+use drain::Drain;
 use harness::{Gateway, Quote, Site, toml};
 
 /// The gateway's.
@@ -90,7 +93,7 @@ struct Kind {
     name: &'static str,
     site: Site,
     gateway: Gateway,
-    _sink: Option<Sink>,
+    collector: Collector,
     micros: Vec<f64>,
     rates: Vec<f64>,
 }
@@ -108,22 +111,42 @@ fn site() -> Site {
     site
 }
 
-async fn kind(name: &'static str, otlp: Option<&str>, fault: &Value) -> Kind {
-    let site = site();
-    let sink = otlp.map(|_| Sink::new(&site));
-    site.edit_config(|config| match (otlp, &sink) {
-        (Some(rest), Some(sink)) => {
-            let port = if name == "absent" { 1 } else { sink.ports["grpc"] };
-            let otlp = format!("{{ endpoint = 'http://127.0.0.1:{port}', timeout_ms = 1000, {rest} }}");
-            config["otlp"] = toml(&otlp);
-        }
-        _ => drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")),
-    });
-    if let Some(sink) = &sink {
+/// Who takes what a gateway ships.
+enum Collector {
+    /// Nobody: all of it is off.
+    Off,
+    Absent,
+    Drain(Drain),
+    Sink(Sink),
+}
+
+impl Collector {
+    fn sink(site: &Site, fault: &Value) -> Self {
+        let sink = Sink::new(site);
         sink.fault(fault);
+        Self::Sink(sink)
     }
+
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Off => None,
+            Self::Absent => Some(1),
+            Self::Drain(drain) => Some(drain.port),
+            Self::Sink(sink) => Some(sink.ports["grpc"]),
+        }
+    }
+}
+
+async fn kind(name: &'static str, site: Site, collector: Collector, trace_ratio: &str) -> Kind {
+    site.edit_config(|config| match collector.port() {
+        Some(port) => {
+            let rest = format!("timeout_ms = 1000, metrics_interval_s = 1, trace_ratio = {trace_ratio}");
+            config["otlp"] = toml(&format!("{{ endpoint = 'http://127.0.0.1:{port}', {rest} }}"));
+        }
+        None => drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")),
+    });
     let gateway = site.serve().await;
-    Kind { name, site, gateway, _sink: sink, micros: Vec::new(), rates: Vec::new() }
+    Kind { name, site, gateway, collector, micros: Vec::new(), rates: Vec::new() }
 }
 
 /// The CPU that a process has used, in ticks of 10 ms.
@@ -160,10 +183,33 @@ impl Kind {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values
+}
+
+fn median(values: &[f64]) -> f64 {
+    sorted(values.iter().copied())[values.len() / 2]
+}
+
+async fn bad_collectors() -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for (name, fault) in [
+        ("well", json!({})),
+        ("slow", json!({ "slow_ms": 500, "signals": ["logs", "traces", "metrics"] })),
+        ("silent", json!({ "hang": true, "signals": ["logs", "traces", "metrics"] })),
+        ("unavailable", json!({ "status": "UNAVAILABLE", "signals": ["logs", "traces", "metrics"] })),
+        ("exhausted", json!({ "status": "RESOURCE_EXHAUSTED", "retry_info_ms": 100 })),
+        ("bad", json!({ "status": "INVALID_ARGUMENT" })),
+        ("partial", json!({ "reject": 1 })),
+    ] {
+        let site = site();
+        let sink = Collector::sink(&site, &fault);
+        kinds.push(kind(name, site, sink, "0.01").await);
+    }
+    kinds.push(kind("absent", site(), Collector::Absent, "0.01").await);
+    kinds
 }
 
 #[tokio::main]
@@ -173,27 +219,13 @@ async fn main() {
         return tokio::task::spawn_blocking(parts::tell).await.unwrap();
     }
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (rounds, count) = (number("ROUNDS", 5), number("QUOTES", 2_000));
-    let all = "metrics_interval_s = 1, trace_ratio =";
-    let well = json!({});
-    let mut kinds = vec![kind("off", None, &well).await];
+    let (rounds, count) = (number("ROUNDS", 12), number("QUOTES", 2_000));
+    let mut kinds = vec![kind("off", site(), Collector::Off, "0.0").await];
     if which == "collectors" {
-        let rest = format!("{all} 0.01");
-        for (name, fault) in [
-            ("well", well.clone()),
-            ("absent", well),
-            ("slow", json!({ "slow_ms": 500, "signals": ["logs", "traces", "metrics"] })),
-            ("silent", json!({ "hang": true, "signals": ["logs", "traces", "metrics"] })),
-            ("unavailable", json!({ "status": "UNAVAILABLE", "signals": ["logs", "traces", "metrics"] })),
-            ("exhausted", json!({ "status": "RESOURCE_EXHAUSTED", "retry_info_ms": 100 })),
-            ("bad", json!({ "status": "INVALID_ARGUMENT" })),
-            ("partial", json!({ "reject": 1 })),
-        ] {
-            kinds.push(kind(name, Some(&rest), &fault).await);
-        }
+        kinds.extend(bad_collectors().await);
     } else {
         for (name, ratio) in [("traces of none", "0.0"), ("traces of 1 %", "0.01"), ("traces of all", "1.0")] {
-            kinds.push(kind(name, Some(&format!("{all} {ratio}")), &well).await);
+            kinds.push(kind(name, site(), Collector::Drain(Drain::new().await), ratio).await);
         }
     }
     for kind in &mut kinds {
@@ -205,12 +237,27 @@ async fn main() {
             kind.round(count).await;
         }
     }
-    let (base, rate) = (median(&kinds[0].micros), median(&kinds[0].rates));
-    println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
-    println!("{:<16} {:>14} {:>12} {:>12} {:>10}", "", "CPU us/quote", "more", "quotes/s", "of off");
-    for kind in &kinds {
-        let (micros, own) = (median(&kind.micros), median(&kind.rates));
-        println!("{:<16} {micros:>14.1} {:>12.1} {own:>12.0} {:>10.3}", kind.name, micros - base, own / rate);
-    }
+    tell(&kinds, rounds, count);
     drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());
+}
+
+/// What each kind takes more is the median of what it took more than the first in the same round, with the quartiles beside it.
+fn tell(kinds: &[Kind], rounds: u64, count: u64) {
+    let (off, rate) = (&kinds[0].micros, median(&kinds[0].rates));
+    println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
+    println!(
+        "{:<16} {:>14} {:>22} {:>12} {:>10} {:>16}",
+        "", "CPU us/quote", "more", "quotes/s", "of off", "shipped B/quote"
+    );
+    for kind in kinds {
+        let more = sorted(kind.micros.iter().zip(off).map(|(micros, off)| micros - off));
+        let [low, middle, high] = [1, 2, 3].map(|quarter| more[more.len() * quarter / 4]);
+        let (micros, own) = (median(&kind.micros), median(&kind.rates));
+        let shipped = match &kind.collector {
+            Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / (rounds * count + 200),
+            _ => 0,
+        };
+        let more = format!("{middle:.1} ({low:.1} to {high:.1})");
+        println!("{:<16} {micros:>14.1} {more:>22} {own:>12.0} {:>10.3} {shipped:>16}", kind.name, own / rate);
+    }
 }

@@ -9,7 +9,10 @@ use std::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio_util::sync::CancellationToken;
 
-use self::again::Trials;
+use self::{
+    again::Trials,
+    page::{Found, Page},
+};
 use super::lanes::OwnLanes;
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
@@ -19,12 +22,13 @@ use crate::{
     signer::jittered,
     telemetry::otlp::{
         exporter::{Answer, Exporter},
-        records::{self, Shippable},
+        records::{self, LogRecords},
         shipper::{self, Collector, Shipped},
     },
 };
 
 mod again;
+mod page;
 
 /// How often it is looked whether there is anything new.
 const LOOK: Duration = Duration::from_millis(250);
@@ -36,9 +40,6 @@ const TELL: Duration = Duration::from_secs(1);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How long a collector may have itself waited for.
 const AFTER_MAX: Duration = Duration::from_mins(5);
-/// How many records are sent at once at most, and how many bytes of them: a quarter of what collectors take.
-const RECORDS_MAX: u32 = 512;
-const BYTES_MAX: usize = 1 << 20;
 /// How long it goes on when the gateway ends, and how long a page may take then: together less than what the end waits for.
 const LAST: Duration = Duration::from_millis(2500);
 
@@ -56,7 +57,7 @@ struct ToCollector {
 }
 
 impl Collector for ToCollector {
-    async fn take(&self, records: &[Shippable]) -> Answer {
+    async fn take(&self, records: &LogRecords) -> Answer {
         self.exporter.logs(records::request(&self.resource, records)).await
     }
 
@@ -76,16 +77,10 @@ struct Lanes {
     aside: BTreeSet<(String, u64)>,
     /// When it was last read which those are.
     aside_at: Option<Instant>,
-}
-
-/// What is to be shipped of a lane next.
-struct Page {
-    lane: String,
-    /// The record before them, which the collector has taken.
-    before: Option<Shippable>,
-    records: Vec<Shippable>,
-    /// How many records wait in the lane, these among them.
-    waiting: u64,
+    /// Those that lost records, and since when that is known.
+    torn: BTreeMap<String, UtcTime>,
+    /// The room of the page before.
+    room: Vec<u8>,
 }
 
 /// What a round came to.
@@ -174,13 +169,13 @@ impl Shipping {
 
     /// Ships one page.
     async fn round(&self, lanes: &mut Lanes) -> Result<Round, EngineError> {
-        let page = self.next_page(lanes).await?;
-        let Some((Page { lane, before, records, waiting: in_lane }, waiting)) = page else {
+        let Some((Page { lane, before, records }, is_all)) = self.next_page(lanes).await? else {
             self.save(lanes, Vec::new(), false).await;
             return Ok(Round::Idle);
         };
         let from = records.first().map_or(0, |first| first.index);
-        let Shipped { next_index, aside, stuck } = shipper::ship(&self.to, before.as_ref(), &records).await;
+        let Shipped { next_index, aside, stuck } = shipper::ship(&self.to, before, &records).await;
+        lanes.room = records.into_room();
         let backlog = &self.pipeline.backlog;
         backlog.shipped(next_index.saturating_sub(from).saturating_sub(aside.len() as u64));
         lanes.next.insert(lane.clone(), next_index);
@@ -196,11 +191,16 @@ impl Shipping {
         }
         self.save(lanes, quarantined, false).await;
         let Some(answer) = stuck else {
-            if waiting > in_lane || in_lane > records.len() as u64 {
+            if let Some(lane) = lanes.torn.keys().next() {
+                backlog.failed(page::torn(lane));
+            }
+            if !is_all {
                 return Ok(Round::More);
             }
-            // What comes meanwhile is told by the next look.
-            backlog.is(0, None, None);
+            if lanes.torn.is_empty() {
+                // What comes meanwhile is told by the next look.
+                backlog.is(0, None, None);
+            }
             return Ok(Round::CaughtUp);
         };
         let (after, why) = match answer {
@@ -220,11 +220,12 @@ impl Shipping {
         backlog.failed(why);
     }
 
-    /// What is to be shipped next, read beside everything, and how many records wait in all lanes.
-    async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<(Page, u64)>, EngineError> {
+    /// What is to be shipped next, read beside everything, and whether that is all that waits where it can be shipped.
+    async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<(Page, bool)>, EngineError> {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
+        let room = std::mem::take(&mut lanes.room);
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
@@ -239,26 +240,51 @@ impl Shipping {
             let mine = own.among(&lanes);
             let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
             next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
-            let pages = pages(&*journal, lanes, &next, &aside)?;
-            Ok::<_, EngineError>((journal, next, aside, pages))
+            let records_of = |lane: &str, from, count| journal.records(lane, from, count);
+            let found = page::find(&records_of, &lanes, &next, &aside, room)?;
+            Ok::<_, EngineError>((journal, next, aside, found))
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let (journal, next, aside, pages) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        let (journal, next, aside, found) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
         if is_aside_old {
             lanes.aside_at = Some(Instant::now());
         }
-        let backlog = &self.pipeline.backlog;
-        backlog.aside(aside.len() as u64);
+        self.pipeline.backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
-        let waiting: u64 = pages.iter().map(|page| page.waiting).sum();
-        let oldest_of = |is: &dyn Fn(&str) -> bool| {
-            let firsts = pages.iter().filter(|page| is(&page.lane)).flat_map(|page| &page.records);
-            firsts.map(|first| first.at_ms).filter(|at_ms| *at_ms > 0).min().map(UtcTime::from_millis)
-        };
-        backlog.is(waiting, oldest_of(&|_| true), oldest_of(&|lane| lane == self.own.replica));
-        // The lane whose oldest record has waited longest.
-        let longest = pages.into_iter().min_by_key(|page| page.records.first().map_or(i64::MAX, |first| first.at_ms));
-        Ok(longest.map(|page| (page, waiting)))
+        self.tell(lanes, &found);
+        match found.page {
+            Ok(page) => {
+                let is_all = found
+                    .waiting
+                    .iter()
+                    .all(|lane| lane.name == page.lane && lane.records == page.records.marks().len() as u64);
+                Ok(Some((page, is_all)))
+            }
+            Err(room) => {
+                lanes.room = room;
+                found.torn.first().map_or(Ok(None), |lane| Err(EngineError::Unfit(page::torn(lane))))
+            }
+        }
+    }
+
+    /// Tells how far it is behind; once of each lane that lost records, which keeps no other from being shipped.
+    fn tell(&self, lanes: &mut Lanes, found: &Found) {
+        lanes.torn.retain(|lane, _| found.torn.contains(lane));
+        for lane in &found.torn {
+            lanes.torn.entry(lane.clone()).or_insert_with(|| {
+                tracing::error!(lane, "the journal is not shipped: {}", page::torn(lane));
+                SystemClock.now()
+            });
+        }
+        let waiting = found
+            .waiting
+            .iter()
+            .map(|lane| (&lane.name, lane.oldest))
+            .chain(lanes.torn.iter().map(|(lane, since)| (lane, Some(*since))));
+        let oldest = waiting.clone().filter_map(|(_, oldest)| oldest).min();
+        let own = waiting.filter(|(lane, _)| **lane == self.own.replica).filter_map(|(_, oldest)| oldest).min();
+        let records = found.waiting.iter().map(|lane| lane.records).sum();
+        self.pipeline.backlog.is(records, oldest, own);
     }
 
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.
@@ -298,71 +324,4 @@ fn begin(stretch: &Stretch, next: &BTreeMap<String, u64>, saved: &BTreeMap<Strin
         );
     }
     of(next).max(of(saved)).unwrap_or_default().max(first.next_index)
-}
-
-/// The next page of every one of these lanes that has one.
-fn pages(
-    journal: &dyn Journal,
-    lanes: Vec<Stretch>,
-    next: &BTreeMap<String, u64>,
-    aside: &BTreeSet<(String, u64)>,
-) -> Result<Vec<Page>, EngineError> {
-    let mut pages = Vec::new();
-    for Stretch { lane, first, head } in lanes {
-        let from = next.get(&lane).copied().unwrap_or(first.next_index);
-        if from >= head.next_index {
-            continue;
-        }
-        let (mut records, mut bytes) = (Vec::new(), 0_usize);
-        for stored in journal.records(&lane, from, RECORDS_MAX)? {
-            let record = Shippable::new(&lane, &stored);
-            bytes = bytes.saturating_add(record.log.len());
-            if bytes > BYTES_MAX && !records.is_empty() {
-                break;
-            }
-            records.push(record);
-        }
-        if records.is_empty() {
-            return Err(EngineError::Unfit(format!("lane `{lane}` of the journal ends before its head says")));
-        }
-        let known = from.checked_sub(1).filter(|before| !aside.contains(&(lane.clone(), *before)));
-        let before = known.map(|before| journal.records(&lane, before, 1)).transpose()?.unwrap_or_default();
-        let before = before.iter().filter(|stored| stored.index < from);
-        let before = before.map(|stored| Shippable::new(&lane, stored)).next();
-        pages.push(Page { lane, before, records, waiting: head.next_index.saturating_sub(from) });
-    }
-    Ok(pages)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        audit::{Context, Event, Facts, Record},
-        domain::{CorrelationId, Environment},
-        ledger::{Engine as _, Op, Store, sqlite::Sqlite},
-    };
-
-    /// Or it would be looked for without a pause, and what came before it sent over and over.
-    #[test]
-    fn records_that_are_gone_are_a_fault_and_not_an_empty_page() {
-        let home = tempfile::tempdir().unwrap();
-        let file = home.path().join("ledger.sqlite");
-        Sqlite::migrate(&file, Environment::Sandbox).unwrap();
-        let mut engine = Sqlite::open(&file, Environment::Sandbox).unwrap();
-        for _ in 0..3 {
-            let context = Context::new(CorrelationId::made(), Environment::Sandbox, "00".to_owned(), 1);
-            let record = Record::new(Event::Refused, UtcTime::from_millis(1), context, Facts::default());
-            engine.apply(&[Op::Record(record)]).unwrap();
-        }
-        let journal = Place { store: Store::Sqlite(file.clone()), anchor: None }.journal().unwrap();
-        let page = |from: u64| {
-            let next = [(String::new(), from)].into();
-            pages(&*journal, journal.lanes().unwrap(), &next, &BTreeSet::new())
-        };
-        let records = |from| page(from).unwrap().iter().map(|page| page.records.len()).collect::<Vec<_>>();
-        assert_eq!([records(0), records(2), records(3)], [vec![3], vec![1], vec![]]);
-        rusqlite::Connection::open(&file).unwrap().execute("DELETE FROM audit WHERE idx = 2", ()).unwrap();
-        assert!(matches!(page(2), Err(EngineError::Unfit(_))));
-    }
 }

@@ -1,6 +1,7 @@
 //! What leaves the gateway by the OpenTelemetry protocol (OTLP): the journal as log records, calls as spans, metrics.
 //!
-//! - `exporter`: one request to a collector, over gRPC or HTTP, and what its answer means; `headers`: what is sent along
+//! - `exporter`: one request to a collector, over gRPC or HTTP, and what its answer means; `headers`: what is sent along; `written`:
+//!   the body, which is written already
 //! - `records`: an audit record as a log record, the same bytes whenever it is made
 //! - `shipper`: the journal in order, at least once, whatever the collector answers
 //! - `spans`, `points`: recorded calls, and the metrics
@@ -12,3 +13,4 @@ pub mod records;
 pub mod shipper;
 pub mod spans;
 mod wire;
+mod written;

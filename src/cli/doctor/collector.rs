@@ -19,7 +19,7 @@ pub(super) fn look(site: &Site<'_>, report: &mut Report) {
     // An export of nothing, which changes nothing.
     let answer = block_on(async {
         match section.exporter() {
-            Ok(exporter) => Ok(Ok(exporter.logs(Vec::new()).await)),
+            Ok(exporter) => Ok(Ok(exporter.logs(Default::default()).await)),
             Err(why) => Ok(Err(why)),
         }
     });

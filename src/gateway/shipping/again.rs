@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Lanes, Shipping};
 use crate::{
     ledger::{EngineError, Shipment},
-    telemetry::otlp::{exporter::Answer, records::Shippable, shipper::Collector as _},
+    telemetry::otlp::{exporter::Answer, records::LogRecords, shipper::Collector as _},
 };
 
 /// How long after a pass over them the next one begins; the first does at the start.
@@ -72,9 +72,9 @@ impl Shipping {
         };
         let mut taken = Vec::new();
         let mut is_over = false;
-        for record in &records {
-            match self.to.take(std::slice::from_ref(record)).await {
-                Answer::Taken { rejected: 0, .. } => taken.push(record.index),
+        for (index, record) in &records {
+            match self.to.take(record).await {
+                Answer::Taken { rejected: 0, .. } => taken.push(*index),
                 Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => {
                     (trials.refused, trials.why) = (trials.refused + 1, why);
                 }
@@ -83,7 +83,7 @@ impl Shipping {
             is_over |= trials.refused >= REFUSED_MAX;
             if is_over {
                 // The next pass goes on behind it.
-                trials.behind = Some((lane.clone(), record.index));
+                trials.behind = Some((lane.clone(), *index));
                 break;
             }
         }
@@ -94,14 +94,15 @@ impl Shipping {
         }
     }
 
-    /// The records at these places, read beside everything.
-    async fn read(&self, lane: &str, indexes: Vec<u64>) -> Result<Vec<Shippable>, EngineError> {
+    /// Each of the records at these places, read beside everything.
+    async fn read(&self, lane: &str, indexes: Vec<u64>) -> Result<Vec<(u64, LogRecords)>, EngineError> {
         let (place, of) = (self.place.clone(), lane.to_owned());
         let read = move || {
             let (journal, mut records) = (place.journal()?, Vec::new());
             for index in indexes {
                 let found = journal.records(&of, index, 1)?;
-                records.extend(found.iter().filter(|stored| stored.index == index).map(|at| Shippable::new(&of, at)));
+                let found = found.iter().filter(|stored| stored.index == index);
+                records.extend(found.map(|stored| (index, LogRecords::one(&of, stored))));
             }
             Ok(records)
         };

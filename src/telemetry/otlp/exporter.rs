@@ -1,10 +1,15 @@
 //! One request to a collector and what its answer means, by the OTLP specification 1.x: what may be sent again, what was too
 //! large, what it will never take. No answer in time means that it may have been taken.
 
-use std::{fmt, io, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use http::{HeaderMap, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::{
@@ -12,7 +17,7 @@ use opentelemetry_proto::tonic::collector::{
     metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
     trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
 };
-use prost::{Message as _, bytes::BufMut as _};
+use prost::Message as _;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,17 +27,17 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::{
     Code, Status,
+    body::Body,
     client::Grpc,
-    codec::{Codec, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
     metadata::MetadataMap,
-    transport::{Channel, Endpoint},
+    transport::{self, Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
-use tower::service_fn;
+use tower::{Service, service_fn};
 
-use super::headers::Headers;
+use super::{headers::Headers, written::Written};
 use crate::outgoing::Outgoing;
 
 /// What a collector's answer means for what was sent.
@@ -78,7 +83,7 @@ pub struct Exporter {
 
 enum Transport {
     Grpc(Channel),
-    Http { base: Uri, dialer: Dialer, kept: Mutex<Option<http1::SendRequest<Full<Bytes>>>> },
+    Http { base: Uri, dialer: Dialer, kept: Mutex<Option<http1::SendRequest<Written>>> },
 }
 
 /// No answer of a collector is larger.
@@ -112,26 +117,25 @@ impl Exporter {
         Self { transport, headers: Arc::new(headers), timeout }
     }
 
-    /// Sends an `ExportLogsServiceRequest` as it is written, once.
-    pub async fn logs(&self, request: Vec<u8>) -> Answer {
-        self.send::<ExportLogsServiceResponse>(Signal::Logs, request).await.map_or_else(|answer| answer, taken)
+    /// Sends an `ExportLogsServiceRequest` that is written already, part by part, once.
+    pub async fn logs(&self, request: [Bytes; 2]) -> Answer {
+        self.send::<ExportLogsServiceResponse>(Signal::Logs, request.into()).await.map_or_else(|answer| answer, taken)
     }
 
     /// Sends spans, once. What a collector rejects of them is its own affair.
     pub async fn spans(&self, request: &ExportTraceServiceRequest) -> Result<(), Answer> {
-        self.send::<ExportTraceServiceResponse>(Signal::Traces, request.encode_to_vec()).await.map(drop)
+        self.send::<ExportTraceServiceResponse>(Signal::Traces, request.encode_to_vec().into()).await.map(drop)
     }
 
     /// Sends metrics, once.
     pub async fn metrics(&self, request: &ExportMetricsServiceRequest) -> Result<(), Answer> {
-        self.send::<ExportMetricsServiceResponse>(Signal::Metrics, request.encode_to_vec()).await.map(drop)
+        self.send::<ExportMetricsServiceResponse>(Signal::Metrics, request.encode_to_vec().into()).await.map(drop)
     }
 
-    async fn send<R>(&self, signal: Signal, request: Vec<u8>) -> Result<R, Answer>
+    async fn send<R>(&self, signal: Signal, request: Written) -> Result<R, Answer>
     where
         R: prost::Message + Default + 'static,
     {
-        let request = Bytes::from(request);
         let sent = async {
             match &self.transport {
                 Transport::Grpc(channel) => self.over_grpc::<R>(signal, channel.clone(), request).await,
@@ -151,16 +155,16 @@ impl Exporter {
         answered
     }
 
-    async fn over_grpc<R>(&self, signal: Signal, channel: Channel, request: Bytes) -> Result<R, Answer>
+    async fn over_grpc<R>(&self, signal: Signal, channel: Channel, request: Written) -> Result<R, Answer>
     where
         R: prost::Message + Default + 'static,
     {
-        let mut client = Grpc::new(channel);
+        let mut client = Grpc::new(InItsPlace { channel, written: Some(request.into_message()) });
         client.ready().await.map_err(|fault| later(&fault))?;
-        let mut request = tonic::Request::new(request);
+        let mut request = tonic::Request::new(());
         *request.metadata_mut() = MetadataMap::from_headers(self.headers.get());
         let path = PathAndQuery::from_static(signal.method());
-        let answered = client.unary(request, path, AsWritten::<R>(PhantomData)).await;
+        let answered = client.unary(request, path, ProstCodec::<(), R>::default()).await;
         answered.map(tonic::Response::into_inner).map_err(|status| of_status(&status))
     }
 
@@ -169,8 +173,8 @@ impl Exporter {
         signal: Signal,
         base: &Uri,
         dialer: &Dialer,
-        kept: &Mutex<Option<http1::SendRequest<Full<Bytes>>>>,
-        request: Bytes,
+        kept: &Mutex<Option<http1::SendRequest<Written>>>,
+        request: Written,
     ) -> Result<R, Answer> {
         let mut kept = kept.lock().await;
         let answered = async {
@@ -194,46 +198,36 @@ impl Exporter {
         }
     }
 
-    fn http_request(&self, signal: Signal, base: &Uri, request: Bytes) -> http::Result<Request<Full<Bytes>>> {
+    fn http_request(&self, signal: Signal, base: &Uri, request: Written) -> http::Result<Request<Written>> {
         let path = format!("{}{}", base.path().trim_end_matches('/'), signal.path());
         let authority = base.authority().map(ToString::to_string).unwrap_or_default();
         let mut built = Request::post(path)
             .header(header::HOST, authority)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .body(Full::new(request))?;
+            .body(request)?;
         built.headers_mut().extend(self.headers.get());
         Ok(built)
     }
 }
 
-/// A request that is written already, and an answer to be read.
-struct AsWritten<R>(PhantomData<fn() -> R>);
-
-/// Writes a request that is written already.
-struct Written;
-
-impl<R: prost::Message + Default + 'static> Codec for AsWritten<R> {
-    type Encode = Bytes;
-    type Decode = R;
-    type Encoder = Written;
-    type Decoder = <ProstCodec<R, R> as Codec>::Decoder;
-
-    fn encoder(&mut self) -> Written {
-        Written
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<R, R>::default().decoder()
-    }
+/// Sends what is written already in the place of an empty message: tonic itself would write it once more.
+struct InItsPlace {
+    channel: Channel,
+    written: Option<Written>,
 }
 
-impl Encoder for Written {
-    type Item = Bytes;
-    type Error = Status;
+impl Service<Request<Body>> for InItsPlace {
+    type Response = Response<Body>;
+    type Error = transport::Error;
+    type Future = <Channel as Service<Request<Body>>>::Future;
 
-    fn encode(&mut self, request: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(request);
-        Ok(())
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let written = self.written.take();
+        self.channel.call(request.map(|empty| written.map_or(empty, Body::new)))
     }
 }
 
@@ -340,10 +334,7 @@ impl Dialer {
         Ok(Box::new(TlsConnector::from(settings).connect(name, socket).await?))
     }
 
-    async fn http1(
-        &self,
-        base: &Uri,
-    ) -> Result<http1::SendRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+    async fn http1(&self, base: &Uri) -> Result<http1::SendRequest<Written>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.dial(base)).await??;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

@@ -5,7 +5,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
 };
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 use serde::Deserialize;
 
 use super::wire::{Wire, sized_len};
@@ -19,15 +19,117 @@ use crate::{
 /// The name of the scope of audit records.
 pub const SCOPE: &str = "quotesign.audit";
 
-/// A record that is to be shipped.
-#[derive(Debug, Clone)]
-pub struct Shippable {
+/// Log records that follow each other, as a request has them. They are one stretch of bytes, of which no copy is made to be sent, nor
+/// to send a part of it.
+#[derive(Debug, Clone, Default)]
+pub struct LogRecords {
+    bytes: Bytes,
+    marks: Vec<Mark>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
     /// Its index in its lane.
     pub index: u64,
     /// When it was made, in milliseconds since 1970; 0 where that cannot be read.
     pub at_ms: i64,
-    /// The log record as it is sent.
-    pub log: Vec<u8>,
+    /// Where it ends in the bytes.
+    end: usize,
+}
+
+impl LogRecords {
+    /// This record at its place in `lane`, alone.
+    #[must_use]
+    pub fn one(lane: &str, stored: &StoredRecord) -> Self {
+        let mut writer = LogWriter::default();
+        writer.add(lane, stored, usize::MAX);
+        writer.into_records()
+    }
+
+    /// Each of them, in order.
+    #[must_use]
+    pub fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    /// The first.
+    #[must_use]
+    pub fn first(&self) -> Option<Mark> {
+        self.marks.first().copied()
+    }
+
+    /// The last, alone.
+    #[must_use]
+    pub fn last(&self) -> Self {
+        self.split(self.marks.len().saturating_sub(1)).1
+    }
+
+    /// The first half of them and the second, which is the longer one where they are odd.
+    #[must_use]
+    pub fn halves(&self) -> (Self, Self) {
+        self.split(self.marks.len() / 2)
+    }
+
+    fn split(&self, at: usize) -> (Self, Self) {
+        let (before, after) = self.marks.split_at(at);
+        let begins = before.last().map_or(0, |last| last.end);
+        let moved = |mark: &Mark| Mark { end: mark.end.saturating_sub(begins), ..*mark };
+        (
+            Self { bytes: self.bytes.slice(..begins), marks: before.to_vec() },
+            Self { bytes: self.bytes.slice(begins..), marks: after.iter().map(moved).collect() },
+        )
+    }
+
+    /// The room that they took, for others; none where somebody still holds a part of it.
+    #[must_use]
+    pub fn into_room(self) -> Vec<u8> {
+        let mut room = self.bytes.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
+        room.clear();
+        room
+    }
+}
+
+/// Writes log records one behind the other.
+#[derive(Debug, Default)]
+pub struct LogWriter {
+    page: Wire,
+    marks: Vec<Mark>,
+    /// One record, whose length comes before it.
+    record: Wire,
+}
+
+impl LogWriter {
+    /// A writer that uses the room of what was written before.
+    #[must_use]
+    pub fn new(room: Vec<u8>) -> Self {
+        Self { page: room.into(), ..Self::default() }
+    }
+
+    /// Adds the record at its place in `lane`, where all of them take at most so many bytes with it, or it is the first; whether it
+    /// did. One that cannot be read is shipped all the same, as the bytes that it is.
+    pub fn add(&mut self, lane: &str, stored: &StoredRecord, bytes_max: usize) -> bool {
+        self.record.clear();
+        let at_ms = readable(&mut self.record, lane, stored).unwrap_or_else(|| {
+            self.record.clear();
+            unreadable(&mut self.record, lane, stored);
+            0
+        });
+        let record = self.record.written();
+        let takes = self.page.written().len().saturating_add(sized_len(field::LOG_RECORDS, record.len()));
+        if takes > bytes_max && !self.marks.is_empty() {
+            return false;
+        }
+        self.page.bytes(field::LOG_RECORDS, record);
+        self.marks.push(Mark { index: stored.index, at_ms, end: takes });
+        true
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn into_records(self) -> LogRecords {
+        LogRecords { bytes: self.page.into_bytes().into(), marks: self.marks }
+    }
 }
 
 /// What is told of a record outside its body; its texts are borrowed where nothing in them is escaped.
@@ -82,6 +184,8 @@ pub(super) fn number(key: &str, value: u64) -> KeyValue {
 
 /// Fields of `LogRecord`.
 mod field {
+    /// Of `ScopeLogs`.
+    pub(super) const LOG_RECORDS: u32 = 2;
     pub(super) const TIME: u32 = 1;
     pub(super) const SEVERITY: u32 = 2;
     pub(super) const SEVERITY_TEXT: u32 = 3;
@@ -99,51 +203,40 @@ mod field {
     pub(super) const BYTES: u32 = 7;
 }
 
-impl Shippable {
-    /// The record at its place in `lane`. One that cannot be read is shipped all the same, as the bytes that it is.
-    #[must_use]
-    pub fn new(lane: &str, stored: &StoredRecord) -> Self {
-        Self::readable(lane, stored).unwrap_or_else(|| Self::unreadable(lane, stored))
-    }
+fn unreadable(log: &mut Wire, lane: &str, stored: &StoredRecord) {
+    log.number(field::SEVERITY, 17);
+    log.bytes(field::SEVERITY_TEXT, b"ERROR");
+    log.sized(field::BODY, sized_len(field::BYTES, stored.bytes.len()));
+    log.bytes(field::BYTES, &stored.bytes);
+    place(log, lane, stored);
+    log.bytes(field::EVENT_NAME, b"quotesign.audit.unreadable");
+}
 
-    fn unreadable(lane: &str, stored: &StoredRecord) -> Self {
-        let mut log = Wire::with_room(stored.bytes.len() + 400);
-        log.number(field::SEVERITY, 17);
-        log.bytes(field::SEVERITY_TEXT, b"ERROR");
-        log.sized(field::BODY, sized_len(field::BYTES, stored.bytes.len()));
-        log.bytes(field::BYTES, &stored.bytes);
-        place(&mut log, lane, stored);
-        log.bytes(field::EVENT_NAME, b"quotesign.audit.unreadable");
-        Self { index: stored.index, at_ms: 0, log: log.into_bytes() }
+/// Writes the record, and says when it was made; nothing of that where it cannot be read.
+fn readable(log: &mut Wire, lane: &str, stored: &StoredRecord) -> Option<i64> {
+    // Whether it is UTF-8 is asked once of the whole and not of each text.
+    let record = std::str::from_utf8(&stored.bytes).ok()?;
+    match serde_json::from_str::<Seen<&str>>(record) {
+        Ok(seen) => written(log, lane, stored, &seen),
+        Err(_) => written(log, lane, stored, &serde_json::from_str::<Seen<String>>(record).ok()?),
     }
+}
 
-    fn readable(lane: &str, stored: &StoredRecord) -> Option<Self> {
-        // Whether it is UTF-8 is asked once of the whole and not of each text.
-        let record = std::str::from_utf8(&stored.bytes).ok()?;
-        match serde_json::from_str::<Seen<&str>>(record) {
-            Ok(seen) => Self::written(lane, stored, &seen),
-            Err(_) => Self::written(lane, stored, &serde_json::from_str::<Seen<String>>(record).ok()?),
-        }
-    }
-
-    fn written<T: AsRef<str>>(lane: &str, stored: &StoredRecord, seen: &Seen<T>) -> Option<Self> {
-        let at_ms = UtcTime::parse(seen.at.as_ref()).ok()?.millis();
-        let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
-        let (severity, severity_text) = severity(seen.event.as_ref());
-        // What is not in the body takes about a kilobyte.
-        let mut log = Wire::with_room(stored.bytes.len() + 1400);
-        log.fixed(field::TIME, nanos);
-        log.number(field::SEVERITY, severity);
-        log.bytes(field::SEVERITY_TEXT, severity_text.as_bytes());
-        log.sized(field::BODY, sized_len(field::STRING, stored.bytes.len()));
-        log.bytes(field::STRING, &stored.bytes);
-        attributes(&mut log, lane, stored, seen);
-        put_id::<16>(&mut log, field::TRACE_ID, seen.context.trace_id.as_ref());
-        put_id::<8>(&mut log, field::SPAN_ID, seen.context.span_id.as_ref());
-        log.fixed(field::OBSERVED, nanos);
-        log.bytes(field::EVENT_NAME, ["quotesign.", seen.event.as_ref()].concat().as_bytes());
-        Some(Self { index: stored.index, at_ms, log: log.into_bytes() })
-    }
+fn written<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, seen: &Seen<T>) -> Option<i64> {
+    let at_ms = UtcTime::parse(seen.at.as_ref()).ok()?.millis();
+    let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
+    let (severity, severity_text) = severity(seen.event.as_ref());
+    log.fixed(field::TIME, nanos);
+    log.number(field::SEVERITY, severity);
+    log.bytes(field::SEVERITY_TEXT, severity_text.as_bytes());
+    log.sized(field::BODY, sized_len(field::STRING, stored.bytes.len()));
+    log.bytes(field::STRING, &stored.bytes);
+    attributes(log, lane, stored, seen);
+    put_id::<16>(log, field::TRACE_ID, seen.context.trace_id.as_ref());
+    put_id::<8>(log, field::SPAN_ID, seen.context.span_id.as_ref());
+    log.fixed(field::OBSERVED, nanos);
+    log.bytes(field::EVENT_NAME, ["quotesign.", seen.event.as_ref()].concat().as_bytes());
+    Some(at_ms)
 }
 
 /// The id of so many bytes that is told in hexadecimal; nothing where it is none.
@@ -253,24 +346,20 @@ pub fn resource(environment: Environment, replica: &str) -> Resource {
     }
 }
 
-/// A request with these records: an `ExportLogsServiceRequest`, of one resource and one scope, as it is sent.
+/// An `ExportLogsServiceRequest` of one resource and one scope, as it is sent: what comes before the records, and the records.
 #[must_use]
-pub fn request(resource: &Resource, records: &[Shippable]) -> Vec<u8> {
+pub fn request(resource: &Resource, records: &LogRecords) -> [Bytes; 2] {
     let scope =
         InstrumentationScope { name: SCOPE.to_owned(), version: SCHEMA.to_owned(), ..InstrumentationScope::default() };
     let (resource, scope) = (resource.encode_to_vec(), scope.encode_to_vec());
-    let logs: usize = records.iter().map(|record| sized_len(2, record.log.len())).sum();
-    let scope_logs = sized_len(1, scope.len()) + logs;
+    let scope_logs = sized_len(1, scope.len()) + records.bytes.len();
     let resource_logs = sized_len(1, resource.len()) + sized_len(2, scope_logs);
-    let mut request = Wire::with_room(resource_logs + 16);
-    request.sized(1, resource_logs);
-    request.bytes(1, &resource);
-    request.sized(2, scope_logs);
-    request.bytes(1, &scope);
-    for record in records {
-        request.bytes(2, &record.log);
-    }
-    request.into_bytes()
+    let mut head = Wire::with_room(resource.len() + scope.len() + 32);
+    head.sized(1, resource_logs);
+    head.bytes(1, &resource);
+    head.sized(2, scope_logs);
+    head.bytes(1, &scope);
+    [head.into_bytes().into(), records.bytes.clone()]
 }
 
 #[cfg(test)]
@@ -294,6 +383,15 @@ mod tests {
         StoredRecord { index: 300, leaf: audit::leaf(&bytes), bytes, link: link.then_some([7; 32]) }
     }
 
+    /// The log record as it is sent, without what tells its length.
+    fn alone(lane: &str, stored: &StoredRecord) -> Vec<u8> {
+        let scope = ScopeLogs::decode(LogRecords::one(lane, stored).bytes).unwrap();
+        assert_eq!(scope.log_records.len(), 1);
+        let mut writer = LogWriter::default();
+        assert!(writer.add(lane, stored, usize::MAX));
+        writer.record.into_bytes()
+    }
+
     /// The generated types read what is written, and write it the same way.
     #[test]
     fn what_is_written_is_what_the_generated_types_write() {
@@ -310,15 +408,15 @@ mod tests {
             facts.kid = Some("quote-a".parse().unwrap());
         });
         let bare = stored(Event::Started, false, |_, _| {});
-        let records = [("", &bare), ("gw-1", &full)].map(|(lane, stored)| Shippable::new(lane, stored));
-        for (record, of) in records.iter().zip([&bare, &full]) {
-            let log = LogRecord::decode(&*record.log).unwrap();
-            assert_eq!(log.encode_to_vec(), record.log);
+        for (lane, of) in [("", &bare), ("gw-1", &full)] {
+            let written = alone(lane, of);
+            let log = LogRecord::decode(&*written).unwrap();
+            assert_eq!(log.encode_to_vec(), written);
             let body = log.body.and_then(|body| body.value);
             assert_eq!(body, Some(Value::StringValue(String::from_utf8(of.bytes.clone()).unwrap())));
             assert_eq!(log.time_unix_nano, 1_765_432_100_123_000_000);
         }
-        let log = LogRecord::decode(&*records[1].log).unwrap();
+        let log = LogRecord::decode(&*alone("gw-1", &full)).unwrap();
         assert_eq!((log.severity_number, log.event_name.as_str()), (13, "quotesign.quote.refused"));
         assert_eq!((log.trace_id.len(), log.span_id.len(), log.attributes.len()), (16, 8, 17));
         assert!(log.attributes.contains(&text("rpc.method", "a \"quoted\" \\ method\u{1f600}")));
@@ -326,17 +424,19 @@ mod tests {
             log.attributes.contains(&number("quotesign.sequence", 9))
                 && log.attributes.contains(&number("quotesign.audit.index", 300))
         );
-        let bare = LogRecord::decode(&*records[0].log).unwrap();
-        assert!(bare.attributes.contains(&text("quotesign.audit.lane", "")) && bare.severity_number == 9);
+        let log = LogRecord::decode(&*alone("", &bare)).unwrap();
+        assert!(log.attributes.contains(&text("quotesign.audit.lane", "")) && log.severity_number == 9);
 
         let torn = StoredRecord { bytes: b"{}\xff".to_vec(), ..full.clone() };
-        let torn = Shippable::new("gw-1", &torn);
-        let log = LogRecord::decode(&*torn.log).unwrap();
-        assert_eq!((log.encode_to_vec(), log.severity_number, log.attributes.len()), (torn.log, 17, 4));
+        let torn = alone("gw-1", &torn);
+        let log = LogRecord::decode(&*torn).unwrap();
+        assert_eq!((log.encode_to_vec(), log.severity_number, log.attributes.len()), (torn, 17, 4));
         assert_eq!(log.body.and_then(|body| body.value), Some(Value::BytesValue(b"{}\xff".to_vec())));
 
         let resource = resource(Environment::Sandbox, "gw-1");
-        let sent = request(&resource, &records);
+        let mut writer = LogWriter::default();
+        assert!([&bare, &full].iter().all(|stored| writer.add("gw-1", stored, usize::MAX)));
+        let sent = request(&resource, &writer.into_records()).concat();
         let read = ExportLogsServiceRequest::decode(&*sent).unwrap();
         assert_eq!(read.encode_to_vec(), sent);
         let [ResourceLogs { resource: Some(of), scope_logs, .. }] = read.resource_logs.as_slice() else {
@@ -344,5 +444,35 @@ mod tests {
         };
         let [ScopeLogs { log_records, scope: Some(scope), .. }] = scope_logs.as_slice() else { panic!("{read:?}") };
         assert_eq!((of, log_records.len(), scope.name.as_str()), (&resource, 2, SCOPE));
+    }
+
+    #[test]
+    fn a_page_is_bounded_and_its_parts_are_what_they_would_be_alone() {
+        let stored = |index| StoredRecord { index, ..stored(Event::Refused, false, |_, _| {}) };
+        let all: Vec<_> = (0..5).map(stored).collect();
+        let takes = LogRecords::one("", &all[0]).bytes.len();
+        let mut writer = LogWriter::new(Vec::with_capacity(takes * 9));
+        let added: Vec<_> = all.iter().map(|stored| writer.add("", stored, takes * 4)).collect();
+        assert_eq!(added, [true, true, true, true, false]);
+        let page = writer.into_records();
+        let indexes = |part: &LogRecords| part.marks().iter().map(|mark| mark.index).collect::<Vec<_>>();
+        let (before, after) = page.halves();
+        assert_eq!((indexes(&before), indexes(&after), indexes(&page.last())), (vec![0, 1], vec![2, 3], vec![3]));
+        let ((first, second), (third, _)) = (before.halves(), after.halves());
+        let last = after.last();
+        let parts = [&first, &second, &third, &last];
+        for (part, stored) in parts.into_iter().zip(&all) {
+            let alone = LogRecords::one("", stored);
+            assert_eq!((&part.bytes, part.marks()), (&alone.bytes, alone.marks()));
+        }
+        assert_eq!([&before, &after].map(|part| part.bytes.to_vec()).concat(), page.bytes);
+        assert!(LogWriter::default().add("", &all[0], 1), "one that is larger than a page is a page");
+
+        drop((before, after, first, second, last));
+        assert!(page.clone().into_room().is_empty(), "somebody holds it");
+        drop(third);
+        assert!(page.into_room().capacity() >= takes * 9);
+        let none = LogRecords::default();
+        assert!(none.first().is_none() && none.last().marks().is_empty() && none.into_room().is_empty());
     }
 }

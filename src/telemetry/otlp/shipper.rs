@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use super::{exporter::Answer, records::Shippable};
+use super::{exporter::Answer, records::LogRecords};
 
 /// Who takes records.
 pub trait Collector {
     /// Sends these, once.
-    fn take(&self, records: &[Shippable]) -> impl Future<Output = Answer> + Send;
+    fn take(&self, records: &LogRecords) -> impl Future<Output = Answer> + Send;
 
     /// Waits a little before something is tried again.
     fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send;
@@ -33,35 +33,36 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SUSPECTS_MAX: usize = 16;
 
 /// A part of the stretch that is still to be sent.
-struct Part<'a> {
-    records: &'a [Shippable],
+struct Part {
+    records: LogRecords,
     /// Whether the collector has taken others of what it was sent with.
     takes_others: bool,
 }
 
 /// Sends `records`, which follow each other. Ends where the collector takes no more. `witness` is one that it took before, to see
 /// whether it is well.
-pub async fn ship(collector: &impl Collector, witness: Option<&Shippable>, records: &[Shippable]) -> Shipped {
+pub async fn ship(collector: &impl Collector, witness: Option<LogRecords>, records: &LogRecords) -> Shipped {
     let mut shipped =
         Shipped { next_index: records.first().map_or(0, |first| first.index), aside: Vec::new(), stuck: None };
     let mut witness = witness;
-    let mut suspects: Vec<(&[Shippable], String)> = Vec::new();
-    let mut parts = vec![Part { records, takes_others: false }];
+    let mut suspects: Vec<(LogRecords, String)> = Vec::new();
+    let mut parts = vec![Part { records: records.clone(), takes_others: false }];
     while let Some(Part { records, takes_others }) = parts.pop() {
-        let [first, rest @ ..] = records else { continue };
-        let answer = collector.take(records).await;
+        let [first, rest @ ..] = records.marks() else { continue };
+        let answer = collector.take(&records).await;
         let (takes_others, why) = match &answer {
             Answer::Taken { rejected: 0, .. } => {
-                witness = records.last();
-                if let Some(answer) = shipped.try_suspects(collector, witness, &mut suspects).await {
+                let last = records.last();
+                if let Some(answer) = shipped.try_suspects(collector, &last, &mut suspects).await {
                     shipped.stuck = Some(answer);
                     return shipped;
                 }
-                shipped.settle(records);
+                witness = Some(last);
+                shipped.settle(&records);
                 continue;
             }
             Answer::Taken { rejected, why } => {
-                let some = *rejected < u64::try_from(records.len()).unwrap_or(u64::MAX);
+                let some = *rejected < u64::try_from(records.marks().len()).unwrap_or(u64::MAX);
                 (takes_others || some, why.clone())
             }
             Answer::TooLarge(why) | Answer::Bad(why) => (takes_others, why.clone()),
@@ -71,13 +72,13 @@ pub async fn ship(collector: &impl Collector, witness: Option<&Shippable>, recor
             }
         };
         if !rest.is_empty() {
-            let (before, after) = records.split_at(records.len() / 2);
+            let (before, after) = records.halves();
             parts.extend([after, before].map(|records| Part { records, takes_others }));
             continue;
         }
-        let verdict = match witness {
+        let verdict = match &witness {
             Some(_) if takes_others => Verdict::NeverTaken,
-            Some(witness) => try_alone(collector, witness, records).await,
+            Some(witness) => try_alone(collector, witness, &records).await,
             // The first that is taken after it will tell.
             None if suspects.len() < SUSPECTS_MAX => {
                 suspects.push((records, why));
@@ -86,10 +87,10 @@ pub async fn ship(collector: &impl Collector, witness: Option<&Shippable>, recor
             None => Verdict::Stuck(answer),
         };
         match verdict {
-            Verdict::Taken => shipped.settle(records),
+            Verdict::Taken => shipped.settle(&records),
             Verdict::NeverTaken => {
                 shipped.aside.push((first.index, why));
-                shipped.settle(records);
+                shipped.settle(&records);
             }
             Verdict::Stuck(answer) => {
                 shipped.stuck = Some(answer);
@@ -110,10 +111,10 @@ enum Verdict {
 }
 
 /// Whether a record that was refused is refused again and again by a collector that takes the witness in between.
-async fn try_alone(collector: &impl Collector, witness: &Shippable, record: &[Shippable]) -> Verdict {
+async fn try_alone(collector: &impl Collector, witness: &LogRecords, record: &LogRecords) -> Verdict {
     for trial in 1..=TRIALS {
         collector.pause(PAUSE.saturating_mul(trial)).await;
-        match collector.take(std::slice::from_ref(witness)).await {
+        match collector.take(witness).await {
             Answer::Taken { rejected: 0, .. } => {}
             answer => return Verdict::Stuck(answer),
         }
@@ -128,24 +129,24 @@ async fn try_alone(collector: &impl Collector, witness: &Shippable, record: &[Sh
 
 impl Shipped {
     /// Everything up to the end of `records` was taken or is set aside.
-    fn settle(&mut self, records: &[Shippable]) {
-        self.next_index = records.last().map_or(self.next_index, |last| last.index.saturating_add(1));
+    fn settle(&mut self, records: &LogRecords) {
+        self.next_index = records.marks().last().map_or(self.next_index, |last| last.index.saturating_add(1));
     }
 
     /// Tries those again that came before anything was taken: at the very beginning of a lane, where alone one may come late.
     async fn try_suspects(
         &mut self,
         collector: &impl Collector,
-        witness: Option<&Shippable>,
-        suspects: &mut Vec<(&[Shippable], String)>,
+        witness: &LogRecords,
+        suspects: &mut Vec<(LogRecords, String)>,
     ) -> Option<Answer> {
         for (records, why) in suspects.drain(..) {
-            match try_alone(collector, witness?, records).await {
+            match try_alone(collector, witness, &records).await {
                 Verdict::Taken => {}
-                Verdict::NeverTaken => self.aside.extend(records.iter().map(|record| (record.index, why.clone()))),
+                Verdict::NeverTaken => self.aside.extend(records.first().map(|record| (record.index, why))),
                 Verdict::Stuck(answer) => return Some(answer),
             }
-            self.settle(records);
+            self.settle(&records);
         }
         None
     }
@@ -160,11 +161,16 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::records::LogWriter, *};
+    use crate::ledger::chain::StoredRecord;
 
-    fn records(range: std::ops::Range<u64>) -> Vec<Shippable> {
-        let record = |index| Shippable { index, at_ms: 0, log: index.to_be_bytes().to_vec() };
-        range.map(record).collect()
+    fn records(range: std::ops::Range<u64>) -> LogRecords {
+        let mut writer = LogWriter::default();
+        for index in range {
+            let stored = StoredRecord { index, bytes: b"{}".to_vec(), leaf: [0; 32], link: None };
+            assert!(writer.add("", &stored, usize::MAX));
+        }
+        writer.into_records()
     }
 
     /// A collector with a will of its own.
@@ -195,17 +201,17 @@ mod tests {
     impl Collector for Willed {
         async fn pause(&self, _: Duration) {}
 
-        async fn take(&self, records: &[Shippable]) -> Answer {
+        async fn take(&self, records: &LogRecords) -> Answer {
             let mood = self.moods.lock().unwrap().pop().unwrap_or(Mood::Well);
             let text = || "x".to_owned();
             let (bad, good): (Vec<u64>, Vec<u64>) =
-                records.iter().map(|record| record.index).partition(|index| self.poison.contains(index));
+                records.marks().iter().map(|record| record.index).partition(|index| self.poison.contains(index));
             let mut taken = self.taken.lock().unwrap();
             match mood {
                 Mood::Busy => return Answer::Later { after: None, why: text() },
                 Mood::Mad => return Answer::Bad(text()),
                 Mood::Locked => return Answer::Denied(text()),
-                Mood::Well | Mood::Silent if records.len() > self.most => return Answer::TooLarge(text()),
+                Mood::Well | Mood::Silent if records.marks().len() > self.most => return Answer::TooLarge(text()),
                 Mood::Well | Mood::Silent if !bad.is_empty() && self.refuses_all => return Answer::Bad(text()),
                 Mood::Silent => {
                     taken.extend(good);
@@ -240,8 +246,8 @@ mod tests {
             let (mut next, mut aside) = (0, BTreeMap::new());
             // What comes later tells what was bad from what was not taken: 60 good ones follow.
             for _ in 0..200 {
-                let known = (0..next).rev().find(|index| !aside.contains_key(index)).map(|index| records(index..index + 1).remove(0));
-                let shipped = runtime.block_on(ship(&collector, known.as_ref(), &records(next..120)));
+                let known = (0..next).rev().find(|index| !aside.contains_key(index)).map(|index| records(index..index + 1));
+                let shipped = runtime.block_on(ship(&collector, known, &records(next..120)));
                 prop_assert!(shipped.next_index >= next, "it never goes back");
                 prop_assert!(shipped.stuck.is_some() || shipped.next_index == 120);
                 next = shipped.next_index;

@@ -7,6 +7,13 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 #[derive(Debug, Clone, Default)]
 pub struct Wire(Vec<u8>);
 
+impl From<Vec<u8>> for Wire {
+    /// A message that begins with what is there.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Wire {
     /// An empty message, with room for so many bytes.
     #[must_use]
@@ -49,6 +56,17 @@ impl Wire {
     /// What follows a size.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
+    }
+
+    /// Empties it, and keeps its room.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What is written.
+    #[must_use]
+    pub fn written(&self) -> &[u8] {
+        &self.0
     }
 
     /// The bytes.
