@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{signal::unix::SignalKind, sync::mpsc, task::JoinSet};
+use tokio::{signal::unix::SignalKind, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     service::health::{Components, Watch},
     signer::keyring::Keyring,
     stopped::Stopped,
-    telemetry::{Metrics, Tracer, otlp::spans::Ended},
+    telemetry::{Metrics, Tracer},
     transport::tls,
     volume::Volumes,
 };
@@ -74,8 +74,6 @@ pub struct Gateway {
     components: Arc<Components>,
     calls: TaskTracker,
     tracer: Arc<Tracer>,
-    /// Recorded calls, where there are any.
-    recorded: Option<mpsc::Receiver<Ended>>,
     listeners: Listeners,
     lives: Lives,
     started_at: UtcTime,
@@ -154,10 +152,9 @@ impl Gateway {
         if is_there {
             join::join(&pipeline, &control).await.map_err(|refused| StartError::Unfit(refused.lines()))?;
         }
-        let (tracer, recorded) = Tracer::new(config.otlp.as_ref().map_or(0.0, |otlp| otlp.trace_ratio));
+        let tracer = Arc::new(Tracer::new(config.otlp.as_ref().map_or(0.0, |otlp| otlp.trace_ratio)));
         Ok(Self {
-            tracer: Arc::new(tracer),
-            recorded,
+            tracer,
             pipeline,
             control,
             metrics: Arc::default(),

@@ -14,7 +14,7 @@ pub mod otlp;
 mod tracer;
 
 pub use metrics::{Metrics, OpenStream};
-pub use tracer::Tracer;
+pub use tracer::{Recorded, Tracer};
 
 /// Starts logging to standard error.
 ///

@@ -8,17 +8,17 @@ use std::{
 
 use quotesign::{
     audit::{self, Event, Facts, Record},
-    call::{Course, Sampler, Stage, Trace},
+    call::{Course, Sampler, Stage, Subject, Trace},
     clock::UtcTime,
     domain::{CorrelationId, Environment},
     ledger::{Engine as _, Op, Place, Store, chain::Heads, sqlite::Sqlite},
     notary::survey,
     telemetry::{
-        Metrics,
+        Metrics, Tracer,
         otlp::{
             points,
             records::{self, LogWriter},
-            spans::{self, Ended},
+            spans::Ended,
         },
     },
 };
@@ -68,23 +68,13 @@ fn record(trace: Option<&Trace>) -> Record {
     Record::new(Event::Committed, UtcTime::from_millis(1_765_432_100_123), context, facts)
 }
 
-fn ended(sampler: &Sampler) -> Ended {
+/// A call that ran through every stage but one.
+fn course() -> Course {
     let course = Course::new(Instant::now());
     for stage in Stage::ALL.iter().filter(|stage| **stage != Stage::Recall) {
         course.ran(*stage, Instant::now());
     }
-    Ended {
-        trace: sampler.begin(None).unwrap(),
-        stage_ids: std::array::from_fn(|_| sampler.span_id()),
-        method: "quotesign.v1.QuoteSigningService/SignQuote",
-        correlation_id: CorrelationId::made(),
-        began: UtcTime::from_millis(1_765_432_100_123),
-        took: Duration::from_millis(3),
-        course: Arc::new(course),
-        code: Code::Ok,
-        reason: String::new(),
-        subject: None,
-    }
+    course
 }
 
 pub fn tell() {
@@ -140,18 +130,42 @@ pub fn tell() {
         }
     });
     println!("| the stages of a call are noted | {noted:.2} |");
-    let (metrics, course) = (Metrics::default(), ended(&sampler).course);
+    let (metrics, course) = (Metrics::default(), course());
     let (observed, ()) = each(count, || (0..count).for_each(|_| metrics.stages(&course)));
     println!("| and counted | {observed:.2} |");
-    let calls: Vec<_> = (0..20_000).map(|_| ended(&sampler)).collect();
-    let (spanned, size) = each(20_000, || {
-        let requests = calls.chunks(512).map(|calls| spans::request(&resource, calls.to_vec()));
-        requests.map(|request| prost::Message::encoded_len(&request)).sum::<usize>()
+    let (tracer, correlation_id) = (Tracer::new(1.0), CorrelationId::made());
+    let subject =
+        Subject { partner: Some("acme-remit".parse().unwrap()), quote_id: Some("q-0123456789".parse().unwrap()) };
+    let mut size = 0;
+    let (spanned, ()) = each(count, || {
+        for _ in 0..count {
+            tracer.ended(&Ended {
+                trace: &sampler.begin(None).unwrap(),
+                stage_ids: tracer.ids(),
+                method: "quotesign.v1.QuoteSigningService/SignQuote",
+                correlation_id: &correlation_id,
+                began: UtcTime::from_millis(1_765_432_100_123),
+                took: Duration::from_millis(3),
+                course: &course,
+                code: Code::Ok,
+                reason: "",
+                subject: Some(&subject),
+            });
+            if tracer.has_full() {
+                let calls = tracer.take().unwrap();
+                size += calls.spans.len();
+                tracer.reuse({
+                    let mut room = calls.spans;
+                    room.clear();
+                    room
+                });
+            }
+        }
     });
     println!("| a recorded call is made into spans | {spanned:.2} |");
     let (pointed, _) = each(1, || points::request(&resource, &metrics.text(), points::Span { from: 1, to: 2 }));
     println!(
         "\n{RECORDS} records in transactions of {BATCH}; {} bytes of spans a call; a whole set of metrics takes {pointed:.0} us",
-        size / 20_000
+        size as u64 / count
     );
 }

@@ -25,6 +25,14 @@ macro_rules! stages {
                     $(Self::$stage => $name,)+
                 }
             }
+
+            /// The name of the attribute that tells how long it took, in nanoseconds.
+            #[must_use]
+            pub const fn attribute(self) -> &'static str {
+                match self {
+                    $(Self::$stage => concat!("quotesign.stage.", $name, "_ns"),)+
+                }
+            }
         }
     };
 }

@@ -92,16 +92,15 @@ fn shipping(gateway: &Gateway, own: &Arc<OwnLanes>) -> Result<Option<Shipping>, 
 }
 
 /// What sends recorded calls and metrics, where the config names a collector for them.
-fn report(gateway: &mut Gateway, stop: &CancellationToken) -> Result<JoinSet<()>, StartError> {
+fn report(gateway: &Gateway, stop: &CancellationToken) -> Result<JoinSet<()>, StartError> {
     let mut tasks = JoinSet::new();
-    let recorded = gateway.recorded.take();
     let Gateway { config, metrics, tracer, .. } = gateway;
     let Some(section) = &config.otlp else { return Ok(tasks) };
     let (exporter, metrics) = (section.exporter().map_err(StartError::unfit)?, metrics.clone());
     let resource = records::resource(config.environment, &config.ledger.replica());
     let reporting = Arc::new(Reporting { exporter, resource, metrics });
-    if let Some(recorded) = recorded {
-        tasks.spawn(reporting.clone().calls(tracer.clone(), recorded, stop.clone()));
+    if tracer.is_on() {
+        tasks.spawn(reporting.clone().calls(tracer.clone(), stop.clone()));
     }
     if let Some(every) = section.metrics_interval() {
         tasks.spawn(reporting.metrics(every, stop.clone()));

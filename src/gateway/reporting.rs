@@ -1,32 +1,26 @@
 //! Sends recorded calls and metrics to the collector. Neither is kept: what it does not take in time is dropped, and calls are
 //! counted then.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use tokio::sync::mpsc;
+use prost::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{Clock as _, SystemClock},
     telemetry::{
-        Metrics, Tracer,
+        Metrics, Recorded, Tracer,
         otlp::{
             exporter::Exporter,
             points::{self, Span},
-            spans::{self, Ended},
+            room, spans,
         },
     },
 };
 
-/// How many calls are sent at once at most, and how long the first of them waits for others.
-const CALLS_MAX: usize = 512;
+/// How long the first call waits for others, where they do not fill a page before.
 const GATHER: Duration = Duration::from_secs(1);
-/// How often it looks for the others.
-const NAP: Duration = Duration::from_millis(50);
 /// How often calls are sent before they are dropped.
 const TRIES: u32 = 3;
 
@@ -38,56 +32,44 @@ pub(super) struct Reporting {
 }
 
 impl Reporting {
-    /// Sends recorded calls until `stop`.
-    pub(super) async fn calls(
-        self: Arc<Self>,
-        tracer: Arc<Tracer>,
-        mut ended: mpsc::Receiver<Ended>,
-        stop: CancellationToken,
-    ) {
-        let mut calls = Vec::new();
-        loop {
-            let count = tokio::select! {
-                () = stop.cancelled() => 0,
-                count = ended.recv_many(&mut calls, CALLS_MAX) => count,
-            };
-            if count == 0 {
-                break;
-            }
-            // The first has come: others may within the time. To be woken for each would cost more than what is sent of it.
-            let until = Instant::now() + GATHER;
-            while calls.len() < CALLS_MAX && Instant::now() < until && !stop.is_cancelled() {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep(NAP) => {}
+    /// Sends recorded calls until `stop`, and then what is left.
+    pub(super) async fn calls(self: Arc<Self>, tracer: Arc<Tracer>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let first_and_others = async {
+                tracer.came().await;
+                if !tracer.has_full() {
+                    let _full = tokio::time::timeout(GATHER, tracer.came()).await;
                 }
-                let more = CALLS_MAX.saturating_sub(calls.len());
-                calls.extend(std::iter::from_fn(|| ended.try_recv().ok()).take(more));
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = first_and_others => {}
             }
-            self.send(&tracer, std::mem::take(&mut calls)).await;
+            while let Some(calls) = tracer.take() {
+                // At the end one page is waited for, and the others are dropped with it.
+                if !self.send(&tracer, calls).await && stop.is_cancelled() {
+                    std::iter::from_fn(|| tracer.take()).for_each(|page| tracer.drop_some(page.calls));
+                }
+            }
+            self.metrics.traces_dropped(tracer.dropped());
         }
-        while let Ok(call) = ended.try_recv() {
-            calls.push(call);
-        }
-        self.send(&tracer, calls).await;
     }
 
-    async fn send(&self, tracer: &Tracer, calls: Vec<Ended>) {
-        let count = calls.len();
-        if count > 0 {
-            let request = spans::request(&self.resource, calls);
-            let mut tries = 1;
-            while let Err(answer) = self.exporter.spans(&request).await {
-                if tries == TRIES {
-                    tracing::debug!(?answer, count, "the collector does not take traces");
-                    tracer.drop_some(count);
-                    break;
-                }
-                tokio::time::sleep(GATHER.saturating_mul(tries)).await;
-                tries += 1;
+    /// Whether the collector took them.
+    async fn send(&self, tracer: &Tracer, Recorded { spans, calls }: Recorded) -> bool {
+        let spans = Bytes::from(spans);
+        let mut tries = 1;
+        while let Err(answer) = self.exporter.spans(spans::request(&self.resource, spans.clone())).await {
+            if tries == TRIES {
+                tracing::debug!(?answer, calls, "the collector does not take traces");
+                tracer.drop_some(calls);
+                return false;
             }
+            tokio::time::sleep(GATHER.saturating_mul(tries)).await;
+            tries += 1;
         }
-        self.metrics.traces_dropped(tracer.dropped());
+        tracer.reuse(room(spans));
+        true
     }
 
     /// Sends metrics every so often until `stop`, and at the end.

@@ -240,8 +240,8 @@ impl Shipping {
             let mine = own.among(&lanes);
             let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
             next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
-            let records_of = |lane: &str, from, count| journal.records(lane, from, count);
-            let found = page::find(&records_of, &lanes, &next, &aside, room)?;
+            let scan = |lane: &str, from, count, take: &mut dyn FnMut(_) -> bool| journal.scan(lane, from, count, take);
+            let found = page::find(&scan, &lanes, &next, &aside, room)?;
             Ok::<_, EngineError>((journal, next, aside, found))
         };
         let looked = tokio::task::spawn_blocking(look).await;

@@ -164,6 +164,21 @@ pub trait Journal: Send {
     /// Where the store cannot be read.
     fn records(&self, lane: &str, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError>;
 
+    /// Gives those records to `take` one by one, until it wants no more: many that are held at once are cold when they are read.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn scan(
+        &self,
+        lane: &str,
+        from: u64,
+        count: u32,
+        take: &mut dyn FnMut(StoredRecord) -> bool,
+    ) -> Result<(), EngineError> {
+        let _all = self.records(lane, from, count)?.into_iter().all(take);
+        Ok(())
+    }
+
     /// The newest `count` records of all lanes, oldest first.
     ///
     /// # Errors

@@ -384,6 +384,16 @@ impl Journal for Reader {
         self.records(from, count)
     }
 
+    fn scan(
+        &self,
+        _: &str,
+        from: u64,
+        count: u32,
+        take: &mut dyn FnMut(StoredRecord) -> bool,
+    ) -> Result<(), EngineError> {
+        rows::scan(&self.0.lock(), from, count, take)
+    }
+
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
         self.tail(count)
     }

@@ -123,27 +123,45 @@ impl Growth {
         let mut verifier = Verifier::new(from);
         let mut next = from.next_index;
         while next < head.next_index {
-            let page = journal.records(lane, next, PAGE)?;
-            let Some(last) = page.last() else { break };
-            next = last.index.saturating_add(1);
-            for stored in &page {
-                let bound = checkpoint(stored);
-                self.is_news |= bound.is_none();
-                // The record of a checkpoint that came later than the newest one there is.
-                if let Some(had) = bound.filter(|had| *had > self.size) {
-                    return Err(Fault::GoneBack { had, has: self.size });
-                }
+            let (from, mut fault) = (next, None);
+            journal.scan(lane, from, PAGE, &mut |stored| {
+                next = stored.index.saturating_add(1);
+                fault = self.take(lane, &stored, head, &mut verifier).err();
+                fault.is_none()
+            })?;
+            if let Some(fault) = fault {
+                return Err(fault);
             }
-            // What is written meanwhile is for the next checkpoint.
-            for stored in page.iter().filter(|stored| stored.index < head.next_index) {
-                verifier.push(stored).map_err(broken)?;
-                let position = stored.link.map(|link| Position { next_index: stored.index.saturating_add(1), link });
-                self.leaves.extend(position.map(|position| leaf(&entry(lane, position))));
+            if next == from {
+                break;
             }
         }
         if verifier.finish().map_err(broken)?.head != head {
             return Err(Fault::Elsewhere { lane: lane.to_owned(), from: from.next_index, to: head.next_index });
         }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        lane: &str,
+        stored: &StoredRecord,
+        head: Position,
+        verifier: &mut Verifier,
+    ) -> Result<(), Fault> {
+        let bound = checkpoint(stored);
+        self.is_news |= bound.is_none();
+        // The record of a checkpoint that came later than the newest one there is.
+        if let Some(had) = bound.filter(|had| *had > self.size) {
+            return Err(Fault::GoneBack { had, has: self.size });
+        }
+        // What is written meanwhile is for the next checkpoint.
+        if stored.index >= head.next_index {
+            return Ok(());
+        }
+        verifier.push(stored).map_err(|fault| Fault::Broken { lane: lane.to_owned(), fault })?;
+        let position = stored.link.map(|link| Position { next_index: stored.index.saturating_add(1), link });
+        self.leaves.extend(position.map(|position| leaf(&entry(lane, position))));
         Ok(())
     }
 }

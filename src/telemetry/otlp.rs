@@ -14,3 +14,10 @@ pub mod shipper;
 pub mod spans;
 mod wire;
 mod written;
+
+/// The room that these bytes took, empty; none where somebody else still holds a part of them.
+pub(crate) fn room(bytes: prost::bytes::Bytes) -> Vec<u8> {
+    let mut room = bytes.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
+    room.clear();
+    room
+}

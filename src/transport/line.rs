@@ -73,18 +73,18 @@ impl Line {
             trace_id = edge.trace.as_ref().map(|trace| hex::encode(trace.trace_id)),
             "call"
         );
-        if let Some(trace) = edge.trace.clone().filter(|trace| trace.is_sampled) {
-            site.tracer.ended(Ended {
+        if let Some(trace) = edge.trace.as_ref().filter(|trace| trace.is_sampled) {
+            site.tracer.ended(&Ended {
                 trace,
                 stage_ids: site.tracer.ids(),
                 method,
-                correlation_id: edge.correlation_id.clone(),
+                correlation_id: &edge.correlation_id,
                 began: SystemClock.now().minus(took),
                 took,
-                course: edge.course.clone(),
+                course: &edge.course,
                 code,
-                reason: reason.to_owned(),
-                subject: subject.cloned(),
+                reason,
+                subject,
             });
         }
     }

@@ -45,15 +45,15 @@ pub(super) fn torn(lane: &str) -> String {
     format!("lane `{lane}` of the journal ends before its head says: run `quotesign audit verify`")
 }
 
-/// At most so many records of a lane, from an index on.
-pub(super) type ReadRecords<'a> = &'a dyn Fn(&str, u64, u32) -> Result<Vec<StoredRecord>, EngineError>;
+/// Gives at most so many records of a lane, from an index on, one by one until no more are wanted.
+pub(super) type Scan<'a> = &'a dyn Fn(&str, u64, u32, &mut dyn FnMut(StoredRecord) -> bool) -> Result<(), EngineError>;
 
 /// Looks in these lanes, each from the record that is its next. The page is written into `room`.
 ///
 /// # Errors
 /// Where the journal cannot be read.
 pub(super) fn find(
-    records_of: ReadRecords<'_>,
+    scan: Scan<'_>,
     lanes: &[Stretch],
     next: &BTreeMap<String, u64>,
     aside: &BTreeSet<(String, u64)>,
@@ -65,11 +65,11 @@ pub(super) fn find(
         if from >= head.next_index {
             continue;
         }
-        let Some(record) = records_of(lane, from, 1)?.pop() else {
+        let Some(record) = one(scan, lane, from)? else {
             found.torn.push(lane.clone());
             continue;
         };
-        let made = LogRecords::one(lane, &record).first().map(|mark| mark.at_ms).filter(|at_ms| *at_ms > 0);
+        let made = record.first().map(|mark| mark.at_ms).filter(|at_ms| *at_ms > 0);
         let (records, oldest) = (head.next_index.saturating_sub(from), made.map(UtcTime::from_millis));
         found.waiting.push(Waiting { name: lane.clone(), records, oldest, from });
     }
@@ -77,13 +77,13 @@ pub(super) fn find(
     if let Some(longest) = found.waiting.iter().min_by_key(|lane| lane.oldest)
         && let Err(room) = &mut found.page
     {
-        found.page = Ok(read(records_of, longest, aside, std::mem::take(room))?);
+        found.page = Ok(read(scan, longest, aside, std::mem::take(room))?);
     }
     Ok(found)
 }
 
 fn read(
-    records_of: ReadRecords<'_>,
+    scan: Scan<'_>,
     Waiting { name, from, .. }: &Waiting,
     aside: &BTreeSet<(String, u64)>,
     mut room: Vec<u8>,
@@ -92,16 +92,25 @@ fn read(
     room.shrink_to(2 * BYTES_MAX);
     room.reserve(BYTES_MAX);
     let mut writer = LogWriter::new(room);
-    let mut records = records_of(name, *from, RECORDS_MAX)?.into_iter();
-    while records.next().is_some_and(|stored| writer.add(name, &stored, BYTES_MAX)) {}
+    scan(name, *from, RECORDS_MAX, &mut |stored| writer.add(name, &stored, BYTES_MAX))?;
     let records = writer.into_records();
     if records.marks().is_empty() {
         return Err(EngineError::Unfit(torn(name)));
     }
     let known = from.checked_sub(1).filter(|before| !aside.contains(&(name.clone(), *before)));
-    let before = known.map(|before| records_of(name, before, 1)).transpose()?.unwrap_or_default();
-    let before = before.iter().find(|stored| stored.index < *from).map(|stored| LogRecords::one(name, stored));
+    let before = known.map(|before| one(scan, name, before)).transpose()?.flatten();
+    let before = before.filter(|record| record.first().is_some_and(|first| first.index < *from));
     Ok(Page { lane: name.clone(), before, records })
+}
+
+/// The first record of a lane from an index on, alone.
+fn one(scan: Scan<'_>, lane: &str, from: u64) -> Result<Option<LogRecords>, EngineError> {
+    let mut found = None;
+    scan(lane, from, 1, &mut |stored| {
+        found = Some(LogRecords::one(lane, &stored));
+        false
+    })?;
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -140,8 +149,11 @@ mod tests {
                 head: head(*end),
             });
             let next = next.iter().map(|(lane, next)| ((*lane).to_owned(), *next)).collect();
-            let read = |lane: &str, from, count| Ok(self.records(lane, from, count));
-            find(&read, &lanes.collect::<Vec<_>>(), &next, &BTreeSet::new(), Vec::new()).unwrap()
+            let scan = |lane: &str, from, count, take: &mut dyn FnMut(StoredRecord) -> bool| {
+                let _all = self.records(lane, from, count).into_iter().all(take);
+                Ok(())
+            };
+            find(&scan, &lanes.collect::<Vec<_>>(), &next, &BTreeSet::new(), Vec::new()).unwrap()
         }
     }
 

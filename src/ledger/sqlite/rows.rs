@@ -423,8 +423,28 @@ pub(super) fn record(db: &Connection, id: Uuid) -> Result<Option<StoredRecord>, 
 }
 
 pub(super) fn records(db: &Connection, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+    let mut records = Vec::new();
+    scan(db, from, count, &mut |record| {
+        records.push(record);
+        true
+    })?;
+    Ok(records)
+}
+
+/// Gives the records to `take` as they are read, until it wants no more.
+pub(super) fn scan(
+    db: &Connection,
+    from: u64,
+    count: u32,
+    take: &mut dyn FnMut(StoredRecord) -> bool,
+) -> Result<(), EngineError> {
     let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE idx >= ?1 ORDER BY idx LIMIT ?2"))?;
-    Ok(select.query_map(params![stored(from)?, count], stored_record)?.collect::<Result<_, _>>()?)
+    for record in select.query_map(params![stored(from)?, count], stored_record)? {
+        if !take(record?) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::{
     logs::v1::ExportLogsServiceResponse,
     metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
-    trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    trace::v1::ExportTraceServiceResponse,
 };
 use prost::Message as _;
 use rustls::pki_types::ServerName;
@@ -122,9 +122,9 @@ impl Exporter {
         self.send::<ExportLogsServiceResponse>(Signal::Logs, request.into()).await.map_or_else(|answer| answer, taken)
     }
 
-    /// Sends spans, once. What a collector rejects of them is its own affair.
-    pub async fn spans(&self, request: &ExportTraceServiceRequest) -> Result<(), Answer> {
-        self.send::<ExportTraceServiceResponse>(Signal::Traces, request.encode_to_vec().into()).await.map(drop)
+    /// Sends an `ExportTraceServiceRequest` likewise. What a collector rejects of it is its own affair.
+    pub async fn spans(&self, request: [Bytes; 2]) -> Result<(), Answer> {
+        self.send::<ExportTraceServiceResponse>(Signal::Traces, request.into()).await.map(drop)
     }
 
     /// Sends metrics, once.

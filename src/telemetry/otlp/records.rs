@@ -8,7 +8,10 @@ use opentelemetry_proto::tonic::{
 use prost::{Message as _, bytes::Bytes};
 use serde::Deserialize;
 
-use super::wire::{Wire, sized_len};
+use super::{
+    room,
+    wire::{Wire, sized_len},
+};
 use crate::{
     audit::{Event, SCHEMA},
     clock::UtcTime,
@@ -84,9 +87,7 @@ impl LogRecords {
     /// The room that they took, for others; none where somebody still holds a part of it.
     #[must_use]
     pub fn into_room(self) -> Vec<u8> {
-        let mut room = self.bytes.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
-        room.clear();
-        room
+        room(self.bytes)
     }
 }
 
@@ -170,13 +171,14 @@ impl<T> Facts<T> {
     }
 }
 
-/// An attribute of a resource or a span.
+/// An attribute.
 pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
     let value = Some(AnyValue { value: Some(Value::StringValue(value.into())) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
 /// Likewise, of a number.
+#[cfg(test)]
 pub(super) fn number(key: &str, value: u64) -> KeyValue {
     let value = Some(AnyValue { value: Some(Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX))) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
@@ -195,11 +197,8 @@ mod field {
     pub(super) const SPAN_ID: u32 = 10;
     pub(super) const OBSERVED: u32 = 11;
     pub(super) const EVENT_NAME: u32 = 12;
-    /// Of `KeyValue`, and of `AnyValue` in it.
-    pub(super) const KEY: u32 = 1;
-    pub(super) const VALUE: u32 = 2;
+    /// Of `AnyValue`.
     pub(super) const STRING: u32 = 1;
-    pub(super) const INT: u32 = 3;
     pub(super) const BYTES: u32 = 7;
 }
 
@@ -288,31 +287,16 @@ fn put_digest(log: &mut Wire, key: &str, digest: &[u8; 32]) {
     let mut told = [0; 64];
     // It has room for just that.
     if hex::encode_to_slice(digest, &mut told).is_ok() {
-        put_attribute(log, key, &told);
+        log.attribute(field::ATTRIBUTES, key, &told);
     }
 }
 
 fn put_text(log: &mut Wire, key: &str, value: &str) {
-    put_attribute(log, key, value.as_bytes());
-}
-
-fn put_attribute(log: &mut Wire, key: &str, value: &[u8]) {
-    // An empty text is one all the same, unlike none.
-    let inner = sized_len(field::STRING, value.len());
-    log.sized(field::ATTRIBUTES, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
-    log.bytes(field::KEY, key.as_bytes());
-    log.sized(field::VALUE, inner);
-    log.sized(field::STRING, value.len());
-    log.extend(value);
+    log.attribute(field::ATTRIBUTES, key, value.as_bytes());
 }
 
 fn put_number(log: &mut Wire, key: &str, value: u64) {
-    let mut inner = Wire::default();
-    inner.number(field::INT, value);
-    let inner = inner.into_bytes();
-    log.sized(field::ATTRIBUTES, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner.len()));
-    log.bytes(field::KEY, key.as_bytes());
-    log.bytes(field::VALUE, &inner);
+    log.number_attribute(field::ATTRIBUTES, key, value);
 }
 
 /// What somebody should look at is a warning; nothing here is an error of the program.
@@ -351,15 +335,20 @@ pub fn resource(environment: Environment, replica: &str) -> Resource {
 pub fn request(resource: &Resource, records: &LogRecords) -> [Bytes; 2] {
     let scope =
         InstrumentationScope { name: SCOPE.to_owned(), version: SCHEMA.to_owned(), ..InstrumentationScope::default() };
+    of_one(resource, &scope, records.bytes.clone())
+}
+
+/// A request to export what is written already, of one resource and one scope: logs and spans have the same fields there.
+pub(super) fn of_one(resource: &Resource, scope: &InstrumentationScope, written: Bytes) -> [Bytes; 2] {
     let (resource, scope) = (resource.encode_to_vec(), scope.encode_to_vec());
-    let scope_logs = sized_len(1, scope.len()) + records.bytes.len();
-    let resource_logs = sized_len(1, resource.len()) + sized_len(2, scope_logs);
+    let of_scope = sized_len(1, scope.len()) + written.len();
+    let of_resource = sized_len(1, resource.len()) + sized_len(2, of_scope);
     let mut head = Wire::with_room(resource.len() + scope.len() + 32);
-    head.sized(1, resource_logs);
+    head.sized(1, of_resource);
     head.bytes(1, &resource);
-    head.sized(2, scope_logs);
+    head.sized(2, of_scope);
     head.bytes(1, &scope);
-    [head.into_bytes().into(), records.bytes.clone()]
+    [head.into_bytes().into(), written]
 }
 
 #[cfg(test)]

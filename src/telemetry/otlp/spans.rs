@@ -1,119 +1,177 @@
 //! Calls as OTLP spans: one for the call, with a child for each stage that waits for something else (the ledger, the device); how
-//! long the others took are attributes of the call's.
+//! long the others took are attributes of the call's. They are written as they are sent when the call has ended.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{InstrumentationScope, KeyValue},
+    common::v1::InstrumentationScope,
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status as SpanStatus, span::SpanKind, status::StatusCode},
+    trace::v1::{span::SpanKind, status::StatusCode},
 };
+use prost::bytes::Bytes;
 use tonic::Code;
 
-use super::records::{number, text};
+use super::{records::of_one, wire::Wire};
 use crate::{
     call::{Course, Stage, Subject, Trace},
     clock::UtcTime,
-    domain::CorrelationId,
+    domain::{CorrelationId, PartnerId, QuoteId},
 };
 
 /// A call that has ended and is recorded.
-#[derive(Debug, Clone)]
-pub struct Ended {
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
     /// Its place in a trace.
-    pub trace: Trace,
+    pub trace: &'a Trace,
     /// An id for the span of each stage that has one.
     pub stage_ids: [[u8; 8]; SPANNED.len()],
     /// The gRPC method.
-    pub method: &'static str,
+    pub method: &'a str,
     /// Joins its log lines, records and answers.
-    pub correlation_id: CorrelationId,
+    pub correlation_id: &'a CorrelationId,
     /// When it began.
     pub began: UtcTime,
     /// How long it took.
     pub took: Duration,
     /// When each stage ran.
-    pub course: Arc<Course>,
+    pub course: &'a Course,
     /// How it was answered.
     pub code: Code,
     /// Why it was refused; empty where it was not.
-    pub reason: String,
+    pub reason: &'a str,
     /// What it was about.
-    pub subject: Option<Subject>,
+    pub subject: Option<&'a Subject>,
 }
 
 /// The stages that have a span of their own.
 const SPANNED: [Stage; 4] = [Stage::Recall, Stage::Reserve, Stage::Sign, Stage::Commit];
 
-impl Ended {
-    fn spans(self) -> Vec<Span> {
-        let began = u64::try_from(self.began.millis()).unwrap_or_default().saturating_mul(1_000_000);
-        let root = Span {
-            trace_id: self.trace.trace_id.to_vec(),
-            span_id: self.trace.span_id.to_vec(),
-            parent_span_id: self.trace.parent.map(|parent| parent.to_vec()).unwrap_or_default(),
-            // Sampled, by W3C's flags.
-            flags: 1,
-            name: self.method.to_owned(),
-            kind: SpanKind::Server.into(),
-            start_time_unix_nano: began,
-            end_time_unix_nano: began.saturating_add(nanos(self.took)),
-            attributes: self.attributes(),
-            status: self.status(),
-            ..Span::default()
-        };
-        let stage = |((stage, from, took), id): ((Stage, Duration, Duration), [u8; 8])| {
-            let start = began.saturating_add(nanos(from));
-            Span {
-                trace_id: self.trace.trace_id.to_vec(),
-                span_id: id.to_vec(),
-                parent_span_id: self.trace.span_id.to_vec(),
-                flags: 1,
-                name: stage.name().to_owned(),
-                kind: SpanKind::Internal.into(),
-                start_time_unix_nano: start,
-                end_time_unix_nano: start.saturating_add(nanos(took)),
-                ..Span::default()
-            }
-        };
-        let ran = self.course.stages().filter(|(stage, ..)| SPANNED.contains(stage));
-        let mut spans: Vec<Span> = ran.zip(self.stage_ids).map(stage).collect();
-        spans.insert(0, root);
-        spans
+/// Fields of `Span`, and of its `Status`.
+mod field {
+    pub(super) const TRACE_ID: u32 = 1;
+    pub(super) const SPAN_ID: u32 = 2;
+    pub(super) const PARENT: u32 = 4;
+    pub(super) const NAME: u32 = 5;
+    pub(super) const KIND: u32 = 6;
+    pub(super) const BEGAN: u32 = 7;
+    pub(super) const ENDED: u32 = 8;
+    pub(super) const ATTRIBUTES: u32 = 9;
+    pub(super) const STATUS: u32 = 15;
+    pub(super) const FLAGS: u32 = 16;
+    /// Of `ScopeSpans`.
+    pub(super) const SPANS: u32 = 2;
+    /// Of `Status`.
+    pub(super) const MESSAGE: u32 = 2;
+    pub(super) const CODE: u32 = 3;
+}
+
+/// Sampled, by W3C's flags.
+const SAMPLED: u32 = 1;
+
+/// Writes spans one behind the other, as a request has them.
+#[derive(Debug, Default)]
+pub struct SpanWriter {
+    spans: Wire,
+    /// One span, whose length comes before it.
+    span: Wire,
+}
+
+impl SpanWriter {
+    /// A writer that uses the room of what was written before.
+    #[must_use]
+    pub fn new(room: Vec<u8>) -> Self {
+        Self { spans: room.into(), span: Wire::default() }
     }
 
-    fn attributes(&self) -> Vec<KeyValue> {
-        let mut attributes = vec![
-            text("rpc.system.name", "grpc"),
-            text("rpc.method", self.method),
-            text("rpc.response.status_code", code_name(self.code)),
-            text("quotesign.correlation_id", self.correlation_id.to_string()),
-        ];
-        let subject = self.subject.as_ref();
-        let mut some = |key, value: Option<String>| attributes.extend(value.map(|value| text(key, value)));
-        some("error.type", (!self.reason.is_empty()).then(|| self.reason.clone()));
-        some("quotesign.partner", subject.and_then(|subject| subject.partner.as_ref()).map(ToString::to_string));
-        some("quotesign.quote_id", subject.and_then(|subject| subject.quote_id.as_ref()).map(ToString::to_string));
-        let timed = self.course.stages().filter(|(stage, ..)| !SPANNED.contains(stage));
-        attributes
-            .extend(timed.map(|(stage, _, took)| number(&format!("quotesign.stage.{}_ns", stage.name()), nanos(took))));
-        attributes
+    /// How many bytes are written.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.spans.written().len()
     }
 
-    /// An error where the gateway failed, by the conventions for servers; a refusal is none.
-    fn status(&self) -> Option<SpanStatus> {
-        let failed = matches!(
-            self.code,
-            Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::Unimplemented
-                | Code::Internal
-                | Code::Unavailable
-                | Code::DataLoss
-        );
-        failed.then(|| SpanStatus { message: self.reason.clone(), code: StatusCode::Error.into() })
+    /// Whether nothing is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
+
+    /// What was written, and from now on into `room`.
+    pub fn take(&mut self, room: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.spans, room.into()).into_bytes()
+    }
+
+    /// Adds the spans of a call.
+    pub fn add(&mut self, call: &Ended<'_>) {
+        let began = u64::try_from(call.began.millis()).unwrap_or_default().saturating_mul(1_000_000);
+        self.begin(call.trace, call.trace.span_id, call.trace.parent.as_ref());
+        self.timed(call.method, SpanKind::Server, began, call.took);
+        attributes(&mut self.span, call);
+        if failed(call.code) {
+            let mut status = Wire::default();
+            status.bytes(field::MESSAGE, call.reason.as_bytes());
+            status.number(field::CODE, StatusCode::Error as u64);
+            self.span.bytes(field::STATUS, status.written());
+        }
+        self.end();
+        let ran = call.course.stages().filter(|(stage, ..)| SPANNED.contains(stage));
+        for ((stage, from, took), id) in ran.zip(call.stage_ids) {
+            self.begin(call.trace, id, Some(&call.trace.span_id));
+            self.timed(stage.name(), SpanKind::Internal, began.saturating_add(nanos(from)), took);
+            self.end();
+        }
+    }
+
+    fn begin(&mut self, trace: &Trace, id: [u8; 8], parent: Option<&[u8; 8]>) {
+        self.span.clear();
+        self.span.bytes(field::TRACE_ID, &trace.trace_id);
+        self.span.bytes(field::SPAN_ID, &id);
+        self.span.bytes(field::PARENT, parent.map_or(&[], <[u8; 8]>::as_slice));
+    }
+
+    fn timed(&mut self, name: &str, kind: SpanKind, began: u64, took: Duration) {
+        self.span.bytes(field::NAME, name.as_bytes());
+        self.span.number(field::KIND, kind as u64);
+        self.span.fixed(field::BEGAN, began);
+        self.span.fixed(field::ENDED, began.saturating_add(nanos(took)));
+    }
+
+    fn end(&mut self) {
+        self.span.fixed32(field::FLAGS, SAMPLED);
+        self.spans.bytes(field::SPANS, self.span.written());
+    }
+}
+
+fn attributes(span: &mut Wire, call: &Ended<'_>) {
+    let mut text = |key, value: &str| span.attribute(field::ATTRIBUTES, key, value.as_bytes());
+    text("rpc.system.name", "grpc");
+    text("rpc.method", call.method);
+    text("rpc.response.status_code", code_name(call.code));
+    text("quotesign.correlation_id", call.correlation_id.as_str());
+    if !call.reason.is_empty() {
+        text("error.type", call.reason);
+    }
+    if let Some(partner) = call.subject.and_then(|subject| subject.partner.as_ref()) {
+        text("quotesign.partner", PartnerId::as_str(partner));
+    }
+    if let Some(quote_id) = call.subject.and_then(|subject| subject.quote_id.as_ref()) {
+        text("quotesign.quote_id", QuoteId::as_str(quote_id));
+    }
+    for (stage, _, took) in call.course.stages().filter(|(stage, ..)| !SPANNED.contains(stage)) {
+        span.number_attribute(field::ATTRIBUTES, stage.attribute(), nanos(took));
+    }
+}
+
+/// Whether the gateway did, by the conventions for servers; a refusal is no error.
+fn failed(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
 }
 
 fn nanos(span: Duration) -> u64 {
@@ -143,13 +201,92 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// A request with the spans of these calls.
+/// An `ExportTraceServiceRequest` with these spans, as it is sent: what comes before them, and the spans.
 #[must_use]
-pub fn request(resource: &Resource, calls: Vec<Ended>) -> ExportTraceServiceRequest {
-    let scope = InstrumentationScope { name: "quotesign".to_owned(), ..InstrumentationScope::default() };
-    let spans = calls.into_iter().flat_map(Ended::spans).collect();
-    let scope_spans = vec![ScopeSpans { scope: Some(scope), spans, schema_url: String::new() }];
-    let resource_spans =
-        vec![ResourceSpans { resource: Some(resource.clone()), scope_spans, schema_url: String::new() }];
-    ExportTraceServiceRequest { resource_spans }
+pub fn request(resource: &Resource, spans: Bytes) -> [Bytes; 2] {
+    of_one(resource, &InstrumentationScope { name: "quotesign".to_owned(), ..InstrumentationScope::default() }, spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::ExportTraceServiceRequest,
+        trace::v1::{ResourceSpans, ScopeSpans, Status},
+    };
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        domain::Environment,
+        telemetry::otlp::records::{self, number, text},
+    };
+
+    /// The generated types read what is written, and write it the same way.
+    #[test]
+    fn what_is_written_is_what_the_generated_types_write() {
+        let trace = Trace { trace_id: [1; 16], span_id: [2; 8], parent: Some([3; 8]), is_sampled: true };
+        let begun = Trace { parent: None, ..trace.clone() };
+        let (course, idle) = (Course::new(Instant::now()), Course::new(Instant::now()));
+        for stage in Stage::ALL.iter().filter(|stage| **stage != Stage::Recall) {
+            course.ran(*stage, Instant::now());
+        }
+        let subject = Subject { partner: Some("acme-remit".parse().unwrap()), quote_id: Some("q1".parse().unwrap()) };
+        let correlation_id = CorrelationId::made();
+        let well = Ended {
+            trace: &trace,
+            stage_ids: [[4; 8], [5; 8], [6; 8], [7; 8]],
+            method: "quotesign.v1.QuoteSigningService/SignQuote",
+            correlation_id: &correlation_id,
+            began: UtcTime::from_millis(1_765_432_100_123),
+            took: Duration::from_millis(3),
+            course: &course,
+            code: Code::Ok,
+            reason: "",
+            subject: Some(&subject),
+        };
+        let failed = Ended {
+            trace: &begun,
+            course: &idle,
+            code: Code::Unavailable,
+            reason: "OVERLOADED",
+            subject: None,
+            ..well
+        };
+        let mut writer = SpanWriter::default();
+        writer.add(&well);
+        writer.add(&failed);
+        let resource = records::resource(Environment::Sandbox, "gw-1");
+        let sent = request(&resource, writer.take(Vec::new()).into()).concat();
+        assert!(writer.is_empty());
+
+        let read = ExportTraceServiceRequest::decode(&*sent).unwrap();
+        assert_eq!(read.encode_to_vec(), sent);
+        let [ResourceSpans { resource: Some(of), scope_spans, .. }] = read.resource_spans.as_slice() else {
+            panic!("{read:?}")
+        };
+        let [ScopeSpans { spans, scope: Some(scope), .. }] = scope_spans.as_slice() else { panic!("{read:?}") };
+        assert_eq!((of, scope.name.as_str(), spans.len()), (&resource, "quotesign", 5));
+        let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
+        assert_eq!(names, [well.method, "reserve", "sign", "commit", well.method]);
+        let [root, reserve, .., refused] = spans.as_slice() else { panic!("{spans:?}") };
+        assert_eq!((root.kind(), root.flags, &root.parent_span_id[..]), (SpanKind::Server, 1, &[3; 8][..]));
+        assert_eq!(root.end_time_unix_nano - root.start_time_unix_nano, 3_000_000);
+        assert_eq!((&reserve.trace_id, &reserve.span_id), (&vec![1; 16], &vec![4; 8]));
+        assert_eq!((&reserve.parent_span_id, reserve.kind()), (&root.span_id, SpanKind::Internal));
+        let took = |wanted| course.stages().find(|(stage, ..)| *stage == wanted).map(|(_, _, took)| nanos(took));
+        for attribute in [
+            text("rpc.response.status_code", "OK"),
+            text("quotesign.correlation_id", correlation_id.as_str()),
+            text("quotesign.partner", "acme-remit"),
+            text("quotesign.quote_id", "q1"),
+            number("quotesign.stage.parse_ns", took(Stage::Parse).unwrap()),
+        ] {
+            assert!(root.attributes.contains(&attribute), "{attribute:?}");
+        }
+        assert!(refused.parent_span_id.is_empty() && refused.attributes.contains(&text("error.type", "OVERLOADED")));
+        let error = Status { message: "OVERLOADED".to_owned(), code: StatusCode::Error.into() };
+        assert_eq!((&root.status, &refused.status), (&None, &Some(error)));
+    }
 }

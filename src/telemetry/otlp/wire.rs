@@ -1,7 +1,16 @@
-//! Protocol Buffers as they are on the wire, for the one message that is written for every record of the journal: to build it field by field
-//! in a type, only to write it once, costs several times what writing it costs. A test holds it against the generated types.
+//! Protocol Buffers as they are on the wire, for what is written for every record of the journal and for every recorded call: to build it
+//! field by field in a type, only to write it once, costs several times what writing it costs, and memory that is cold when it is needed
+//! next. Tests hold it against the generated types.
 
 use prost::encoding::{WireType, encode_key, encode_varint};
+
+/// Fields of `KeyValue`, and of `AnyValue` in it.
+mod field {
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const STRING: u32 = 1;
+    pub(super) const INT: u32 = 3;
+}
 
 /// A message as it is written.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +42,31 @@ impl Wire {
     pub fn fixed(&mut self, field: u32, number: u64) {
         encode_key(field, WireType::SixtyFourBit, &mut self.0);
         self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    /// A field of a fixed number of half the size.
+    pub fn fixed32(&mut self, field: u32, number: u32) {
+        encode_key(field, WireType::ThirtyTwoBit, &mut self.0);
+        self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    /// A field with an attribute that is a text, in UTF-8; an empty one is one all the same, unlike none.
+    pub fn attribute(&mut self, field: u32, key: &str, value: &[u8]) {
+        let inner = sized_len(field::STRING, value.len());
+        self.sized(field, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
+        self.bytes(field::KEY, key.as_bytes());
+        self.sized(field::VALUE, inner);
+        self.sized(field::STRING, value.len());
+        self.extend(value);
+    }
+
+    /// A field with an attribute that is a number.
+    pub fn number_attribute(&mut self, field: u32, key: &str, value: u64) {
+        let inner = prost::encoding::key_len(field::INT) + prost::encoding::encoded_len_varint(value);
+        self.sized(field, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
+        self.bytes(field::KEY, key.as_bytes());
+        self.sized(field::VALUE, inner);
+        self.number(field::INT, value);
     }
 
     /// A field of a number.
