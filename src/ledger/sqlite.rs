@@ -33,6 +33,7 @@ use schema::After;
 mod checkpoint;
 mod condition;
 mod copy;
+mod journal;
 mod rows;
 mod schema;
 mod shipment;
@@ -121,7 +122,7 @@ impl Reads for Sqlite {
     }
 
     fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
-        rows::records_after(self.connection()?, id, count)
+        journal::records_after(self.connection()?, id, count)
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {
@@ -213,11 +214,11 @@ impl Engine for Sqlite {
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        rows::tail(self.connection()?, 1)?.pop().map(|stored| stored.record()).transpose()
+        journal::tail(self.connection()?, 1)?.pop().map(|stored| stored.record()).transpose()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
-        rows::newest_record_at(self.connection()?)
+        journal::newest_record_at(self.connection()?)
     }
 }
 
@@ -229,10 +230,10 @@ fn begin(path: &Path, environment: Environment, after: After) -> Result<(Writing
 }
 
 fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Result<Vec<String>, EngineError> {
-    let first = rows::first(connection)?;
+    let first = journal::first(connection)?;
     let mut found = Vec::new();
     for (lane, was) in heads {
-        let link = rows::link_before(connection, was.next_index)?;
+        let link = journal::link_before(connection, was.next_index)?;
         found.extend(regression(lane, *was, position, first, link));
     }
     Ok(found)
@@ -242,27 +243,27 @@ fn gone_back(connection: &Connection, position: Position, heads: &Heads) -> Resu
 /// whatever a process that was killed had written and not yet synchronised.
 fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let Lane { epoch, position } = rows::chain(&transaction)?;
-    if end_of(rows::tail(&transaction, 1)?.last()) != position {
+    let Lane { epoch, position } = journal::chain(&transaction)?;
+    if end_of(journal::tail(&transaction, 1)?.last()) != position {
         return Err(EngineError::Unfit("the journal does not end where the ledger's chain says".to_owned()));
     }
     let chain = Lane { epoch: epoch.saturating_add(1), position };
-    rows::put_chain(&transaction, chain, None)?;
+    journal::put_chain(&transaction, chain, None)?;
     transaction.commit()?;
     Ok(chain)
 }
 
 /// Writes all of a batch but the COMMIT, and says where the journal stands then.
 fn write(transaction: &Connection, held: Lane, batch: &[Op]) -> Result<(Lane, Replies), EngineError> {
-    if rows::chain(transaction)? != held {
+    if journal::chain(transaction)? != held {
         return Err(moved());
     }
     let changes = batch::run(rows::load(transaction, &Needs::of(batch))?, held.position, batch)?;
     rows::put(transaction, &changes)?;
-    rows::append(transaction, held.position, &changes)?;
+    journal::append(transaction, held.position, &changes)?;
     let chain = Lane { position: changes.position, ..held };
     if chain != held {
-        rows::put_chain(transaction, chain, changes.newest())?;
+        journal::put_chain(transaction, chain, changes.newest())?;
     }
     Ok((chain, changes.replies))
 }
@@ -293,7 +294,7 @@ impl Reader {
     /// # Errors
     /// Where the file cannot be read.
     pub fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
-        rows::record(&self.0.lock(), *id)
+        journal::record(&self.0.lock(), *id)
     }
 
     /// At most `count` records, from the index `from` on.
@@ -301,7 +302,7 @@ impl Reader {
     /// # Errors
     /// Where the file cannot be read.
     pub fn records(&self, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-        rows::records(&self.0.lock(), from, count)
+        journal::records(&self.0.lock(), from, count)
     }
 
     /// The newest `count` records, oldest first.
@@ -309,7 +310,7 @@ impl Reader {
     /// # Errors
     /// Where the file cannot be read.
     pub fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-        rows::tail(&self.0.lock(), count)
+        journal::tail(&self.0.lock(), count)
     }
 
     /// Where the journal stands: what a verifier's head must equal, or the newest records are missing.
@@ -317,7 +318,7 @@ impl Reader {
     /// # Errors
     /// Where the file cannot be read.
     pub fn head(&self) -> Result<Position, EngineError> {
-        rows::chain(&self.0.lock()).map(|chain| chain.position)
+        journal::chain(&self.0.lock()).map(|chain| chain.position)
     }
 
     /// Those of `heads` that the file does not hold, each in words.
@@ -326,7 +327,7 @@ impl Reader {
     /// Where the file cannot be read.
     pub fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
         let connection = self.0.lock();
-        let position = rows::chain(&connection)?.position;
+        let position = journal::chain(&connection)?.position;
         gone_back(&connection, position, heads)
     }
 
@@ -353,7 +354,7 @@ impl Reads for Reader {
     }
 
     fn records_after(&mut self, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
-        rows::records_after(self.0.get_mut(), id, count)
+        journal::records_after(self.0.get_mut(), id, count)
     }
 
     fn stops(&mut self) -> Result<Stops, EngineError> {
@@ -376,7 +377,7 @@ impl Reads for Reader {
 impl Journal for Reader {
     fn lanes(&self) -> Result<Vec<Stretch>, EngineError> {
         let connection = self.0.lock();
-        let (first, head) = (rows::first(&connection)?, rows::chain(&connection)?.position);
+        let (first, head) = (journal::first(&connection)?, journal::chain(&connection)?.position);
         Ok(vec![Stretch { lane: String::new(), first, head }])
     }
 
@@ -391,7 +392,7 @@ impl Journal for Reader {
         count: u32,
         take: &mut dyn FnMut(StoredRecord) -> bool,
     ) -> Result<(), EngineError> {
-        rows::scan(&self.0.lock(), from, count, take)
+        journal::scan(&self.0.lock(), from, count, take)
     }
 
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
@@ -403,15 +404,15 @@ impl Journal for Reader {
     }
 
     fn links(&self, _: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
-        rows::links(&self.0.lock(), from, count)
+        journal::links(&self.0.lock(), from, count)
     }
 
     fn checkpoints(&self, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
-        rows::checkpoints(&self.0.lock(), size, count)
+        journal::checkpoints(&self.0.lock(), size, count)
     }
 
     fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, EngineError> {
-        rows::newest_checkpoint(&self.0.lock())
+        journal::newest_checkpoint(&self.0.lock())
     }
 
     fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError> {

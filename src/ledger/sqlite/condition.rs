@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::{gone_back, rows, schema, shipment};
+use super::{gone_back, journal, rows, schema, shipment};
 use crate::{
     domain::Environment,
     ledger::{
@@ -53,8 +53,8 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 
 fn look(db: &Connection, anchored: &Heads) -> Result<Condition, EngineError> {
     let (damage, unseen) = pages(db, LOOK_MAX)?;
-    let (first, head) = (rows::first(db)?, rows::chain(db)?.position);
-    let damage = damage.or_else(|| match rows::tail(db, 1) {
+    let (first, head) = (journal::first(db)?, journal::chain(db)?.position);
+    let damage = damage.or_else(|| match journal::tail(db, 1) {
         Ok(newest) if end_of(newest.last()) == head => None,
         Ok(_) => Some("the journal does not end where its chain says".to_owned()),
         Err(fault) => Some(fault.to_string()),
@@ -66,7 +66,7 @@ fn look(db: &Connection, anchored: &Heads) -> Result<Condition, EngineError> {
         lanes: vec![Stretch { lane: String::new(), first, head }],
         shipped: shipment::shipped(db)?,
         quarantined: shipment::quarantined(db)?.len(),
-        newest_at: rows::newest_record_at(db)?,
+        newest_at: journal::newest_record_at(db)?,
         kids: rows::kids(db)?,
         stops: rows::stops(db)?,
         server: None,

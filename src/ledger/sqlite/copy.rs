@@ -7,7 +7,7 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{Position, rows, schema};
+use super::{Position, journal, schema};
 use crate::{
     disk::sync_folder_of,
     domain::Environment,
@@ -43,7 +43,7 @@ fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
     source.execute("VACUUM INTO ?1", [name])?;
     let synced = File::open(target).and_then(|file| file.sync_all()).and_then(|()| sync_folder_of(target));
     synced.map_err(|error| schema::unusable(target, &error))?;
-    rows::chain(&schema::open_to_read(target)?).map(|chain| chain.position)
+    journal::chain(&schema::open_to_read(target)?).map(|chain| chain.position)
 }
 
 /// Whether the file at `path` is a whole ledger of this environment and version: by its own pages, and with a journal that
@@ -78,6 +78,6 @@ fn pages_are_whole(connection: &Connection, path: &Path) -> Result<(), EngineErr
 fn ends_where_it_says(connection: &Connection, path: &Path) -> Result<(), EngineError> {
     let elsewhere =
         || EngineError::Unfit(format!("the journal of `{}` does not end where its chain says", path.display()));
-    let ends = end_of(rows::tail(connection, 1)?.last()) == rows::chain(connection)?.position;
+    let ends = end_of(journal::tail(connection, 1)?.last()) == journal::chain(connection)?.position;
     if ends { Ok(()) } else { Err(elsewhere()) }
 }

@@ -6,19 +6,16 @@ use std::{collections::BTreeMap, time::Duration};
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
 use uuid::Uuid;
 
+use super::journal;
 use crate::{
-    audit::Record,
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
         EngineError, Kept, Proposal, Stop,
         batch::{Changes, Needs, Snapshot},
-        chain::{Lane, Position, StoredRecord},
-        encoding::{
-            RESERVED, SIGNED, VOIDED, identity_of, index_of, key_state, key_state_of, scope_of, sequence_of, stored,
-        },
-        step::{Cut, Holds, Quotas, Quote, Stage},
+        encoding::{RESERVED, SIGNED, VOIDED, identity_of, key_state, key_state_of, scope_of, sequence_of, stored},
+        step::{Holds, Quotas, Quote, Stage},
         stops::Stops,
     },
 };
@@ -36,7 +33,7 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
         snapshot.kids.extend(kept(db, kid)?.map(|kept| ((*kid).clone(), kept)));
     }
     for id in &needs.records {
-        snapshot.records.extend(is_recorded(db, *id)?.then_some(*id));
+        snapshot.records.extend(journal::is_recorded(db, *id)?.then_some(*id));
     }
     snapshot.quotas = quotas(db, needs.quotas.iter().copied())?;
     snapshot.holds = holds(db)?;
@@ -44,12 +41,12 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
         snapshot.proposals.extend(proposal(db, act)?.map(|proposal| (act.clone(), proposal)));
     }
     if needs.checkpoint {
-        snapshot.checkpoint = newest_checkpoint(db)?.map_or(0, |(size, _)| size);
+        snapshot.checkpoint = journal::newest_checkpoint(db)?.map_or(0, |(size, _)| size);
     }
     for (lane, cut) in &needs.cuts {
-        let begins = first(db)?;
-        let is_whole = lane.is_empty() && cut.next_index < chain(db)?.position.next_index;
-        if is_whole && link_before(db, cut.next_index)? == Some(cut.link) {
+        let begins = journal::first(db)?;
+        let is_whole = lane.is_empty() && cut.next_index < journal::chain(db)?.position.next_index;
+        if is_whole && journal::link_before(db, cut.next_index)? == Some(cut.link) {
             snapshot.beginnings.insert((*lane).to_owned(), (begins, *cut));
         }
     }
@@ -87,7 +84,7 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         db.prepare_cached(sql)?.execute(params![stored(*size)?, stored(*before)?, jws])?;
     }
     for cut in cuts {
-        put_cut(db, cut)?;
+        journal::put_cut(db, cut)?;
     }
     for identity in pruned {
         forget(db, identity)?;
@@ -96,37 +93,6 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         db.prepare_cached("UPDATE meta SET pruned = max(pruned, ?1)")?.execute([before.millis()])?;
     }
     put_quotas(db, quotas.keys().filter_map(|quota| Some((quota, after.quotas.get(quota)?))))
-}
-
-/// Forgets what is before the cut, and takes down what the rest hangs on.
-fn put_cut(db: &Connection, Cut { from, to, .. }: &Cut) -> Result<(), EngineError> {
-    db.prepare_cached("DELETE FROM audit WHERE idx < ?1")?.execute([stored(to.next_index)?])?;
-    let sql = "UPDATE chain SET first_idx = ?1, first_link = ?2 WHERE one = 1 AND first_idx = ?3";
-    db.prepare_cached(sql)?.execute(params![stored(to.next_index)?, to.link, stored(from.next_index)?])?;
-    Ok(())
-}
-
-/// Checkpoints of more than `size` links, the smallest first.
-pub(super) fn checkpoints(db: &Connection, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
-    let mut select = db.prepare_cached("SELECT size, jws FROM checkpoint WHERE size > ?1 ORDER BY size LIMIT ?2")?;
-    Ok(select.query_map(params![stored(size)?, count], checkpoint)?.collect::<Result<_, _>>()?)
-}
-
-pub(super) fn newest_checkpoint(db: &Connection) -> Result<Option<(u64, String)>, EngineError> {
-    let mut select = db.prepare_cached("SELECT size, jws FROM checkpoint ORDER BY size DESC LIMIT 1")?;
-    Ok(select.query_row((), checkpoint).optional()?)
-}
-
-fn checkpoint(row: &Row<'_>) -> rusqlite::Result<(u64, String)> {
-    Ok((checked(row, 0, index_of)?, row.get(1)?))
-}
-
-/// Where batches end, from the one that holds the record `from` on.
-pub(super) fn links(db: &Connection, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
-    let sql = "SELECT idx + 1, link FROM audit WHERE idx >= ?1 AND link IS NOT NULL ORDER BY idx LIMIT ?2";
-    let mut select = db.prepare_cached(sql)?;
-    let read = |row: &Row<'_>| Ok(Position { next_index: checked(row, 0, index_of)?, link: row.get(1)? });
-    Ok(select.query_map(params![stored(from)?, count], read)?.collect::<Result<_, _>>()?)
 }
 
 pub(super) fn holds(db: &Connection) -> Result<Holds, EngineError> {
@@ -357,112 +323,6 @@ fn put_quotas<'a>(db: &Connection, quotas: impl Iterator<Item = (&'a String, &'a
         upsert.execute(params![key, tat_ns])?;
     }
     Ok(())
-}
-
-fn is_recorded(db: &Connection, id: Uuid) -> Result<bool, EngineError> {
-    Ok(db.prepare_cached("SELECT 1 FROM audit WHERE record_id = ?1")?.exists([id.as_bytes()])?)
-}
-
-pub(super) fn chain(db: &Connection) -> Result<Lane, EngineError> {
-    let read = |row: &Row<'_>| {
-        let position = Position { next_index: checked(row, 1, index_of)?, link: row.get(2)? };
-        Ok(Lane { epoch: row.get(0)?, position })
-    };
-    Ok(db.prepare_cached("SELECT epoch, next_idx, link FROM chain WHERE one = 1")?.query_row((), read)?)
-}
-
-/// The link on the record before the one at `index`.
-pub(super) fn link_before(db: &Connection, index: u64) -> Result<Option<[u8; 32]>, EngineError> {
-    let mut select = db.prepare_cached("SELECT link FROM audit WHERE idx = ?1")?;
-    Ok(select.query_row([stored(index)?.saturating_sub(1)], |row| row.get(0)).optional()?.flatten())
-}
-
-/// Where the journal begins.
-pub(super) fn first(db: &Connection) -> Result<Position, EngineError> {
-    let read = |row: &Row<'_>| Ok(Position { next_index: checked(row, 0, index_of)?, link: row.get(1)? });
-    Ok(db.prepare_cached("SELECT first_idx, first_link FROM chain WHERE one = 1")?.query_row((), read)?)
-}
-
-/// Stores where the journal stands, and the greatest time of its records that were made while the clock was trusted.
-pub(super) fn put_chain(db: &Connection, chain: Lane, newest: Option<UtcTime>) -> Result<(), EngineError> {
-    let sql = "UPDATE chain SET epoch = ?1, next_idx = ?2, link = ?3, newest_at = max(newest_at, ?4) WHERE one = 1";
-    let (next_index, newest) = (stored(chain.position.next_index)?, newest.map_or(0, UtcTime::millis));
-    db.prepare_cached(sql)?.execute(params![chain.epoch, next_index, chain.position.link, newest])?;
-    Ok(())
-}
-
-/// Appends a batch's records at `position`, the last one with their link.
-pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>) -> Result<(), EngineError> {
-    let Changes { entries, position: after, .. } = changes;
-    let mut insert = db.prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
-    for (index, entry) in (position.next_index..).zip(entries) {
-        let is_last = index.saturating_add(1) == after.next_index;
-        insert.execute(params![
-            stored(index)?,
-            entry.record.at.millis(),
-            entry.record.event.name(),
-            entry.identity.map(Identity::as_str),
-            entry.record.id.as_bytes(),
-            entry.bytes,
-            entry.leaf,
-            is_last.then_some(after.link),
-        ])?;
-    }
-    Ok(())
-}
-
-const STORED_RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
-
-fn stored_record(row: &Row<'_>) -> rusqlite::Result<StoredRecord> {
-    Ok(StoredRecord { index: checked(row, 0, index_of)?, bytes: row.get(1)?, leaf: row.get(2)?, link: row.get(3)? })
-}
-
-pub(super) fn record(db: &Connection, id: Uuid) -> Result<Option<StoredRecord>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id = ?1"))?;
-    Ok(select.query_row([id.as_bytes()], stored_record).optional()?)
-}
-
-pub(super) fn records(db: &Connection, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-    let mut records = Vec::new();
-    scan(db, from, count, &mut |record| {
-        records.push(record);
-        true
-    })?;
-    Ok(records)
-}
-
-/// Gives the records to `take` as they are read, until it wants no more.
-pub(super) fn scan(
-    db: &Connection,
-    from: u64,
-    count: u32,
-    take: &mut dyn FnMut(StoredRecord) -> bool,
-) -> Result<(), EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE idx >= ?1 ORDER BY idx LIMIT ?2"))?;
-    for record in select.query_map(params![stored(from)?, count], stored_record)? {
-        if !take(record?) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id > ?1 ORDER BY record_id LIMIT ?2"))?;
-    let found = select.query_map(params![id.as_bytes().as_slice(), count], stored_record)?;
-    found.collect::<Result<Vec<_>, _>>()?.iter().map(StoredRecord::record).collect()
-}
-
-pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} ORDER BY idx DESC LIMIT ?1"))?;
-    let mut records: Vec<_> = select.query_map([count], stored_record)?.collect::<Result<_, _>>()?;
-    records.reverse();
-    Ok(records)
-}
-
-pub(super) fn newest_record_at(db: &Connection) -> Result<Option<UtcTime>, EngineError> {
-    let mut select = db.prepare_cached("SELECT newest_at FROM chain WHERE one = 1 AND newest_at > 0")?;
-    Ok(select.query_row((), |row| row.get(0).map(UtcTime::from_millis)).optional()?)
 }
 
 pub(super) fn expired(db: &Connection, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError> {
