@@ -241,7 +241,8 @@ async fn main() {
     drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());
 }
 
-/// What each kind takes more is the median of what it took more than the first in the same round, with the quartiles beside it.
+/// What each kind takes more is what it took more than the first in the same round: the mean of the middle half of the rounds, with the
+/// quartiles beside it.
 fn tell(kinds: &[Kind], rounds: u64, count: u64) {
     let (off, rate) = (&kinds[0].micros, median(&kinds[0].rates));
     println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
@@ -251,7 +252,9 @@ fn tell(kinds: &[Kind], rounds: u64, count: u64) {
     );
     for kind in kinds {
         let more = sorted(kind.micros.iter().zip(off).map(|(micros, off)| micros - off));
-        let [low, middle, high] = [1, 2, 3].map(|quarter| more[more.len() * quarter / 4]);
+        let [low, high] = [1, 3].map(|quarter| more.len() * quarter / 4);
+        let middle = more[low..=high].iter().sum::<f64>() / (high - low + 1) as f64;
+        let (low, high) = (more[low], more[high]);
         let (micros, own) = (median(&kind.micros), median(&kind.rates));
         let shipped = match &kind.collector {
             Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / (rounds * count + 200),

@@ -57,6 +57,11 @@ impl Backlog {
         }
     }
 
+    /// The journal is not whole: for this reason not all of it can be shipped.
+    pub fn is_torn(&self, why: String) {
+        *self.fault.lock() = Some(why);
+    }
+
     /// A collector did not take what it was sent.
     pub fn failed(&self, why: String) {
         self.failures.fetch_add(1, Ordering::Relaxed);
@@ -87,7 +92,7 @@ impl Backlog {
         (count(&self.shipped), count(&self.aside), count(&self.failures))
     }
 
-    /// Why the last request failed; nothing where it did not.
+    /// Why the last request failed, or what of the journal is lost; nothing where all is well.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.fault.lock().clone()

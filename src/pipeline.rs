@@ -236,7 +236,7 @@ impl Pipeline {
         let mark = canonical.mark().clone();
         let course = &*call.course;
         let recall = async || {
-            let from = Instant::now();
+            let from = course.begins(Stage::Recall);
             let recalled = reserve::recall(&mark, &self.ledger, &self.stopped, now, trail).await;
             course.ran(Stage::Recall, from);
             recalled
@@ -252,7 +252,7 @@ impl Pipeline {
         }
         match self.admit(canonical, policy, call).await {
             Ok((admitted, now)) => {
-                let from = Instant::now();
+                let from = course.begins(Stage::Reserve);
                 let held = reserve::reserve(admitted, policy, &self.ledger, call, now, trail).await;
                 course.ran(Stage::Reserve, from);
                 Ok(held?)
@@ -322,13 +322,13 @@ impl Pipeline {
         context: audit::Context,
     ) -> Result<(Released, bool), Refusal> {
         stand_still("pipeline::before-sign").await;
-        let from = Instant::now();
+        let from = course.begins(Stage::Sign);
         let signed = sign::sign(pending, deadline, gone).await;
         course.ran(Stage::Sign, from);
         let verified =
             course.time(Stage::Verify, || verify::verify(signed?, policy, &self.clock).map_err(Refusal::from))?;
         stand_still("pipeline::before-commit").await;
-        let from = Instant::now();
+        let from = course.begins(Stage::Commit);
         let committed = commit::commit(verified, &self.ledger, &self.clock, context).await;
         course.ran(Stage::Commit, from);
         let (released, first) = committed?;

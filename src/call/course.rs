@@ -93,6 +93,16 @@ impl Course {
         self.started
     }
 
+    /// `stage` begins now: until it has run it is one that the call waits for.
+    pub fn begins(&self, stage: Stage) -> Instant {
+        let from = Instant::now();
+        if let Some(lap) = self.laps.get(stage as usize) {
+            lap.took.store(0, Ordering::Relaxed);
+            lap.from.store(nanos(from.saturating_duration_since(self.started)).max(1), Ordering::Relaxed);
+        }
+        from
+    }
+
     /// `stage` ran from `from` until now. Where it ran twice, the last time counts.
     pub fn ran(&self, stage: Stage, from: Instant) {
         if let Some(lap) = self.laps.get(stage as usize) {
@@ -107,6 +117,14 @@ impl Course {
         let done = run();
         self.ran(stage, from);
         done
+    }
+
+    /// The stages that have begun and not ended, each with how long after the call's start it began.
+    pub fn open(&self) -> impl Iterator<Item = (Stage, Duration)> {
+        Stage::ALL.iter().zip(&self.laps).filter_map(|(stage, lap)| {
+            let (from, took) = (lap.from.load(Ordering::Relaxed), lap.took.load(Ordering::Relaxed));
+            (from > 0 && took == 0).then(|| (*stage, Duration::from_nanos(from)))
+        })
     }
 
     /// The stages that ran: each with how long after the call's start it began and how long it took.

@@ -35,27 +35,26 @@ impl Reporting {
     /// Sends recorded calls until `stop`, and then what is left.
     pub(super) async fn calls(self: Arc<Self>, tracer: Arc<Tracer>, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            let first_and_others = async {
-                tracer.came().await;
-                if !tracer.has_full() {
-                    let _full = tokio::time::timeout(GATHER, tracer.came()).await;
-                }
-            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = first_and_others => {}
+                () = tracer.gathered(GATHER) => {}
             }
-            while let Some(calls) = tracer.take() {
-                // At the end one page is waited for, and the others are dropped with it.
-                if !self.send(&tracer, calls).await && stop.is_cancelled() {
-                    std::iter::from_fn(|| tracer.take()).for_each(|page| tracer.drop_some(page.calls));
-                }
+            // Then one that is full; what is still being gathered waits.
+            let mut calls = tracer.take();
+            while let Some(page) = calls {
+                self.send(&tracer, page).await;
+                calls = (tracer.has_full() && !stop.is_cancelled()).then(|| tracer.take()).flatten();
             }
-            self.metrics.traces_dropped(tracer.dropped());
         }
+        while let Some(page) = tracer.take() {
+            if !self.send(&tracer, page).await {
+                std::iter::from_fn(|| tracer.take()).for_each(|page| tracer.drop_some(page.calls));
+            }
+        }
+        self.metrics.traces_dropped(tracer.dropped());
     }
 
-    /// Whether the collector took them.
+    /// Whether the collector took them. It tells of those that were dropped meanwhile, too.
     async fn send(&self, tracer: &Tracer, Recorded { spans, calls }: Recorded) -> bool {
         let spans = Bytes::from(spans);
         let mut tries = 1;
@@ -63,12 +62,14 @@ impl Reporting {
             if tries == TRIES {
                 tracing::debug!(?answer, calls, "the collector does not take traces");
                 tracer.drop_some(calls);
+                self.metrics.traces_dropped(tracer.dropped());
                 return false;
             }
             tokio::time::sleep(GATHER.saturating_mul(tries)).await;
             tries += 1;
         }
         tracer.reuse(room(spans));
+        self.metrics.traces_dropped(tracer.dropped());
         true
     }
 

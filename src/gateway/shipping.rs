@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     again::Trials,
-    page::{Found, Page},
+    page::{Cursors, Found, Page},
 };
 use super::lanes::OwnLanes;
 use crate::{
@@ -77,8 +77,14 @@ struct Lanes {
     aside: BTreeSet<(String, u64)>,
     /// When it was last read which those are.
     aside_at: Option<Instant>,
-    /// Those that lost records, and since when that is known.
-    torn: BTreeMap<String, UtcTime>,
+    /// Since when the oldest record of each has waited.
+    since: BTreeMap<String, UtcTime>,
+    /// Those that lost their end.
+    torn: BTreeSet<String>,
+    /// Up to which index it was told what is gone.
+    told: BTreeMap<String, u64>,
+    /// The one whose page the collector would not take just now.
+    behind: Option<String>,
     /// The room of the page before.
     room: Vec<u8>,
 }
@@ -142,8 +148,10 @@ impl Shipping {
                     () = tokio::time::sleep(until.saturating_duration_since(Instant::now()).min(TELL)) => {}
                 }
                 // How far it is behind is told also while it waits.
-                if pause > TELL {
-                    let _told = self.next_page(&mut lanes).await;
+                if pause > TELL
+                    && let Ok(Some((page, _))) = self.next_page(&mut lanes).await
+                {
+                    lanes.room = page.records.into_room();
                 }
             }
         }
@@ -169,7 +177,7 @@ impl Shipping {
 
     /// Ships one page.
     async fn round(&self, lanes: &mut Lanes) -> Result<Round, EngineError> {
-        let Some((Page { lane, before, records }, is_all)) = self.next_page(lanes).await? else {
+        let Some((Page { lane, before, records, .. }, is_all)) = self.next_page(lanes).await? else {
             self.save(lanes, Vec::new(), false).await;
             return Ok(Round::Idle);
         };
@@ -190,9 +198,10 @@ impl Shipping {
             );
         }
         self.save(lanes, quarantined, false).await;
+        lanes.behind = None;
         let Some(answer) = stuck else {
-            if let Some(lane) = lanes.torn.keys().next() {
-                backlog.failed(page::torn(lane));
+            if let Some(lane) = lanes.torn.first() {
+                backlog.is_torn(page::torn(lane));
             }
             if !is_all {
                 return Ok(Round::More);
@@ -205,7 +214,12 @@ impl Shipping {
         };
         let (after, why) = match answer {
             Answer::Later { after, why } => (after, why),
-            Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) | Answer::Denied(why) => (None, why),
+            Answer::Denied(why) => (None, why),
+            Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => {
+                // It may be these records alone that it does not take.
+                lanes.behind = Some(lane);
+                (None, why)
+            }
         };
         self.fails(format!("the collector does not take the journal: {why}"));
         Ok(Round::Stuck(after))
@@ -225,7 +239,7 @@ impl Shipping {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
-        let room = std::mem::take(&mut lanes.room);
+        let (room, behind) = (std::mem::take(&mut lanes.room), lanes.behind.clone());
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
@@ -241,7 +255,8 @@ impl Shipping {
             let lanes: Vec<_> = lanes.into_iter().filter(|stretch| mine.contains(&stretch.lane)).collect();
             next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
             let scan = |lane: &str, from, count, take: &mut dyn FnMut(_) -> bool| journal.scan(lane, from, count, take);
-            let found = page::find(&scan, &lanes, &next, &aside, room)?;
+            let cursors = Cursors { next: &next, aside: &aside, behind: behind.as_deref() };
+            let found = page::find(&scan, &lanes, &cursors, room)?;
             Ok::<_, EngineError>((journal, next, aside, found))
         };
         let looked = tokio::task::spawn_blocking(look).await;
@@ -252,39 +267,46 @@ impl Shipping {
         self.pipeline.backlog.aside(aside.len() as u64);
         (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
         self.tell(lanes, &found);
+        let whole = found.waiting.iter().filter(|lane| !lane.is_torn);
         match found.page {
             Ok(page) => {
-                let is_all = found
-                    .waiting
-                    .iter()
-                    .all(|lane| lane.name == page.lane && lane.records == page.records.marks().len() as u64);
+                let count = page.records.marks().len() as u64;
+                // Some that came since its head was read may be among them.
+                let is_all = whole.into_iter().all(|lane| lane.name == page.lane && lane.records <= count);
                 Ok(Some((page, is_all)))
             }
             Err(room) => {
                 lanes.room = room;
-                found.torn.first().map_or(Ok(None), |lane| Err(EngineError::Unfit(page::torn(lane))))
+                Ok(None)
             }
         }
     }
 
-    /// Tells how far it is behind; once of each lane that lost records, which keeps no other from being shipped.
+    /// Tells how far it is behind; and once, of what is lost, which keeps nothing else from being shipped.
     fn tell(&self, lanes: &mut Lanes, found: &Found) {
-        lanes.torn.retain(|lane, _| found.torn.contains(lane));
-        for lane in &found.torn {
-            lanes.torn.entry(lane.clone()).or_insert_with(|| {
-                tracing::error!(lane, "the journal is not shipped: {}", page::torn(lane));
-                SystemClock.now()
-            });
+        let (known, now) = (std::mem::take(&mut lanes.since), SystemClock.now());
+        for lane in &found.waiting {
+            let since = lane.oldest.or_else(|| known.get(&lane.name).copied()).unwrap_or(now);
+            lanes.since.insert(lane.name.clone(), since);
         }
-        let waiting = found
-            .waiting
-            .iter()
-            .map(|lane| (&lane.name, lane.oldest))
-            .chain(lanes.torn.iter().map(|(lane, since)| (lane, Some(*since))));
-        let oldest = waiting.clone().filter_map(|(_, oldest)| oldest).min();
-        let own = waiting.filter(|(lane, _)| **lane == self.own.replica).filter_map(|(_, oldest)| oldest).min();
+        let torn = found.waiting.iter().filter(|lane| lane.is_torn).map(|lane| lane.name.clone());
+        let known = std::mem::replace(&mut lanes.torn, torn.collect());
+        for lane in lanes.torn.difference(&known) {
+            tracing::error!(lane, "the journal is not shipped: {}", page::torn(lane));
+        }
+        if let Ok(Page { lane, gone, .. }) = &found.page {
+            let told = lanes.told.entry(lane.clone()).or_default();
+            for (from, to) in gone.iter().filter(|(from, _)| from >= told) {
+                tracing::error!(lane, from, to, "records of the journal are gone: SOMEBODY CHANGED IT");
+            }
+            *told = gone.last().map_or(*told, |(_, to)| (*told).max(*to));
+        }
         let records = found.waiting.iter().map(|lane| lane.records).sum();
-        self.pipeline.backlog.is(records, oldest, own);
+        let backlog = &self.pipeline.backlog;
+        backlog.is(records, lanes.since.values().min().copied(), lanes.since.get(&self.own.replica).copied());
+        if let Some(lane) = lanes.torn.first() {
+            backlog.is_torn(page::torn(lane));
+        }
     }
 
     /// Takes down how far the journal was shipped, where that is due. Where it cannot be, it is shipped again.

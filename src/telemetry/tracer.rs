@@ -4,10 +4,11 @@
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::otlp::spans::{Ended, SpanWriter};
 use crate::call::{Parent, Sampler, Trace};
@@ -95,7 +96,7 @@ impl Tracer {
         }
         waiting.page.add(call);
         waiting.calls += 1;
-        let (is_first, is_full) = (waiting.calls == 1 && waiting.full.is_empty(), waiting.calls == CALLS_MAX);
+        let (is_first, is_full) = (waiting.calls == 1, waiting.calls == CALLS_MAX);
         if is_full {
             let page = waiting.turn();
             waiting.full.push_back(page);
@@ -107,9 +108,19 @@ impl Tracer {
         }
     }
 
-    /// Waits until a first call has come, or a page is full.
-    pub async fn came(&self) {
-        self.came.notified().await;
+    /// Waits until a page is full; at most so long after a first call has come.
+    pub async fn gathered(&self, most: Duration) {
+        while !self.waits() {
+            self.came.notified().await;
+        }
+        let until = Instant::now() + most;
+        while !self.has_full() && tokio::time::timeout_at(until, self.came.notified()).await.is_ok() {}
+    }
+
+    /// Whether any call waits.
+    fn waits(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.calls > 0 || !waiting.full.is_empty()
     }
 
     /// Whether a page is full.
@@ -147,17 +158,19 @@ impl Tracer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use tonic::Code;
 
     use super::*;
     use crate::{call::Course, clock::UtcTime, domain::CorrelationId};
 
     fn end(tracer: &Tracer) {
-        let (course, correlation_id) = (Course::new(Instant::now()), CorrelationId::made());
+        end_of(tracer, &tracer.begin(None).unwrap());
+    }
+
+    fn end_of(tracer: &Tracer, trace: &Trace) {
+        let (course, correlation_id) = (Course::new(std::time::Instant::now()), CorrelationId::made());
         tracer.ended(&Ended {
-            trace: &tracer.begin(None).unwrap(),
+            trace,
             stage_ids: tracer.ids(),
             method: "m",
             correlation_id: &correlation_id,
@@ -191,24 +204,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_sends_them_is_woken_for_the_first_and_for_a_full_page() {
-        let tracer = Tracer::new(1.0);
-        let is_woken = async || tokio::time::timeout(Duration::from_millis(1), tracer.came()).await.is_ok();
-        assert!(!is_woken().await);
+    async fn calls_are_gathered_until_a_page_is_full_or_for_so_long() {
+        let (tracer, most) = (Tracer::new(1.0), Duration::from_millis(400));
+        let gathered = async |patience| {
+            let began = Instant::now();
+            let gathered = tokio::time::timeout(Duration::from_millis(patience), tracer.gathered(most)).await;
+            gathered.is_ok().then(|| began.elapsed() >= most)
+        };
+        assert_eq!(gathered(50).await, None, "nothing has come");
+        // One that was told of, and taken before, is none that is waited for.
         end(&tracer);
-        assert!(is_woken().await);
+        assert!(tracer.take().is_some());
+        assert_eq!(gathered(600).await, None);
         end(&tracer);
-        assert!(!is_woken().await, "the second does not wake it");
-        for _ in 2..CALLS_MAX {
+        end(&tracer);
+        assert_eq!(gathered(60_000).await, Some(true));
+        for _ in 2..=CALLS_MAX {
             end(&tracer);
         }
-        assert!(is_woken().await);
+        assert_eq!(gathered(60_000).await, Some(false), "a full page is not left to wait");
+        assert_eq!(tracer.take().map(|page| page.calls), Some(CALLS_MAX));
+        assert_eq!(gathered(60_000).await, Some(true), "the one behind the page is not forgotten");
+        assert_eq!(tracer.take().map(|page| page.calls), Some(1));
     }
 
     #[test]
     fn one_that_records_none_keeps_none() {
-        let (on, off) = (Tracer::new(0.5), Tracer::new(0.0));
+        let (on, off) = (Tracer::new(1.0), Tracer::new(0.0));
         assert!(on.is_on() && !off.is_on());
-        assert!(off.begin(None).is_none_or(|trace| !trace.is_sampled));
+        let parent = Parent { trace_id: [1; 16], span_id: [2; 8], is_sampled: true };
+        assert!(off.begin(Some(parent)).is_none_or(|trace| !trace.is_sampled));
+        let trace = on.begin(None).unwrap();
+        for tracer in [&on, &off] {
+            end_of(tracer, &trace);
+        }
+        assert_eq!((on.take().map(|page| page.calls), off.take().is_none(), off.dropped()), (Some(1), true, 0));
     }
 }

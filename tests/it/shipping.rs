@@ -638,6 +638,47 @@ async fn what_was_done_to_the_cursor_or_a_record_stops_no_shipping_in_silence() 
     assert!(sink.stats().await["calls"].as_u64().unwrap() - before < 12);
 }
 
+/// What is gone cannot be shipped. It is told, counts as waiting, and is in the way of nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_off_the_journal_or_out_of_it_is_told_and_the_rest_is_shipped() {
+    let site = Site::new();
+    // Its records would come behind the cut.
+    site.edit_config(|config| drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")));
+    let mut sink = Sink::absent(&site, &[]);
+    ship_to(&site, &grpc(&sink), "");
+    let gateway = site.serve().await;
+    sign(&gateway, 1..=3).await;
+    let ledger = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    let last: u32 = ledger.query_row("SELECT max(idx) FROM audit", (), |row| row.get(0)).unwrap();
+    ledger.execute("DELETE FROM audit WHERE idx = ?1", [last]).unwrap();
+    let last = u64::from(last);
+    sink.start();
+    gateway.logged("the journal is not shipped: lane").await;
+    let newest = |sink: &Sink| {
+        sink.lines("log").iter().filter_map(|log| log["attributes"]["quotesign.audit.index"].as_u64()).max()
+    };
+    assert_eq!(newest(&sink), Some(last - 1));
+    until("what is gone waits", async || metric(&gateway, "quotesign_audit_lag_records").await == 1).await;
+    until("and for how long", async || metric(&gateway, "quotesign_audit_lag_seconds").await >= 2).await;
+    let failures = metric(&gateway, "quotesign_audit_shipping_failures_total").await;
+
+    sign(&gateway, 4..=4).await;
+    gateway.logged("records of the journal are gone").await;
+    until("the rest has come", async || newest(&sink) == Some(last + 2)).await;
+    until("nothing waits", async || metric(&gateway, "quotesign_audit_lag_records").await == 0).await;
+    assert_eq!(
+        metric(&gateway, "quotesign_audit_shipping_failures_total").await,
+        failures,
+        "the collector took it all"
+    );
+    for once in ["the journal is not shipped: lane", "records of the journal are gone"] {
+        let log = gateway.log.lock().unwrap();
+        let told: Vec<_> = log.iter().filter(|line| line.contains(once)).collect();
+        assert_eq!(told.len(), 1, "{told:#?}");
+    }
+    assert!(gateway.stop().success());
+}
+
 /// More than the queue of any SDK holds, and more than goes into one request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_backlog_arrives_whole() {

@@ -206,7 +206,8 @@ fn unreadable(log: &mut Wire, lane: &str, stored: &StoredRecord) {
     log.number(field::SEVERITY, 17);
     log.bytes(field::SEVERITY_TEXT, b"ERROR");
     log.sized(field::BODY, sized_len(field::BYTES, stored.bytes.len()));
-    log.bytes(field::BYTES, &stored.bytes);
+    log.sized(field::BYTES, stored.bytes.len());
+    log.extend(&stored.bytes);
     place(log, lane, stored);
     log.bytes(field::EVENT_NAME, b"quotesign.audit.unreadable");
 }
@@ -421,6 +422,9 @@ mod tests {
         let log = LogRecord::decode(&*torn).unwrap();
         assert_eq!((log.encode_to_vec(), log.severity_number, log.attributes.len()), (torn, 17, 4));
         assert_eq!(log.body.and_then(|body| body.value), Some(Value::BytesValue(b"{}\xff".to_vec())));
+
+        let empty = LogRecord::decode(&*alone("gw-1", &StoredRecord { bytes: Vec::new(), ..full.clone() })).unwrap();
+        assert_eq!(empty.body.and_then(|body| body.value), Some(Value::BytesValue(Vec::new())));
 
         let resource = resource(Environment::Sandbox, "gw-1");
         let mut writer = LogWriter::default();

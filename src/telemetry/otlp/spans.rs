@@ -113,10 +113,17 @@ impl SpanWriter {
             self.span.bytes(field::STATUS, status.written());
         }
         self.end();
-        let ran = call.course.stages().filter(|(stage, ..)| SPANNED.contains(stage));
-        for ((stage, from, took), id) in ran.zip(call.stage_ids) {
+        let ran = call.course.stages().map(|(stage, from, took)| (stage, from, Some(took)));
+        // A call that was cut off, and what it waited for until then.
+        let open = call.course.open().map(|(stage, from)| (stage, from, None));
+        let spanned = ran.chain(open).filter(|(stage, ..)| SPANNED.contains(stage));
+        for ((stage, from, took), id) in spanned.zip(call.stage_ids) {
             self.begin(call.trace, id, Some(&call.trace.span_id));
-            self.timed(stage.name(), SpanKind::Internal, began.saturating_add(nanos(from)), took);
+            let until_end = call.took.saturating_sub(from);
+            self.timed(stage.name(), SpanKind::Internal, began.saturating_add(nanos(from)), took.unwrap_or(until_end));
+            if took.is_none() {
+                self.span.true_attribute(field::ATTRIBUTES, "quotesign.unfinished");
+            }
             self.end();
         }
     }
@@ -213,6 +220,7 @@ mod tests {
 
     use opentelemetry_proto::tonic::{
         collector::trace::v1::ExportTraceServiceRequest,
+        common::v1::{AnyValue, KeyValue, any_value::Value},
         trace::v1::{ResourceSpans, ScopeSpans, Status},
     };
     use prost::Message as _;
@@ -246,6 +254,8 @@ mod tests {
             reason: "",
             subject: Some(&subject),
         };
+        idle.ran(Stage::Parse, idle.started());
+        idle.begins(Stage::Sign);
         let failed = Ended {
             trace: &begun,
             course: &idle,
@@ -267,10 +277,10 @@ mod tests {
             panic!("{read:?}")
         };
         let [ScopeSpans { spans, scope: Some(scope), .. }] = scope_spans.as_slice() else { panic!("{read:?}") };
-        assert_eq!((of, scope.name.as_str(), spans.len()), (&resource, "quotesign", 5));
+        assert_eq!((of, scope.name.as_str(), spans.len()), (&resource, "quotesign", 6));
         let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
-        assert_eq!(names, [well.method, "reserve", "sign", "commit", well.method]);
-        let [root, reserve, .., refused] = spans.as_slice() else { panic!("{spans:?}") };
+        assert_eq!(names, [well.method, "reserve", "sign", "commit", well.method, "sign"]);
+        let [root, reserve, .., refused, unfinished] = spans.as_slice() else { panic!("{spans:?}") };
         assert_eq!((root.kind(), root.flags, &root.parent_span_id[..]), (SpanKind::Server, 1, &[3; 8][..]));
         assert_eq!(root.end_time_unix_nano - root.start_time_unix_nano, 3_000_000);
         assert_eq!((&reserve.trace_id, &reserve.span_id), (&vec![1; 16], &vec![4; 8]));
@@ -286,6 +296,13 @@ mod tests {
             assert!(root.attributes.contains(&attribute), "{attribute:?}");
         }
         assert!(refused.parent_span_id.is_empty() && refused.attributes.contains(&text("error.type", "OVERLOADED")));
+        let value = AnyValue { value: Some(Value::BoolValue(true)) };
+        let flag = KeyValue { key: "quotesign.unfinished".to_owned(), value: Some(value), ..KeyValue::default() };
+        assert_eq!(
+            (&unfinished.attributes[..], unfinished.end_time_unix_nano),
+            (&[flag][..], refused.end_time_unix_nano)
+        );
+        assert!(unfinished.start_time_unix_nano >= refused.start_time_unix_nano && reserve.attributes.is_empty());
         let error = Status { message: "OVERLOADED".to_owned(), code: StatusCode::Error.into() };
         assert_eq!((&root.status, &refused.status), (&None, &Some(error)));
     }

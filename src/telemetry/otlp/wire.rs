@@ -9,6 +9,7 @@ mod field {
     pub(super) const KEY: u32 = 1;
     pub(super) const VALUE: u32 = 2;
     pub(super) const STRING: u32 = 1;
+    pub(super) const BOOL: u32 = 2;
     pub(super) const INT: u32 = 3;
 }
 
@@ -62,11 +63,20 @@ impl Wire {
 
     /// A field with an attribute that is a number.
     pub fn number_attribute(&mut self, field: u32, key: &str, value: u64) {
-        let inner = prost::encoding::key_len(field::INT) + prost::encoding::encoded_len_varint(value);
+        self.varint_attribute(field, key, field::INT, value);
+    }
+
+    /// A field with an attribute that is true.
+    pub fn true_attribute(&mut self, field: u32, key: &str) {
+        self.varint_attribute(field, key, field::BOOL, 1);
+    }
+
+    fn varint_attribute(&mut self, field: u32, key: &str, of: u32, value: u64) {
+        let inner = prost::encoding::key_len(of) + prost::encoding::encoded_len_varint(value);
         self.sized(field, sized_len(field::KEY, key.len()) + sized_len(field::VALUE, inner));
         self.bytes(field::KEY, key.as_bytes());
         self.sized(field::VALUE, inner);
-        self.number(field::INT, value);
+        self.number(of, value);
     }
 
     /// A field of a number.
