@@ -58,19 +58,21 @@ impl Reporting {
     async fn send(&self, tracer: &Tracer, Recorded { spans, calls }: Recorded) -> bool {
         let spans = Bytes::from(spans);
         let mut tries = 1;
-        while let Err(answer) = self.exporter.spans(spans::request(&self.resource, spans.clone())).await {
-            if tries == TRIES {
-                tracing::debug!(?answer, calls, "the collector does not take traces");
-                tracer.drop_some(calls);
-                self.metrics.traces_dropped(tracer.dropped());
-                return false;
+        let is_taken = loop {
+            match self.exporter.spans(spans::request(&self.resource, spans.clone())).await {
+                Ok(()) => break true,
+                Err(answer) if tries == TRIES => {
+                    tracing::debug!(?answer, calls, "the collector does not take traces");
+                    tracer.drop_some(calls);
+                    break false;
+                }
+                Err(_) => tokio::time::sleep(GATHER.saturating_mul(tries)).await,
             }
-            tokio::time::sleep(GATHER.saturating_mul(tries)).await;
             tries += 1;
-        }
+        };
         tracer.reuse(room(spans));
         self.metrics.traces_dropped(tracer.dropped());
-        true
+        is_taken
     }
 
     /// Sends metrics every so often until `stop`, and at the end.

@@ -181,11 +181,11 @@ impl Shipping {
             self.save(lanes, Vec::new(), false).await;
             return Ok(Round::Idle);
         };
-        let from = records.first().map_or(0, |first| first.index);
         let Shipped { next_index, aside, stuck } = shipper::ship(&self.to, before, &records).await;
-        lanes.room = records.into_room();
         let backlog = &self.pipeline.backlog;
-        backlog.shipped(next_index.saturating_sub(from).saturating_sub(aside.len() as u64));
+        let settled = records.marks().iter().filter(|mark| mark.index < next_index).count();
+        backlog.shipped(settled.saturating_sub(aside.len()) as u64);
+        lanes.room = records.into_room();
         lanes.next.insert(lane.clone(), next_index);
         let quarantined: Vec<_> =
             aside.into_iter().map(|(index, why)| Quarantined { lane: lane.clone(), index, why }).collect();
@@ -239,7 +239,7 @@ impl Shipping {
         let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
-        let (room, behind) = (std::mem::take(&mut lanes.room), lanes.behind.clone());
+        let (mut room, behind) = (std::mem::take(&mut lanes.room), lanes.behind.clone());
         let look = move || {
             let (journal, is_new) = match journal {
                 Some(journal) => (journal, false),
@@ -256,30 +256,24 @@ impl Shipping {
             next = lanes.iter().map(|stretch| (stretch.lane.clone(), begin(stretch, &next, &saved, is_new))).collect();
             let scan = |lane: &str, from, count, take: &mut dyn FnMut(_) -> bool| journal.scan(lane, from, count, take);
             let cursors = Cursors { next: &next, aside: &aside, behind: behind.as_deref() };
-            let found = page::find(&scan, &lanes, &cursors, room)?;
-            Ok::<_, EngineError>((journal, next, aside, found))
+            let found = page::find(&scan, &lanes, &cursors, &mut room)?;
+            Ok::<_, EngineError>((journal, next, aside, found, room))
         };
         let looked = tokio::task::spawn_blocking(look).await;
-        let (journal, next, aside, found) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
+        let (journal, next, aside, found, room) = looked.map_err(|fault| EngineError::Away(fault.to_string()))??;
         if is_aside_old {
             lanes.aside_at = Some(Instant::now());
         }
         self.pipeline.backlog.aside(aside.len() as u64);
-        (lanes.journal, lanes.next, lanes.aside) = (Some(journal), next, aside);
+        (lanes.journal, lanes.next, lanes.aside, lanes.room) = (Some(journal), next, aside, room);
         self.tell(lanes, &found);
-        let whole = found.waiting.iter().filter(|lane| !lane.is_torn);
-        match found.page {
-            Ok(page) => {
-                let count = page.records.marks().len() as u64;
-                // Some that came since its head was read may be among them.
-                let is_all = whole.into_iter().all(|lane| lane.name == page.lane && lane.records <= count);
-                Ok(Some((page, is_all)))
-            }
-            Err(room) => {
-                lanes.room = room;
-                Ok(None)
-            }
-        }
+        Ok(found.page.map(|page| {
+            let count = page.records.marks().len() as u64;
+            let mut whole = found.waiting.iter().filter(|lane| !lane.is_torn);
+            // Some that came since its head was read may be among them.
+            let is_all = whole.all(|lane| lane.name == page.lane && lane.records <= count);
+            (page, is_all)
+        }))
     }
 
     /// Tells how far it is behind; and once, of what is lost, which keeps nothing else from being shipped.
@@ -294,7 +288,7 @@ impl Shipping {
         for lane in lanes.torn.difference(&known) {
             tracing::error!(lane, "the journal is not shipped: {}", page::torn(lane));
         }
-        if let Ok(Page { lane, gone, .. }) = &found.page {
+        if let Some(Page { lane, gone, .. }) = &found.page {
             let told = lanes.told.entry(lane.clone()).or_default();
             for (from, to) in gone.iter().filter(|(from, _)| from >= told) {
                 tracing::error!(lane, from, to, "records of the journal are gone: SOMEBODY CHANGED IT");

@@ -165,6 +165,7 @@ pub trait Journal: Send {
     fn records(&self, lane: &str, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError>;
 
     /// Gives those records to `take` one by one, until it wants no more: many that are held at once are cold when they are read.
+    /// `take` asks nothing of the journal, which is held meanwhile.
     ///
     /// # Errors
     /// Where the store cannot be read.

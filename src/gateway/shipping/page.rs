@@ -37,8 +37,8 @@ pub(super) struct Waiting {
 /// What was found.
 pub(super) struct Found {
     pub waiting: Vec<Waiting>,
-    /// The page; or, where there is none, the room for the next one.
-    pub page: Result<Page, Vec<u8>>,
+    /// The page, where there is one.
+    pub page: Option<Page>,
 }
 
 /// What a lane is that lost its end.
@@ -59,7 +59,7 @@ pub(super) struct Cursors<'a> {
     pub behind: Option<&'a str>,
 }
 
-/// Looks in these lanes. The page is written into `room`.
+/// Looks in these lanes. A page takes `room` to be written into.
 ///
 /// # Errors
 /// Where the journal cannot be read.
@@ -67,42 +67,37 @@ pub(super) fn find(
     scan: Scan<'_>,
     lanes: &[Stretch],
     cursors: &Cursors<'_>,
-    room: Vec<u8>,
+    room: &mut Vec<u8>,
 ) -> Result<Found, EngineError> {
-    let mut found = Found { waiting: Vec::new(), page: Err(room) };
+    let mut waiting = Vec::new();
     for Stretch { lane, first, head } in lanes {
         let from = cursors.next.get(lane).copied().unwrap_or(first.next_index);
         if from < head.next_index {
             let records = head.next_index.saturating_sub(from);
-            found.waiting.push(look(scan, lane, from, records)?);
+            waiting.push(look(scan, lane, from, records)?);
         }
     }
     // One whose time cannot be read is not left to wait for ever.
-    let whole = found.waiting.iter().filter(|lane| !lane.is_torn);
+    let whole = waiting.iter().filter(|lane| !lane.is_torn);
     let longest = whole.min_by_key(|lane| (Some(lane.name.as_str()) == cursors.behind, lane.oldest));
-    if let Some(longest) = longest
-        && let Err(room) = &mut found.page
-    {
-        found.page = Ok(read(scan, longest, cursors.aside, std::mem::take(room))?);
-    }
-    Ok(found)
+    let page = longest.map(|lane| read(scan, lane, cursors.aside, std::mem::take(room))).transpose()?;
+    Ok(Found { waiting, page })
 }
 
 fn look(scan: Scan<'_>, lane: &str, from: u64, records: u64) -> Result<Waiting, EngineError> {
     let (mut is_torn, mut oldest) = (true, None);
-    let made = |stored: &StoredRecord| LogRecords::one(lane, stored).first().map_or(0, |mark| mark.at_ms);
     scan(lane, from, RECORDS_MAX, &mut |stored| {
         is_torn = false;
-        oldest = Some(made(&stored)).filter(|at_ms| *at_ms > 0);
+        oldest = stored.record().ok().map(|record| record.at);
         oldest.is_none()
     })?;
     if is_torn && let Some(before) = from.checked_sub(1) {
         scan(lane, before, 1, &mut |stored| {
-            oldest = Some(made(&stored)).filter(|at_ms| *at_ms > 0);
+            oldest = stored.record().ok().map(|record| record.at);
             false
         })?;
     }
-    Ok(Waiting { name: lane.to_owned(), records, oldest: oldest.map(UtcTime::from_millis), is_torn, from })
+    Ok(Waiting { name: lane.to_owned(), records, oldest, is_torn, from })
 }
 
 fn read(
@@ -183,12 +178,12 @@ mod tests {
                 let _all = self.records(lane, from, count).into_iter().all(take);
                 Ok(())
             };
-            find(&scan, &lanes.collect::<Vec<_>>(), &cursors, Vec::new()).unwrap()
+            find(&scan, &lanes.collect::<Vec<_>>(), &cursors, &mut Vec::new()).unwrap()
         }
     }
 
     fn page(found: &Found) -> Option<(&str, Vec<u64>)> {
-        let Page { lane, records, .. } = found.page.as_ref().ok()?;
+        let Page { lane, records, .. } = found.page.as_ref()?;
         Some((lane, records.marks().iter().map(|mark| mark.index).collect()))
     }
 
@@ -207,7 +202,7 @@ mod tests {
         let found = lanes.find(&[("b", 1), ("c", 1)]);
         assert_eq!(waiting(&found), [("a", 3, 5_000), ("b", 1, 2_000)]);
         assert_eq!(page(&found), Some(("b", vec![1])));
-        let before = found.page.ok().and_then(|page| page.before);
+        let before = found.page.and_then(|page| page.before);
         assert_eq!(before.and_then(|before| before.first()).map(|mark| mark.index), Some(0), "it was taken before");
         assert_eq!(page(&lanes.find(&[("b", 2), ("c", 1)])), Some(("a", vec![0, 1, 2])));
         let found = lanes.find(&[("a", 3), ("b", 2), ("c", 1)]);
@@ -241,7 +236,7 @@ mod tests {
         let gone = [("a", 1), ("a", 3), ("a", 4)];
         let lanes = Lanes { heads: &[("a", 7, 1_000)], gone: &gone, ..WHOLE };
         let of = |from| {
-            let page = lanes.find(&[("a", from)]).page.ok().unwrap();
+            let page = lanes.find(&[("a", from)]).page.unwrap();
             (page.before.is_some(), page.gone, page.records.marks().len())
         };
         assert_eq!(of(0), (false, vec![(1, 2), (3, 5)], 4));

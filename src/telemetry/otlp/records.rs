@@ -35,8 +35,6 @@ pub struct LogRecords {
 pub struct Mark {
     /// Its index in its lane.
     pub index: u64,
-    /// When it was made, in milliseconds since 1970; 0 where that cannot be read.
-    pub at_ms: i64,
     /// Where it ends in the bytes.
     end: usize,
 }
@@ -111,18 +109,17 @@ impl LogWriter {
     /// did. One that cannot be read is shipped all the same, as the bytes that it is.
     pub fn add(&mut self, lane: &str, stored: &StoredRecord, bytes_max: usize) -> bool {
         self.record.clear();
-        let at_ms = readable(&mut self.record, lane, stored).unwrap_or_else(|| {
+        if readable(&mut self.record, lane, stored).is_none() {
             self.record.clear();
             unreadable(&mut self.record, lane, stored);
-            0
-        });
+        }
         let record = self.record.written();
         let takes = self.page.written().len().saturating_add(sized_len(field::LOG_RECORDS, record.len()));
         if takes > bytes_max && !self.marks.is_empty() {
             return false;
         }
         self.page.bytes(field::LOG_RECORDS, record);
-        self.marks.push(Mark { index: stored.index, at_ms, end: takes });
+        self.marks.push(Mark { index: stored.index, end: takes });
         true
     }
 
@@ -212,8 +209,8 @@ fn unreadable(log: &mut Wire, lane: &str, stored: &StoredRecord) {
     log.bytes(field::EVENT_NAME, b"quotesign.audit.unreadable");
 }
 
-/// Writes the record, and says when it was made; nothing of that where it cannot be read.
-fn readable(log: &mut Wire, lane: &str, stored: &StoredRecord) -> Option<i64> {
+/// Writes the record; nothing where it cannot be read.
+fn readable(log: &mut Wire, lane: &str, stored: &StoredRecord) -> Option<()> {
     // Whether it is UTF-8 is asked once of the whole and not of each text.
     let record = std::str::from_utf8(&stored.bytes).ok()?;
     match serde_json::from_str::<Seen<&str>>(record) {
@@ -222,9 +219,9 @@ fn readable(log: &mut Wire, lane: &str, stored: &StoredRecord) -> Option<i64> {
     }
 }
 
-fn written<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, seen: &Seen<T>) -> Option<i64> {
-    let at_ms = UtcTime::parse(seen.at.as_ref()).ok()?.millis();
-    let nanos = u64::try_from(at_ms).unwrap_or_default().saturating_mul(1_000_000);
+fn written<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, seen: &Seen<T>) -> Option<()> {
+    let at = UtcTime::parse(seen.at.as_ref()).ok()?;
+    let nanos = u64::try_from(at.millis()).unwrap_or_default().saturating_mul(1_000_000);
     let (severity, severity_text) = severity(seen.event.as_ref());
     log.fixed(field::TIME, nanos);
     log.number(field::SEVERITY, severity);
@@ -236,7 +233,7 @@ fn written<T: AsRef<str>>(log: &mut Wire, lane: &str, stored: &StoredRecord, see
     put_id::<8>(log, field::SPAN_ID, seen.context.span_id.as_ref());
     log.fixed(field::OBSERVED, nanos);
     log.bytes(field::EVENT_NAME, ["quotesign.", seen.event.as_ref()].concat().as_bytes());
-    Some(at_ms)
+    Some(())
 }
 
 /// The id of so many bytes that is told in hexadecimal; nothing where it is none.

@@ -77,24 +77,6 @@ pub struct SpanWriter {
 }
 
 impl SpanWriter {
-    /// A writer that uses the room of what was written before.
-    #[must_use]
-    pub fn new(room: Vec<u8>) -> Self {
-        Self { spans: room.into(), span: Wire::default() }
-    }
-
-    /// How many bytes are written.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.spans.written().len()
-    }
-
-    /// Whether nothing is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// What was written, and from now on into `room`.
     pub fn take(&mut self, room: Vec<u8>) -> Vec<u8> {
         std::mem::replace(&mut self.spans, room.into()).into_bytes()
@@ -269,7 +251,7 @@ mod tests {
         writer.add(&failed);
         let resource = records::resource(Environment::Sandbox, "gw-1");
         let sent = request(&resource, writer.take(Vec::new()).into()).concat();
-        assert!(writer.is_empty());
+        assert!(writer.take(Vec::new()).is_empty());
 
         let read = ExportTraceServiceRequest::decode(&*sent).unwrap();
         assert_eq!(read.encode_to_vec(), sent);
