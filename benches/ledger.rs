@@ -96,15 +96,20 @@ fn home() -> PathBuf {
 }
 
 fn small() {
-    println!("| callers | ledger, pairs/s | CPU a pair | p50 | p99 | raw log, pairs/s | ratio |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("| callers | ledger, pairs/s | CPU a pair | p50 | p99 | operations a commit | raw log, pairs/s | ratio |");
+    println!("|---|---|---|---|---|---|---|---|");
     for callers in CALLERS {
         let path = home().join(format!("log-{callers}.sqlite"));
         Sqlite::migrate(&path, Environment::Sandbox).unwrap();
         let engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
         let ledger = measure(vec![started(Box::new(engine))], callers, 1);
         let raw = raw(&home().join(format!("log-{callers}.raw")), callers);
-        println!("| {callers} | {} | {raw:.0} | {:.2} |", ledger.cells(), ledger.per_second / raw);
+        println!(
+            "| {callers} | {} | {:.0} | {raw:.0} | {:.2} |",
+            ledger.cells(),
+            ledger.together,
+            ledger.per_second / raw
+        );
     }
 }
 
@@ -119,6 +124,8 @@ pub(crate) struct Measured {
     cpu_us: f64,
     p50: Duration,
     p99: Duration,
+    /// Operations in a commit, on average.
+    together: f64,
 }
 
 impl Measured {
@@ -156,7 +163,10 @@ pub(crate) fn measure(ledgers: Vec<Ledger>, callers: usize, first: u64) -> Measu
         }
         let mut took: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
         let (lasted, cpu) = (since.elapsed(), cpu_time().saturating_sub(cpu));
+        let (mut ops, mut batches) = (0, 0);
         for ledger in ledgers {
+            let load = ledger.load();
+            (ops, batches) = (ops + load.ops, batches + load.batches);
             ledger.close().await;
         }
         took.sort_unstable();
@@ -165,6 +175,7 @@ pub(crate) fn measure(ledgers: Vec<Ledger>, callers: usize, first: u64) -> Measu
             cpu_us: cpu.as_secs_f64() * 1e6 / took.len() as f64,
             p50: took[took.len() / 2],
             p99: took[took.len() * 99 / 100],
+            together: ops as f64 / batches as f64,
         }
     })
 }

@@ -443,6 +443,15 @@ pub trait Engine: Reads + Send + 'static {
     /// Where the transaction did not commit, or may not have.
     fn apply(&mut self, batch: &[Op]) -> Result<batch::Replies, EngineError>;
 
+    /// The same of a batch that may still grow. An engine whose transaction is its own process's writes what came meanwhile
+    /// into the same one, part by part, each with its link: whoever waits at the commit is in it.
+    ///
+    /// # Errors
+    /// As for [`Engine::apply`], for the whole batch as it is then.
+    fn apply_growing(&mut self, batch: &mut dyn batch::Growing) -> Result<batch::Replies, EngineError> {
+        self.apply(batch.ops())
+    }
+
     /// Opens the store again after [`EngineError::Unknown`] and says what became of that batch: its replies where
     /// it had been committed after all, nothing where none of it was applied.
     ///

@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::{
-    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, Waiting, batch::Replies,
-    chain::Heads, step::Quote, stops::Stops,
+    Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, Waiting,
+    batch::{Growing, Replies},
+    chain::Heads,
+    step::Quote,
+    stops::Stops,
 };
 use crate::{
     audit::Record,
@@ -86,6 +89,10 @@ impl Engine for Absent {
 
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         self.engine()?.apply(batch)
+    }
+
+    fn apply_growing(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
+        self.engine()?.apply_growing(batch)
     }
 
     fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {

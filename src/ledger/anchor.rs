@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment, Waiting,
-    batch::Replies,
+    batch::{Growing, Replies},
     chain::{Heads, Position},
     step::Quote,
     stops::Stops,
@@ -325,13 +325,17 @@ impl Engine for Anchored {
         self.inner.reads()
     }
 
-    fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+    fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
+        self.apply_growing(&mut batch)
+    }
+
+    fn apply_growing(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
         // A store that runs ahead of an anchor that cannot be written could go back unnoticed.
         if let Err(error) = self.keeper.settle() {
             self.keeper.begin(self.inner.heads());
             return Err(error);
         }
-        let replies = self.inner.apply(batch)?;
+        let replies = self.inner.apply_growing(batch)?;
         self.keeper.begin(self.inner.heads());
         Ok(replies)
     }

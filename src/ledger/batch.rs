@@ -21,6 +21,26 @@ use crate::{
 /// What a batch came to, in the order of its operations.
 pub type Replies = Vec<Result<Done, Refusal>>;
 
+/// A batch that takes in what comes while it is written.
+pub trait Growing {
+    /// All of it so far, in order.
+    fn ops(&self) -> &[Op];
+
+    /// Takes in what waits by now, behind the rest, and says whether anything did. It ends: there is a bound to a batch.
+    fn grow(&mut self) -> bool;
+}
+
+/// One that is as it is.
+impl Growing for &[Op] {
+    fn ops(&self) -> &[Op] {
+        self
+    }
+
+    fn grow(&mut self) -> bool {
+        false
+    }
+}
+
 /// What must be read before a batch can be carried out, each once and in order.
 #[derive(Debug, Default)]
 pub struct Needs<'a> {
@@ -215,6 +235,12 @@ fn entry(identity: Option<&Identity>, record: Record) -> Result<Entry<'_>, Engin
 }
 
 impl Snapshot {
+    /// What of it bears on every batch.
+    #[must_use]
+    pub fn standing(self) -> Self {
+        Self { stops: self.stops, pruned: self.pruned, holds: self.holds, ..Self::default() }
+    }
+
     fn state<'a>(&'a self, op: &Op) -> State<'a> {
         State {
             quote: op.identity().and_then(|identity| self.quotes.get(identity)),

@@ -453,6 +453,7 @@ mod tests {
     use super::{
         super::{
             OpenReads, Refusal, Waiting,
+            batch::{Growing, Replies},
             chain::{self, Position, Summary},
             sqlite::{Reader, Sqlite},
             step::tests::{at, commit, context, identity, reserve, scope, seed},
@@ -535,19 +536,26 @@ mod tests {
             self.inner.reads()
         }
 
-        fn apply(&mut self, batch: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
+        fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
+            self.apply_growing(&mut batch)
+        }
+
+        fn apply_growing(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
             if let Some(gate) = &self.gate {
                 let _ = gate.recv();
             }
-            if batch.iter().any(|op| op.identity().is_some() && op.identity() == self.poison.as_ref()) {
-                return Err(EngineError::RolledBack("poison".to_owned()));
+            if self.poison.is_some() {
+                while batch.grow() {}
+                if batch.ops().iter().any(|op| op.identity().is_some() && op.identity() == self.poison.as_ref()) {
+                    return Err(EngineError::RolledBack("poison".to_owned()));
+                }
             }
             match self.faults.pop_front() {
-                None => self.inner.apply(batch),
+                None => self.inner.apply_growing(batch),
                 Some(Fault::RolledBack) => Err(EngineError::RolledBack("not now".to_owned())),
                 Some(Fault::LostBefore) => Err(EngineError::Unknown("lost".to_owned())),
                 Some(Fault::LostAfter) => {
-                    self.lost = Some(self.inner.apply(batch)?);
+                    self.lost = Some(self.inner.apply_growing(batch)?);
                     Err(EngineError::Unknown("lost".to_owned()))
                 }
                 Some(fault) => panic!("{fault:?}"),
@@ -703,11 +711,40 @@ mod tests {
         let first = bench.ledger.begin(Op::Reserve(reserve("q0", 1))).unwrap();
         bench.taken().await;
         let begin = |number: u64| bench.ledger.begin(Op::Reserve(reserve(&format!("q{number}"), number + 1)));
-        let rest: Vec<_> = (1..6).map(|number| begin(number).unwrap()).collect();
+        let mut rest: Vec<_> = (1..3).map(|number| begin(number).unwrap()).collect();
+        bench.ledger.journal(refused());
+        rest.extend((3..6).map(|number| begin(number).unwrap()));
         drop(open);
         assert!(answered(first).await.is_ok());
         for (number, answer) in (1..).zip(rest) {
             assert_eq!(answered(answer).await.is_ok(), number != 3, "q{number}");
+        }
+        bench.ledger.close().await;
+        assert_eq!((bench.journal().records, bench.ledger.dropped_records()), (7, 0));
+    }
+
+    /// The engine waits at its gate with the first of them in hand.
+    #[tokio::test]
+    async fn whoever_comes_before_the_commit_is_in_it() {
+        // What is rolled back is tried again as it was, and who came meanwhile has the next one.
+        for (fault, batches) in [(None, 1), (Some(Fault::LostAfter), 1), (Some(Fault::RolledBack), 2)] {
+            let (open, gate) = mpsc::channel();
+            let faults: Vec<_> = fault.into_iter().collect();
+            let bench = bench(&faults, CONFIG, |engine| engine.gate = Some(gate));
+            let mut waiting = vec![bench.ledger.begin(Op::Reserve(reserve("q1", 1))).unwrap()];
+            bench.taken().await;
+            for number in [5, 2, 4, 3] {
+                waiting.push(bench.ledger.begin(Op::Reserve(reserve(&format!("q{number}"), number))).unwrap());
+            }
+            bench.ledger.journal(refused());
+            drop(open);
+            for answer in waiting {
+                assert!(answered(answer).await.is_ok(), "{fault:?}");
+            }
+            bench.ledger.close().await;
+            let load = bench.ledger.load();
+            assert_eq!((load.ops, load.batches), (6, batches), "{fault:?}");
+            assert_eq!(bench.journal().records, 7, "{fault:?}");
         }
     }
 
@@ -732,7 +769,7 @@ mod tests {
         bench.ledger.close().await;
         bench.ledger.journal(refused());
         assert_eq!(bench.ledger.dropped_records(), 3);
-        assert_eq!((bench.journal().records, bench.journal().links), (18, 3));
+        assert_eq!((bench.journal().records, bench.journal().links), (18, 4));
     }
 
     #[tokio::test]

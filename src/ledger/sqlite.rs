@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Quarantined, Reads, Shipment, Waiting,
-    batch::{self, Needs, Replies},
+    batch::{self, Growing, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     place::{Journal, Stretch},
     step::{Holds, Quote},
@@ -99,7 +99,7 @@ impl Sqlite {
         Ok(&writing.connection)
     }
 
-    fn transact(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+    fn transact(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
         let Writing { checkpoints, connection } =
             self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
         checkpoints.before_batch(connection)?;
@@ -109,7 +109,7 @@ impl Sqlite {
         fail::fail_point!("ledger::before-commit");
         transaction.commit().map_err(unknown)?;
         fail::fail_point!("ledger::after-commit");
-        checkpoints.after_batch(batch.len());
+        checkpoints.after_batch(batch.ops().len());
         let (chain, replies) = self.undecided.take().ok_or_else(|| unknown("the replies are gone"))?;
         self.chain = chain;
         Ok(replies)
@@ -174,7 +174,11 @@ impl Engine for Sqlite {
         Box::new(move || Ok(Box::new(Reader::open(&path)?)))
     }
 
-    fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
+    fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
+        self.apply_growing(&mut batch)
+    }
+
+    fn apply_growing(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
         match self.transact(batch) {
             Err(EngineError::Unknown(why)) => {
                 self.connection = None;
@@ -253,19 +257,31 @@ fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
     Ok(chain)
 }
 
-/// Writes all of a batch but the COMMIT, and says where the journal stands then.
-fn write(transaction: &Connection, held: Lane, batch: &[Op]) -> Result<(Lane, Replies), EngineError> {
+/// Writes all of a batch but the COMMIT, part by part as it grows, and says where the journal stands then.
+fn write(transaction: &Connection, held: Lane, batch: &mut dyn Growing) -> Result<(Lane, Replies), EngineError> {
     if journal::chain(transaction)? != held {
         return Err(moved());
     }
-    let changes = batch::run(rows::load(transaction, &Needs::of(batch))?, held.position, batch)?;
-    rows::put(transaction, &changes)?;
-    journal::append(transaction, held.position, &changes)?;
-    let chain = Lane { position: changes.position, ..held };
-    if chain != held {
-        journal::put_chain(transaction, chain, changes.newest())?;
+    let (mut position, mut newest, mut replies, mut written) = (held.position, None, Replies::new(), 0);
+    let mut standing = rows::standing(transaction)?;
+    loop {
+        let part = batch.ops().get(written..).unwrap_or_default();
+        let changes = batch::run(rows::load(transaction, standing, &Needs::of(part))?, position, part)?;
+        rows::put(transaction, &changes)?;
+        journal::append(transaction, position, &changes)?;
+        (position, newest) = (changes.position, newest.max(changes.newest()));
+        replies.extend(changes.replies);
+        standing = changes.after.standing();
+        written = batch.ops().len();
+        if !batch.grow() {
+            break;
+        }
     }
-    Ok((chain, changes.replies))
+    let chain = Lane { position, ..held };
+    if chain != held {
+        journal::put_chain(transaction, chain, newest)?;
+    }
+    Ok((chain, replies))
 }
 
 fn unknown(why: impl std::fmt::Display) -> EngineError {
@@ -434,7 +450,13 @@ impl Journal for Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+    use std::{
+        collections::VecDeque,
+        fs,
+        os::unix::fs::PermissionsExt as _,
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
 
     use tempfile::TempDir;
 
@@ -449,6 +471,71 @@ mod tests {
     use crate::audit::{Event, Facts, Record};
 
     const HERE: Environment = Environment::Sandbox;
+
+    /// A batch that others join, part by part; then it ends, or its writer does.
+    struct Joined {
+        ops: Vec<Op>,
+        others: VecDeque<Vec<Op>>,
+        dies: bool,
+    }
+
+    impl Joined {
+        fn new(parts: impl IntoIterator<Item = Vec<Op>>, dies: bool) -> Self {
+            let mut others: VecDeque<_> = parts.into_iter().collect();
+            Self { ops: others.pop_front().unwrap_or_default(), others, dies }
+        }
+    }
+
+    impl Growing for Joined {
+        fn ops(&self) -> &[Op] {
+            &self.ops
+        }
+
+        fn grow(&mut self) -> bool {
+            let more = self.others.pop_front();
+            assert!(more.is_some() || !self.dies, "the writer dies");
+            let grows = more.is_some();
+            self.ops.extend(more.unwrap_or_default());
+            grows
+        }
+    }
+
+    #[test]
+    fn who_joins_a_batch_sees_what_came_before_and_is_committed_with_it() {
+        let home = Home::new();
+        let mut engine = home.seeded();
+        let parts = || {
+            [
+                vec![Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q2", 2))],
+                vec![Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 2))],
+                vec![Op::Stop(stop("revoked/quote-signing-a", true))],
+                vec![
+                    Op::Reserve(reserve("q4", 4)),
+                    Op::Record(Record::new(Event::Refused, at(0), context(), Facts::default())),
+                ],
+            ]
+        };
+        let (chain, dead) = (engine.chain, &mut Joined::new(parts(), true));
+        let died = catch_unwind(AssertUnwindSafe(|| engine.apply_growing(dead)));
+        assert!(died.is_err());
+        assert_eq!(engine.reopen().unwrap(), None);
+        assert_eq!((engine.chain.position, engine.quote(&identity("q1")).unwrap()), (chain.position, None));
+
+        let mut replies = engine.apply_growing(&mut Joined::new(parts(), false)).unwrap().into_iter();
+        let mut next = || replies.next().unwrap();
+        let first = pending(next().unwrap());
+        assert!(next().is_ok());
+        assert_eq!(pending(next().unwrap()), first, "the same quote again");
+        assert!(matches!(next(), Err(Refusal::NotMonotonic { .. })), "its number is taken");
+        assert!(matches!(next(), Ok(Done::Stopped(_))));
+        assert!(matches!(next(), Err(Refusal::KidRevoked { .. })), "since the stop");
+        assert!(matches!(next(), Ok(Done::Recorded)));
+        assert!(replies.next().is_none());
+        // A part has a link where it has a record.
+        drop(engine);
+        let journal = home.verified().unwrap();
+        assert_eq!((journal.records, journal.links), (5, 4));
+    }
 
     /// A ledger in a directory of its own, closed and opened again at will.
     struct Home(TempDir);
@@ -714,7 +801,8 @@ mod tests {
         let reused = ledger.one(Op::Publish(publish("quote-signing-a", "{2}")));
         assert_eq!(reused, Err(Refusal::KidReused { kid: kid.clone() }));
         let batch = [Op::Publish(publish("quote-signing-a", "{}"))];
-        let loaded = rows::load(ledger.connection().unwrap(), &Needs::of(&batch)).unwrap();
+        let db = ledger.connection().unwrap();
+        let loaded = rows::load(db, rows::standing(db).unwrap(), &Needs::of(&batch)).unwrap();
         let last = loaded.kids[&kid].last_expiry.unwrap();
         assert!(last >= at(60_000) && last < at(120_000));
     }

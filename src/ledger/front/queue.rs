@@ -14,12 +14,15 @@ use tokio::sync::oneshot;
 use super::LedgerConfig;
 use crate::{
     audit::Record,
-    ledger::{Done, Engine, EngineError, LedgerError, Op},
+    ledger::{Done, Engine, EngineError, LedgerError, Op, batch::Growing},
 };
 
 pub(super) const CLOSED: &str = "the ledger is closed";
 
 pub(super) type Outcome = Result<Done, LedgerError>;
+
+/// So often something joins a batch before its reservations end it.
+const PARTS_MAX: usize = 8;
 
 /// Answers its caller, and says what it told him of the store.
 pub(super) type Read = Box<dyn FnOnce(&mut dyn Engine) -> Result<(), EngineError> + Send>;
@@ -66,13 +69,68 @@ pub struct Load {
     pub took: Duration,
 }
 
-/// What the writer took at once.
-#[derive(Default)]
-pub(super) struct Batch {
+/// What the writer took, and takes along while it writes. Of each quote there is one operation in it.
+pub(super) struct Batch<'a> {
+    queue: &'a Queue,
     pub reads: Vec<Read>,
-    pub ops: Vec<Op>,
-    /// Of the operations in their order; journalled records stand last and have none.
-    pub answers: Vec<oneshot::Sender<Outcome>>,
+    ops: Vec<Op>,
+    /// Of each operation; journalled records have none.
+    pub answers: Vec<Option<oneshot::Sender<Outcome>>>,
+    /// Reservations that came while it was written. They end it together: whoever races for numbers until then gets them in
+    /// their order.
+    held: Vec<(Op, oneshot::Sender<Outcome>)>,
+    records: usize,
+    parts: usize,
+    /// The hashes of its quotes: one that is not the same and is taken for it waits for a batch, and no identity is copied.
+    quotes: (RandomState, HashSet<u64>),
+}
+
+impl<'a> Batch<'a> {
+    fn new(queue: &'a Queue) -> Self {
+        let (ops, answers, held, quotes) = (Vec::new(), Vec::new(), Vec::new(), Default::default());
+        Self { queue, reads: Vec::new(), ops, answers, held, records: 0, parts: 0, quotes }
+    }
+
+    /// For how many operations and records there is room.
+    fn room(&self) -> (usize, usize) {
+        let most = self.queue.config.batch_max.max(1);
+        let taken = self.ops.len().saturating_sub(self.records).saturating_add(self.held.len());
+        (most.saturating_sub(taken), most.div_ceil(4).saturating_sub(self.records))
+    }
+
+    /// Whether `op` is the first of its quote, or of none.
+    fn is_first(&mut self, op: &Op) -> bool {
+        let (hasher, quotes) = &mut self.quotes;
+        op.identity().is_none_or(|quote| quotes.insert(hasher.hash_one(quote)))
+    }
+
+    /// The next part: at first whatever waits, then what comes beside reservations, and at last these.
+    fn part(&mut self, waiting: &mut Waiting) -> bool {
+        let before = self.ops.len();
+        if self.parts < PARTS_MAX {
+            waiting.move_into(self);
+        }
+        self.parts = self.parts.saturating_add(1);
+        if self.ops.len() == before && self.parts > 1 {
+            self.parts = PARTS_MAX;
+            for (op, answer) in self.held.drain(..) {
+                self.ops.push(op);
+                self.answers.push(Some(answer));
+            }
+        }
+        self.ops.len() > before
+    }
+}
+
+impl Growing for Batch<'_> {
+    fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    fn grow(&mut self) -> bool {
+        let queue = self.queue;
+        self.part(&mut queue.waiting.lock())
+    }
 }
 
 impl fmt::Debug for Queue {
@@ -158,7 +216,7 @@ impl Queue {
     }
 
     /// What waits, as soon as anything does; nothing at `until`; absent once closed and empty.
-    pub fn take(&self, until: Option<Instant>) -> Option<Batch> {
+    pub fn take(&self, until: Option<Instant>) -> Option<Batch<'_>> {
         let mut waiting = self.waiting.lock();
         while waiting.jobs.is_empty() && waiting.records.is_empty() {
             if waiting.closed {
@@ -170,7 +228,11 @@ impl Queue {
                 Some(_) => {}
             }
         }
-        Some(waiting.batch(self.config.batch_max.max(1)))
+        let mut batch = Batch::new(self);
+        batch.part(&mut waiting);
+        // What is left over waits anew: this batch is what it waits for.
+        waiting.since = (!waiting.jobs.is_empty()).then(Instant::now);
+        Some(batch)
     }
 
     pub fn close(&self) {
@@ -188,44 +250,50 @@ impl Queue {
 }
 
 impl Waiting {
-    /// At most one operation of each quote: another waits for the next batch, before all that came later.
-    fn batch(&mut self, ops_max: usize) -> Batch {
-        let size = self.jobs.len().min(ops_max);
-        let (ops, answers) = (Vec::with_capacity(size), Vec::with_capacity(size));
-        let mut batch = Batch { reads: Vec::new(), ops, answers };
-        // By their hash: one that is not the same and is taken for it waits for a batch, and no identity is copied.
-        let (hasher, mut quotes) = (RandomState::new(), HashSet::with_capacity(size));
+    /// As much as there is room for. A second operation on a quote stays, before all that came later.
+    fn move_into(&mut self, batch: &mut Batch<'_>) {
+        let (mut room, room_for_records) = batch.room();
         let mut carried = Vec::new();
-        while batch.ops.len() < ops_max
+        while room > 0
             && let Some(job) = self.jobs.pop_front()
         {
             match job {
                 Job::Read(read) => batch.reads.push(read),
                 Job::Op(Op::Reserve(op), answer) if answer.is_closed() && !op.stays => {}
-                Job::Op(op, answer) if op.identity().is_some_and(|quote| !quotes.insert(hasher.hash_one(quote))) => {
-                    carried.push(Job::Op(op, answer));
-                }
+                Job::Op(op, answer) if !batch.is_first(&op) => carried.push(Job::Op(op, answer)),
                 Job::Op(op, answer) => {
-                    batch.ops.push(op);
-                    batch.answers.push(answer);
+                    room = room.saturating_sub(1);
+                    if matches!(op, Op::Reserve(_)) && batch.parts > 0 {
+                        batch.held.push((op, answer));
+                    } else {
+                        batch.ops.push(op);
+                        batch.answers.push(Some(answer));
+                    }
                 }
             }
         }
         for job in carried.into_iter().rev() {
             self.jobs.push_front(job);
         }
-        let records = self.records.len().min(ops_max.div_ceil(4));
+        let records = self.records.len().min(room_for_records);
+        batch.records = batch.records.saturating_add(records);
         batch.ops.extend(self.records.drain(..records).map(Op::Record));
-        // What is left over waits anew: the batch before it is what it waits for.
-        self.since = (!self.jobs.is_empty()).then(Instant::now);
-        batch
+        batch.answers.resize_with(batch.ops.len(), || None);
+        if self.jobs.is_empty() {
+            self.since = None;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::step::tests::reserve;
+    use crate::{
+        audit,
+        ledger::step::tests::{at, context, reserve, void},
+    };
+
+    const CONFIG: LedgerConfig = LedgerConfig { queue_max: 16, batch_max: 9 };
 
     impl Queue {
         pub fn len(&self) -> usize {
@@ -241,27 +309,115 @@ mod tests {
             let (answer, gone) = oneshot::channel();
             let (behind, _waits) = oneshot::channel();
             drop(gone);
-            let mut waiting = Waiting::default();
+            let queue = Queue::new(CONFIG);
             let first = crate::ledger::Reserve { stays, ..reserve("a", 1) };
-            waiting.jobs.push_back(Job::Op(Op::Reserve(first), answer));
-            waiting.jobs.push_back(Job::Op(Op::Reserve(reserve("b", 2)), behind));
-            assert_eq!(waiting.batch(9).ops.len(), 1 + usize::from(stays));
+            queue.push(Job::Op(Op::Reserve(first), answer)).unwrap();
+            queue.push(Job::Op(Op::Reserve(reserve("b", 2)), behind)).unwrap();
+            assert_eq!(queue.take(None).unwrap().ops.len(), 1 + usize::from(stays));
         }
     }
 
+    fn numbers(ops: &[Op]) -> Vec<u64> {
+        ops.iter().map(|op| if let Op::Reserve(op) = op { op.numbering.given().unwrap().get() } else { 0 }).collect()
+    }
+
     #[test]
-    fn two_operations_on_a_quote_go_into_two_batches() {
-        let mut waiting = Waiting::default();
+    fn two_operations_on_a_quote_are_not_taken_at_once() {
+        let queue = Queue::new(CONFIG);
         let mut answers = Vec::new();
         for (quote, number) in [("a", 1), ("a", 2), ("b", 3), ("a", 4), ("c", 5)] {
             let (answer, outcome) = oneshot::channel();
             answers.push(outcome);
-            waiting.jobs.push_back(Job::Op(Op::Reserve(reserve(quote, number)), answer));
+            queue.push(Job::Op(Op::Reserve(reserve(quote, number)), answer)).unwrap();
         }
-        let mut numbers = || {
-            let number = |op: &Op| if let Op::Reserve(op) = op { op.numbering.given().unwrap().get() } else { 0 };
-            waiting.batch(9).ops.iter().map(number).collect::<Vec<_>>()
+        let batch = || {
+            let mut batch = queue.take(None).unwrap();
+            while batch.grow() {}
+            numbers(&batch.ops)
         };
-        assert_eq!([numbers(), numbers(), numbers(), numbers()], [vec![1, 3, 5], vec![2], vec![4], vec![]]);
+        assert_eq!([batch(), batch(), batch()], [vec![1, 3, 5], vec![2], vec![4]]);
+    }
+
+    /// What is no reservation: it joins a batch at once.
+    fn commit_of(number: u64) -> Op {
+        Op::Void(void(&format!("q{number}"), i64::try_from(number).unwrap()))
+    }
+
+    #[test]
+    fn reservations_end_a_batch_together_and_each_operation_has_its_own_answer() {
+        let queue = Queue::new(LedgerConfig { queue_max: 16, batch_max: 8 });
+        let mut outcomes = Vec::new();
+        let mut push = |op| {
+            let (answer, outcome) = oneshot::channel();
+            outcomes.push(outcome);
+            queue.push(Job::Op(op, answer)).unwrap();
+        };
+        let refused = || Record::new(audit::Event::Refused, at(0), context(), audit::Facts::default());
+        push(Op::Reserve(reserve("q4", 4)));
+        push(commit_of(1));
+        let mut batch = queue.take(None).unwrap();
+        assert_eq!(numbers(batch.ops()), [4, 0], "it begins with whatever waits");
+        (0..3).for_each(|_| queue.journal(refused()));
+        push(Op::Reserve(reserve("q7", 7)));
+        push(commit_of(2));
+        push(Op::Reserve(reserve("q6", 6)));
+        assert!(batch.grow());
+        assert_eq!(
+            numbers(batch.ops()),
+            [4, 0, 0, 0, 0],
+            "a quarter as many records, and the reservations wait for their rivals"
+        );
+        push(Op::Reserve(reserve("q5", 5)));
+        assert!(batch.grow());
+        assert_eq!(numbers(&batch.ops), [4, 0, 0, 0, 0, 7, 6, 5]);
+        let behind = queue.take(None).unwrap();
+        assert_eq!((behind.ops().len(), behind.records), (1, 1), "the third record");
+        push(commit_of(3));
+        assert!(!batch.grow(), "it has ended");
+        assert_eq!(queue.load().waiting, 1);
+        let order: Vec<_> = batch.answers.iter().map(Option::is_some).collect();
+        assert_eq!(order, [true, true, true, false, false, true, true, true]);
+        for (place, answer) in (0..).zip(batch.answers.drain(..)) {
+            if let Some(answer) = answer {
+                answer.send(Err(LedgerError::Unavailable(place.to_string()))).unwrap();
+            }
+        }
+        let told = outcomes.iter_mut().take(6).map(|outcome| match outcome.try_recv() {
+            Ok(Err(LedgerError::Unavailable(place))) => place,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told.collect::<Vec<_>>(), ["0", "1", "5", "2", "6", "7"]);
+    }
+
+    #[test]
+    fn a_batch_ends_though_more_and_more_comes_and_what_is_left_is_seen_to_wait() {
+        let queue = Queue::new(LedgerConfig { queue_max: 64, batch_max: 4 });
+        let mut outcomes = Vec::new();
+        let mut push = |op| {
+            let (answer, outcome) = oneshot::channel();
+            outcomes.push(outcome);
+            queue.push(Job::Op(op, answer)).unwrap();
+        };
+        push(Op::Reserve(reserve("q50", 50)));
+        (1..7).for_each(|number| push(commit_of(number)));
+        let mut batch = queue.take(None).unwrap();
+        while batch.grow() {}
+        assert_eq!((batch.ops().len(), queue.len()), (4, 3), "it is full");
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(!batch.grow() && queue.load().waits >= Duration::from_millis(5));
+
+        let queue = Queue::new(LedgerConfig { queue_max: 64, batch_max: 64 });
+        let mut parts = 0;
+        let mut batch = None;
+        for number in 1..20 {
+            let (answer, outcome) = oneshot::channel();
+            outcomes.push(outcome);
+            queue.push(Job::Op(commit_of(number), answer)).unwrap();
+            match &mut batch {
+                None => batch = queue.take(None),
+                Some(batch) => parts += usize::from(batch.grow()),
+            }
+        }
+        assert_eq!(parts + 1, PARTS_MAX);
     }
 }

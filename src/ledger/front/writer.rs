@@ -8,8 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::queue::{Outcome, Queue};
-use crate::ledger::{Done, Engine, EngineError, LedgerError, Op, Refusal};
+use super::queue::{Batch, Outcome, Queue, Read};
+use crate::ledger::{
+    Engine, EngineError, LedgerError, Op,
+    batch::{Growing as _, Replies},
+};
 
 /// How often a batch that the store refuses is divided to find the operation to blame.
 const DIVISIONS_MAX: u32 = 32;
@@ -39,30 +42,24 @@ impl Writer {
 
     /// Until the queue is closed and empty.
     pub fn run(mut self) {
-        while let Some(batch) = self.queue.take(self.outage.as_ref().map(|outage| outage.retry_at)) {
+        let queue = Arc::clone(&self.queue);
+        while let Some(mut batch) = queue.take(self.outage.as_ref().map(|outage| outage.retry_at)) {
             self.recover();
-            for read in batch.reads {
-                // Its caller learns of a panic from the answer that never comes.
-                match self.guarded(|engine| read(engine)) {
-                    Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why))
-                        if self.outage.is_none() =>
-                    {
-                        self.fail(&why, PAUSES.0);
-                    }
-                    _ => {}
+            self.read(batch.reads.drain(..));
+            let began = Instant::now();
+            let mut outcomes = self.write(&mut batch).into_iter();
+            if !batch.ops().is_empty() {
+                queue.batch_took(batch.ops().len(), began.elapsed());
+            }
+            for (answer, outcome) in batch.answers.drain(..).zip(&mut outcomes) {
+                match answer {
+                    // A caller that went away asks again and finds what became of it.
+                    Some(answer) => drop(answer.send(outcome)),
+                    None => queue.drop_records(usize::from(outcome.is_err())),
                 }
             }
-            let mut divisions = DIVISIONS_MAX;
-            let began = Instant::now();
-            let mut outcomes = self.apply(&batch.ops, &mut divisions).into_iter();
-            if !batch.ops.is_empty() {
-                self.queue.batch_took(batch.ops.len(), began.elapsed());
-            }
-            for (answer, outcome) in batch.answers.into_iter().zip(&mut outcomes) {
-                // A caller that went away asks again and finds what became of it.
-                drop(answer.send(outcome));
-            }
-            self.queue.drop_records(outcomes.filter(Result::is_err).count());
+            // What was asked for meanwhile.
+            self.read(batch.reads.drain(..));
         }
         // Whoever closed the queue closed the desk before.
         if let Some(reader) = self.reader.take() {
@@ -71,17 +68,47 @@ impl Writer {
         }
     }
 
-    /// Applies `ops`, dividing what the store refuses, so that one bad operation cannot fail the others.
+    fn read(&mut self, reads: impl Iterator<Item = Read>) {
+        for read in reads {
+            // Its caller learns of a panic from the answer that never comes.
+            match self.guarded(|engine| read(engine)) {
+                Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why))
+                    if self.outage.is_none() =>
+                {
+                    self.fail(&why, PAUSES.0);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes `batch`, and whatever joins it until it is committed.
+    fn write(&mut self, batch: &mut Batch<'_>) -> Vec<Outcome> {
+        match &self.outage {
+            _ if batch.ops().is_empty() => Vec::new(),
+            Some(outage) => unavailable(batch.ops(), &outage.why),
+            None => {
+                let mut divisions = DIVISIONS_MAX;
+                let first = self.guarded(|engine| engine.apply_growing(batch));
+                self.conclude(batch.ops(), first, &mut divisions)
+            }
+        }
+    }
+
+    /// Applies `ops`, which are a part of what the store refused.
     fn apply(&mut self, ops: &[Op], divisions: &mut u32) -> Vec<Outcome> {
-        let unavailable = |why: &str| ops.iter().map(|_| Err(LedgerError::Unavailable(why.to_owned()))).collect();
-        if ops.is_empty() {
-            return Vec::new();
-        }
         if let Some(outage) = &self.outage {
-            return unavailable(&outage.why);
+            return unavailable(ops, &outage.why);
         }
-        match self.attempt(ops) {
-            Ok(replies) if replies.len() != ops.len() => unavailable("the engine's replies are not its batch's"),
+        let first = self.guarded(|engine| engine.apply(ops));
+        self.conclude(ops, first, divisions)
+    }
+
+    /// What `ops` came to, of which `first` became the first time. Divides what the store refuses, so that one bad operation
+    /// cannot fail the others.
+    fn conclude(&mut self, ops: &[Op], first: Result<Replies, EngineError>, divisions: &mut u32) -> Vec<Outcome> {
+        match self.again(ops, first) {
+            Ok(replies) if replies.len() != ops.len() => unavailable(ops, "the engine's replies are not its batch's"),
             Ok(replies) => replies.into_iter().map(|reply| reply.map_err(LedgerError::from)).collect(),
             Err(EngineError::RolledBack(_)) if ops.len() > 1 && *divisions > 0 => {
                 *divisions = divisions.saturating_sub(1);
@@ -90,17 +117,17 @@ impl Writer {
                 outcomes.extend(self.apply(second, divisions));
                 outcomes
             }
-            Err(EngineError::RolledBack(why)) => unavailable(&why),
+            Err(EngineError::RolledBack(why)) => unavailable(ops, &why),
             Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why)) => {
                 self.fail(&why, PAUSES.0);
-                unavailable(&why)
+                unavailable(ops, &why)
             }
         }
     }
 
-    /// Applies `ops` once; a second time only where the first is known to have left no trace.
-    fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Done, Refusal>>, EngineError> {
-        match self.guarded(|engine| engine.apply(ops)) {
+    /// Applies `ops` a second time where the first is known to have left no trace.
+    fn again(&mut self, ops: &[Op], first: Result<Replies, EngineError>) -> Result<Replies, EngineError> {
+        match first {
             Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
             Err(EngineError::Unknown(_)) => match self.guarded(<dyn Engine>::reopen) {
                 Ok(Some(replies)) => Ok(replies),
@@ -132,6 +159,10 @@ impl Writer {
         self.queue.set_fault(Some(why.to_owned()));
         self.outage = Some(Outage { why: why.to_owned(), retry_at: Instant::now() + pause, pause });
     }
+}
+
+fn unavailable(ops: &[Op], why: &str) -> Vec<Outcome> {
+    ops.iter().map(|_| Err(LedgerError::Unavailable(why.to_owned()))).collect()
 }
 
 impl Drop for Writer {

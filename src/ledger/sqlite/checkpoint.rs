@@ -18,9 +18,11 @@ use super::schema;
 use crate::ledger::EngineError;
 
 /// After so many operations the thread looks at the log.
-const LOOK_AFTER: usize = 256;
-/// With so many pages in it the log is moved: 4 MiB.
-const PAGES_MOVED: u32 = 1_000;
+const LOOK_AFTER: usize = 512;
+/// With so many pages in it, 8 MiB, the log begins anew.
+const PAGES_MOVED: u32 = 2_000;
+/// How often in a row the thread moves what came while it moved the rest.
+const MOVES_MAX: usize = 4;
 /// So few pages the writer moves itself.
 const PAGES_LEFT: u32 = 500;
 /// A log of so many pages, 256 MiB, is told: somebody reads the file without end.
@@ -58,7 +60,7 @@ impl Checkpoints {
         let finding = Arc::clone(&found);
         let work = move || {
             while woken.recv().is_ok() {
-                let mut found = match move_log(&connection) {
+                let mut found = match catch_up(&connection) {
                     Ok(log) => Found { log, fault: None },
                     Err(fault) => Found { log: Log::default(), fault: Some(fault.to_string()) },
                 };
@@ -114,6 +116,18 @@ impl Drop for Checkpoints {
             let _ended = thread.join();
         }
     }
+}
+
+/// Moves the log, and one that is to begin anew until so little is left that the writer can move the rest.
+fn catch_up(connection: &Connection) -> rusqlite::Result<Log> {
+    let mut log = move_log(connection)?;
+    for _ in 1..MOVES_MAX {
+        if log.pages < PAGES_MOVED || log.left <= PAGES_LEFT {
+            break;
+        }
+        log = move_log(connection)?;
+    }
+    Ok(log)
 }
 
 /// Moves as much as can be without waiting for anybody.

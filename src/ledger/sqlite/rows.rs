@@ -20,9 +20,13 @@ use crate::{
     },
 };
 
-/// Loads what a batch needs.
-pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, EngineError> {
-    let mut snapshot = Snapshot { stops: stops(db)?, pruned: pruned(db)?, ..Snapshot::default() };
+/// Loads what bears on every batch.
+pub(super) fn standing(db: &Connection) -> Result<Snapshot, EngineError> {
+    Ok(Snapshot { stops: stops(db)?, pruned: pruned(db)?, holds: holds(db)?, ..Snapshot::default() })
+}
+
+/// Loads what a batch needs besides what is [`standing`].
+pub(super) fn load(db: &Connection, mut snapshot: Snapshot, needs: &Needs<'_>) -> Result<Snapshot, EngineError> {
     for identity in &needs.quotes {
         snapshot.quotes.extend(quote(db, identity)?.map(|quote| ((*identity).clone(), quote)));
     }
@@ -36,7 +40,6 @@ pub(super) fn load(db: &Connection, needs: &Needs<'_>) -> Result<Snapshot, Engin
         snapshot.records.extend(journal::is_recorded(db, *id)?.then_some(*id));
     }
     snapshot.quotas = quotas(db, needs.quotas.iter().copied())?;
-    snapshot.holds = holds(db)?;
     for act in &needs.acts {
         snapshot.proposals.extend(proposal(db, act)?.map(|proposal| (act.clone(), proposal)));
     }
