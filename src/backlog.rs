@@ -20,6 +20,7 @@ pub struct Backlog {
     records: AtomicU64,
     shipped: AtomicU64,
     aside: AtomicU64,
+    gone: AtomicU64,
     failures: AtomicU64,
     fault: Mutex<Option<String>>,
 }
@@ -71,6 +72,17 @@ impl Backlog {
     /// So many records no collector will take.
     pub fn aside(&self, records: u64) {
         self.aside.store(records, Ordering::Relaxed);
+    }
+
+    /// So many more records are not where they were written.
+    pub fn are_gone(&self, records: u64) {
+        self.gone.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// How many records were found gone since the start.
+    #[must_use]
+    pub fn gone(&self) -> u64 {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// How long the oldest record has waited at `now`.

@@ -292,6 +292,7 @@ impl Shipping {
             let told = lanes.told.entry(lane.clone()).or_default();
             for (from, to) in gone.iter().filter(|(from, _)| from >= told) {
                 tracing::error!(lane, from, to, "records of the journal are gone: SOMEBODY CHANGED IT");
+                self.pipeline.backlog.are_gone(to.saturating_sub(*from));
             }
             *told = gone.last().map_or(*told, |(_, to)| (*told).max(*to));
         }

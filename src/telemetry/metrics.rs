@@ -86,6 +86,7 @@ pub struct Metrics {
     lag: Gauge<f64, AtomicU64>,
     waiting: Gauge,
     aside: Gauge,
+    gone: Counter,
     shipped: Counter,
     failures: Counter,
     batches: Counter,
@@ -161,6 +162,7 @@ impl Default for Metrics {
             lag: single(of, "audit_lag_seconds", "How long the oldest record of the journal has waited to be shipped"),
             waiting: single(of, "audit_lag_records", "How many records of the journal wait to be shipped"),
             aside: single(of, "audit_quarantined_records", "Records of the journal that no collector will take"),
+            gone: single(of, "audit_gone_records", "Records that were gone from the journal when they were to be shipped"),
             shipped: single(of, "audit_records_shipped", "Records of the journal that a collector took"),
             failures: single(of, "audit_shipping_failures", "How often a collector did not take what it was sent of the journal"),
             batches: single(of, "ledger_batches", "Transactions of the ledger"),
@@ -360,6 +362,7 @@ impl Metrics {
         self.lag.set(backlog.waits(now).as_secs_f64());
         self.waiting.set(gauge(backlog.records()));
         self.aside.set(gauge(aside));
+        self.gone.inner().store(backlog.gone(), Ordering::Relaxed);
         self.shipped.inner().store(shipped, Ordering::Relaxed);
         self.failures.inner().store(failures, Ordering::Relaxed);
     }
@@ -463,6 +466,7 @@ mod tests {
             lag: _,
             waiting: _,
             aside: _,
+            gone: _,
             shipped: _,
             failures: _,
             batches: _,
