@@ -33,6 +33,8 @@ use schema::After;
 mod checkpoint;
 mod condition;
 mod copy;
+#[cfg(test)]
+mod joined;
 mod journal;
 mod rows;
 mod schema;
@@ -450,13 +452,7 @@ impl Journal for Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::VecDeque,
-        fs,
-        os::unix::fs::PermissionsExt as _,
-        panic::{AssertUnwindSafe, catch_unwind},
-        time::Duration,
-    };
+    use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
     use tempfile::TempDir;
 
@@ -471,71 +467,6 @@ mod tests {
     use crate::audit::{Event, Facts, Record};
 
     const HERE: Environment = Environment::Sandbox;
-
-    /// A batch that others join, part by part; then it ends, or its writer does.
-    struct Joined {
-        ops: Vec<Op>,
-        others: VecDeque<Vec<Op>>,
-        dies: bool,
-    }
-
-    impl Joined {
-        fn new(parts: impl IntoIterator<Item = Vec<Op>>, dies: bool) -> Self {
-            let mut others: VecDeque<_> = parts.into_iter().collect();
-            Self { ops: others.pop_front().unwrap_or_default(), others, dies }
-        }
-    }
-
-    impl Growing for Joined {
-        fn ops(&self) -> &[Op] {
-            &self.ops
-        }
-
-        fn grow(&mut self) -> bool {
-            let more = self.others.pop_front();
-            assert!(more.is_some() || !self.dies, "the writer dies");
-            let grows = more.is_some();
-            self.ops.extend(more.unwrap_or_default());
-            grows
-        }
-    }
-
-    #[test]
-    fn who_joins_a_batch_sees_what_came_before_and_is_committed_with_it() {
-        let home = Home::new();
-        let mut engine = home.seeded();
-        let parts = || {
-            [
-                vec![Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q2", 2))],
-                vec![Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 2))],
-                vec![Op::Stop(stop("revoked/quote-signing-a", true))],
-                vec![
-                    Op::Reserve(reserve("q4", 4)),
-                    Op::Record(Record::new(Event::Refused, at(0), context(), Facts::default())),
-                ],
-            ]
-        };
-        let (chain, dead) = (engine.chain, &mut Joined::new(parts(), true));
-        let died = catch_unwind(AssertUnwindSafe(|| engine.apply_growing(dead)));
-        assert!(died.is_err());
-        assert_eq!(engine.reopen().unwrap(), None);
-        assert_eq!((engine.chain.position, engine.quote(&identity("q1")).unwrap()), (chain.position, None));
-
-        let mut replies = engine.apply_growing(&mut Joined::new(parts(), false)).unwrap().into_iter();
-        let mut next = || replies.next().unwrap();
-        let first = pending(next().unwrap());
-        assert!(next().is_ok());
-        assert_eq!(pending(next().unwrap()), first, "the same quote again");
-        assert!(matches!(next(), Err(Refusal::NotMonotonic { .. })), "its number is taken");
-        assert!(matches!(next(), Ok(Done::Stopped(_))));
-        assert!(matches!(next(), Err(Refusal::KidRevoked { .. })), "since the stop");
-        assert!(matches!(next(), Ok(Done::Recorded)));
-        assert!(replies.next().is_none());
-        // A part has a link where it has a record.
-        drop(engine);
-        let journal = home.verified().unwrap();
-        assert_eq!((journal.records, journal.links), (5, 4));
-    }
 
     /// A ledger in a directory of its own, closed and opened again at will.
     struct Home(TempDir);
