@@ -472,6 +472,8 @@ mod tests {
     #[derive(Debug, Clone, Copy)]
     enum Fault {
         RolledBack,
+        /// Once others have joined.
+        RolledBackLate,
         /// The connection is lost before the commit, or after it.
         LostBefore,
         LostAfter,
@@ -553,6 +555,10 @@ mod tests {
             match self.faults.pop_front() {
                 None => self.inner.apply_growing(batch),
                 Some(Fault::RolledBack) => Err(EngineError::RolledBack("not now".to_owned())),
+                Some(Fault::RolledBackLate) => {
+                    assert!(batch.grow());
+                    Err(EngineError::RolledBack("not any more".to_owned()))
+                }
                 Some(Fault::LostBefore) => Err(EngineError::Unknown("lost".to_owned())),
                 Some(Fault::LostAfter) => {
                     self.lost = Some(self.inner.apply_growing(batch)?);
@@ -746,6 +752,22 @@ mod tests {
             assert_eq!((load.ops, load.batches), (6, batches), "{fault:?}");
             assert_eq!(bench.journal().records, 7, "{fault:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_joined_a_batch_that_is_rolled_back_is_answered_all_the_same() {
+        let (open, gate) = mpsc::channel();
+        let bench = bench(&[Fault::RolledBackLate], CONFIG, |engine| engine.gate = Some(gate));
+        let first = bench.ledger.begin(Op::Record(refused())).unwrap();
+        bench.taken().await;
+        let rest = [Op::Reserve(reserve("q1", 1)), Op::Record(refused()), Op::Reserve(reserve("q2", 2))];
+        let rest: Vec<_> = rest.into_iter().map(|op| bench.ledger.begin(op).unwrap()).collect();
+        drop(open);
+        for answer in rest.into_iter().chain([first]) {
+            assert!(answered(answer).await.is_ok());
+        }
+        bench.ledger.close().await;
+        assert_eq!((bench.journal().records, bench.ledger.load().batches), (5, 2));
     }
 
     #[tokio::test]

@@ -133,6 +133,19 @@ impl Growing for Batch<'_> {
     }
 }
 
+impl Drop for Batch<'_> {
+    /// Reservations that it was not written far enough for wait as before, in front of all that came later.
+    fn drop(&mut self) {
+        if !self.held.is_empty() {
+            let mut waiting = self.queue.waiting.lock();
+            for (op, answer) in self.held.drain(..).rev() {
+                waiting.jobs.push_front(Job::Op(op, answer));
+            }
+            waiting.since.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue").field("config", &self.config).finish_non_exhaustive()
@@ -387,6 +400,27 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(told.collect::<Vec<_>>(), ["0", "1", "5", "2", "6", "7"]);
+    }
+
+    #[test]
+    fn what_a_batch_was_not_written_far_enough_for_waits_as_before() {
+        let queue = Queue::new(CONFIG);
+        let mut outcomes = Vec::new();
+        let mut push = |op| {
+            let (answer, outcome) = oneshot::channel();
+            outcomes.push(outcome);
+            queue.push(Job::Op(op, answer)).unwrap();
+        };
+        push(commit_of(1));
+        let mut batch = queue.take(None).unwrap();
+        push(Op::Reserve(reserve("q5", 5)));
+        push(commit_of(2));
+        push(Op::Reserve(reserve("q4", 4)));
+        assert!(batch.grow());
+        push(Op::Reserve(reserve("q3", 3)));
+        drop(batch);
+        assert!(queue.load().waits > Duration::ZERO);
+        assert_eq!(numbers(queue.take(None).unwrap().ops()), [5, 4, 3]);
     }
 
     #[test]

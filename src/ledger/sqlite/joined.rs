@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
@@ -116,7 +117,7 @@ fn op() -> impl Strategy<Value = Op> {
         let op = reserve(&quote, number);
         let (sequence, input) = match op.numbering {
             super::super::Numbering::Given { sequence, input } => (sequence, input),
-            super::super::Numbering::Assigned(_) => unreachable!("it is given"),
+            super::super::Numbering::Assigned(_) => panic!("it is given"),
         };
         let held = Reservation { identity: identity(&quote), sequence, kid: kid(one), generation, input };
         Op::Commit(commit(&held, &format!("{quote} {number}")))
@@ -175,7 +176,7 @@ fn told(engine: &Sqlite, replies: &[Result<Done, Refusal>]) -> String {
         let mut rows = select.query(()).unwrap();
         while let Some(row) = rows.next().unwrap() {
             for column in 0..columns {
-                told.push_str(&format!("{:?} ", row.get::<_, rusqlite::types::Value>(column).unwrap()));
+                write!(told, "{:?} ", row.get::<_, rusqlite::types::Value>(column).unwrap()).unwrap();
             }
             told.push('\n');
         }
