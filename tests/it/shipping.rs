@@ -665,7 +665,7 @@ async fn what_was_cut_off_the_journal_or_out_of_it_is_told_and_the_rest_is_shipp
     sign(&gateway, 4..=4).await;
     gateway.logged("records of the journal are gone").await;
     until("the rest has come", async || newest(&sink) == Some(last + 2)).await;
-    assert_eq!(metric(&gateway, "quotesign_audit_gone_records_total").await, 1);
+    until("it is counted", async || metric(&gateway, "quotesign_audit_gone_records_total").await == 1).await;
     until("nothing waits", async || metric(&gateway, "quotesign_audit_lag_records").await == 0).await;
     assert_eq!(
         metric(&gateway, "quotesign_audit_shipping_failures_total").await,
