@@ -21,7 +21,7 @@ pub(super) const CLOSED: &str = "the ledger is closed";
 
 pub(super) type Outcome = Result<Done, LedgerError>;
 
-/// So often something joins a batch before its reservations end it.
+/// So many parts a batch has before its reservations end it.
 const PARTS_MAX: usize = 8;
 
 /// Answers its caller, and says what it told him of the store.
@@ -330,6 +330,13 @@ mod tests {
         }
     }
 
+    /// Somebody asks for it, and waits while this is kept.
+    fn asked(queue: &Queue, op: Op) -> oneshot::Receiver<Outcome> {
+        let (answer, outcome) = oneshot::channel();
+        queue.push(Job::Op(op, answer)).unwrap();
+        outcome
+    }
+
     fn numbers(ops: &[Op]) -> Vec<u64> {
         ops.iter().map(|op| if let Op::Reserve(op) = op { op.numbering.given().unwrap().get() } else { 0 }).collect()
     }
@@ -339,9 +346,7 @@ mod tests {
         let queue = Queue::new(CONFIG);
         let mut answers = Vec::new();
         for (quote, number) in [("a", 1), ("a", 2), ("b", 3), ("a", 4), ("c", 5)] {
-            let (answer, outcome) = oneshot::channel();
-            answers.push(outcome);
-            queue.push(Job::Op(Op::Reserve(reserve(quote, number)), answer)).unwrap();
+            answers.push(asked(&queue, Op::Reserve(reserve(quote, number))));
         }
         let batch = || {
             let mut batch = queue.take(None).unwrap();
@@ -352,7 +357,7 @@ mod tests {
     }
 
     /// What is no reservation: it joins a batch at once.
-    fn commit_of(number: u64) -> Op {
+    fn void_of(number: u64) -> Op {
         Op::Void(void(&format!("q{number}"), i64::try_from(number).unwrap()))
     }
 
@@ -360,19 +365,15 @@ mod tests {
     fn reservations_end_a_batch_together_and_each_operation_has_its_own_answer() {
         let queue = Queue::new(LedgerConfig { queue_max: 16, batch_max: 8 });
         let mut outcomes = Vec::new();
-        let mut push = |op| {
-            let (answer, outcome) = oneshot::channel();
-            outcomes.push(outcome);
-            queue.push(Job::Op(op, answer)).unwrap();
-        };
+        let mut push = |op| outcomes.push(asked(&queue, op));
         let refused = || Record::new(audit::Event::Refused, at(0), context(), audit::Facts::default());
         push(Op::Reserve(reserve("q4", 4)));
-        push(commit_of(1));
+        push(void_of(1));
         let mut batch = queue.take(None).unwrap();
         assert_eq!(numbers(batch.ops()), [4, 0], "it begins with whatever waits");
         (0..3).for_each(|_| queue.journal(refused()));
         push(Op::Reserve(reserve("q7", 7)));
-        push(commit_of(2));
+        push(void_of(2));
         push(Op::Reserve(reserve("q6", 6)));
         assert!(batch.grow());
         assert_eq!(
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!(numbers(&batch.ops), [4, 0, 0, 0, 0, 7, 6, 5]);
         let behind = queue.take(None).unwrap();
         assert_eq!((behind.ops().len(), behind.records), (1, 1), "the third record");
-        push(commit_of(3));
+        push(void_of(3));
         assert!(!batch.grow(), "it has ended");
         assert_eq!(queue.load().waiting, 1);
         let order: Vec<_> = batch.answers.iter().map(Option::is_some).collect();
@@ -406,15 +407,11 @@ mod tests {
     fn what_a_batch_was_not_written_far_enough_for_waits_as_before() {
         let queue = Queue::new(CONFIG);
         let mut outcomes = Vec::new();
-        let mut push = |op| {
-            let (answer, outcome) = oneshot::channel();
-            outcomes.push(outcome);
-            queue.push(Job::Op(op, answer)).unwrap();
-        };
-        push(commit_of(1));
+        let mut push = |op| outcomes.push(asked(&queue, op));
+        push(void_of(1));
         let mut batch = queue.take(None).unwrap();
         push(Op::Reserve(reserve("q5", 5)));
-        push(commit_of(2));
+        push(void_of(2));
         push(Op::Reserve(reserve("q4", 4)));
         assert!(batch.grow());
         push(Op::Reserve(reserve("q3", 3)));
@@ -427,13 +424,9 @@ mod tests {
     fn a_batch_ends_though_more_and_more_comes_and_what_is_left_is_seen_to_wait() {
         let queue = Queue::new(LedgerConfig { queue_max: 64, batch_max: 4 });
         let mut outcomes = Vec::new();
-        let mut push = |op| {
-            let (answer, outcome) = oneshot::channel();
-            outcomes.push(outcome);
-            queue.push(Job::Op(op, answer)).unwrap();
-        };
+        let mut push = |op| outcomes.push(asked(&queue, op));
         push(Op::Reserve(reserve("q50", 50)));
-        (1..7).for_each(|number| push(commit_of(number)));
+        (1..7).for_each(|number| push(void_of(number)));
         let mut batch = queue.take(None).unwrap();
         while batch.grow() {}
         assert_eq!((batch.ops().len(), queue.len()), (4, 3), "it is full");
@@ -444,9 +437,7 @@ mod tests {
         let mut parts = 0;
         let mut batch = None;
         for number in 1..20 {
-            let (answer, outcome) = oneshot::channel();
-            outcomes.push(outcome);
-            queue.push(Job::Op(commit_of(number), answer)).unwrap();
+            outcomes.push(asked(&queue, void_of(number)));
             match &mut batch {
                 None => batch = queue.take(None),
                 Some(batch) => parts += usize::from(batch.grow()),
