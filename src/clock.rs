@@ -75,17 +75,27 @@ fn millis_of(span: Duration) -> i64 {
 impl fmt::Display for UtcTime {
     /// Whole seconds, or three digits behind them: what [`UtcTime::parse`] takes back.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(instant) = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000)) else {
+        let instant = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000)).ok();
+        let Some(instant) = instant.filter(|instant| instant.year() >= 0) else {
             return f.write_str("beyond-the-calendar");
         };
         let (date, time, millis) = (instant.date(), instant.time(), self.0.rem_euclid(1000));
         let (hour, minute, second) = time.as_hms();
-        write!(f, "{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())?;
-        write!(f, "T{hour:02}:{minute:02}:{second:02}")?;
-        if millis != 0 {
-            write!(f, ".{millis:03}")?;
+        let [month, day, hour, minute, second] = [date.month().into(), date.day(), hour, minute, second].map(i64::from);
+        // Digit by digit: every record has a time or two, and seven numbers in a format string take their time.
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let numbers = [i64::from(date.year()), month, day, hour, minute, second, millis];
+        for (digits, mut number) in text.split_mut(|byte| !byte.is_ascii_digit()).zip(numbers) {
+            for digit in digits.iter_mut().rev() {
+                *digit = b'0' + u8::try_from(number.rem_euclid(10)).unwrap_or_default();
+                number /= 10;
+            }
         }
-        f.write_str("Z")
+        let text = str::from_utf8(&text).unwrap_or_default();
+        match text.strip_suffix(".000Z") {
+            Some(whole) => f.write_str(whole).and_then(|()| f.write_str("Z")),
+            None => f.write_str(text),
+        }
     }
 }
 

@@ -326,7 +326,9 @@ macro_rules! sha256_word {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&hex::encode(self.0))
+                let mut text = [0; 64];
+                let _fits = hex::encode_to_slice(self.0, &mut text);
+                f.write_str(str::from_utf8(&text).unwrap_or_default())
             }
         }
 

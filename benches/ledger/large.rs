@@ -41,8 +41,8 @@ pub(crate) fn run() {
     }
 }
 
-/// Makes the file hold so many quotes. Identities are random, as those of quotes are; here they come in order, which is
-/// quicker to fill and leaves the same tree.
+/// Makes the file hold so many quotes. What they are found by is random; here it comes in order, which is quicker to fill and
+/// leaves the same tree. It is of no identity, and nobody looks for these quotes.
 fn fill(path: &Path, from: u64, to: u64) {
     let db = Connection::open(path).unwrap();
     db.execute_batch(
@@ -54,12 +54,12 @@ fn fill(path: &Path, from: u64, to: u64) {
     let fill = format!(
         "BEGIN;
          CREATE TEMP TABLE fresh AS WITH RECURSIVE n(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {to})
-           SELECT i, lower(hex(randomblob(16))) AS id FROM n;
+           SELECT i, randomblob(16) AS key FROM n;
          INSERT INTO audit SELECT -2 * i - 2, 1, 'quote.reserved', NULL, randomblob(16), zeroblob(300), zeroblob(32), NULL
            FROM fresh;
          INSERT INTO release SELECT -2 * i - 2, hex(zeroblob(150)) FROM fresh;
-         INSERT INTO quote SELECT NULL, '[\"sandbox\",\"acme-remit\",\"' || id || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
-           zeroblob(32), 4000000000000, 2, -2 * i - 2, zeroblob(16) FROM fresh ORDER BY id;
+         INSERT INTO quote SELECT NULL, key, '[\"sandbox\",\"acme-remit\",\"' || lower(hex(key)) || '\"]', '{}', i + 1, zeroblob(32), 'quote-signing-a', 1,
+           zeroblob(32), 4000000000000, 2, -2 * i - 2, zeroblob(16) FROM fresh ORDER BY key;
          DROP TABLE fresh;
          COMMIT;",
         scope.as_str(),

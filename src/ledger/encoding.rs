@@ -3,7 +3,7 @@
 use super::{EngineError, step::Stage};
 use crate::{
     audit::Event,
-    domain::{Corridor, Environment, Identity, KeyState, PartnerId, QuoteId, Scope, SequenceNumber},
+    domain::{Corridor, Environment, Identity, KeyState, PartnerId, QuoteId, Scope, SequenceNumber, sha256},
 };
 
 pub(super) const RESERVED: i16 = 1;
@@ -46,6 +46,12 @@ pub(super) fn sequence_of(number: i64) -> Option<SequenceNumber> {
 pub(super) fn identity_of(text: &str) -> Option<Identity> {
     let (environment, partner, quote): (Environment, PartnerId, QuoteId) = serde_json::from_str(text).ok()?;
     Some(Identity::new(environment, &partner, &quote)).filter(|identity| identity.as_str() == text)
+}
+
+/// What a quote is found by where the text of its identity would be long: the first half of the text's SHA-256.
+pub(super) fn key_of(identity: &str) -> [u8; 16] {
+    let digest = sha256(identity.as_bytes());
+    std::array::from_fn(|place| digest.get(place).copied().unwrap_or_default())
 }
 
 /// Takes only the one encoding that a scope has.

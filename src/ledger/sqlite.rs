@@ -28,6 +28,7 @@ use crate::{
     domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
 use checkpoint::Checkpoints;
+use known::Known;
 use schema::After;
 
 mod checkpoint;
@@ -36,6 +37,7 @@ mod copy;
 #[cfg(test)]
 mod joined;
 mod journal;
+mod known;
 mod rows;
 mod schema;
 mod shipment;
@@ -54,6 +56,8 @@ pub struct Sqlite {
     connection: Option<Writing>,
     /// Where this gateway left the journal. The file must agree before anything is written.
     chain: Lane,
+    /// Quotes that wait for their signature; empty after every error.
+    known: Known,
     /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
     undecided: Option<(Lane, Replies)>,
     _lock: File,
@@ -92,8 +96,8 @@ impl Sqlite {
         schema::present(path)?;
         let lock = schema::lock(path)?;
         let (writing, chain) = begin(path, environment, After::Start)?;
-        let (path, connection) = (path.to_owned(), Some(writing));
-        Ok(Self { path, environment, connection, chain, undecided: None, _lock: lock })
+        let (path, connection, known) = (path.to_owned(), Some(writing), Known::default());
+        Ok(Self { path, environment, connection, chain, known, undecided: None, _lock: lock })
     }
 
     fn connection(&self) -> Result<&Connection, EngineError> {
@@ -107,13 +111,14 @@ impl Sqlite {
         checkpoints.before_batch(connection)?;
         // No operation is to blame where a transaction cannot begin: the store is to be opened again.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
-        self.undecided = Some(write(&transaction, self.chain, batch)?);
+        let mut known = std::mem::take(&mut self.known);
+        self.undecided = Some(write(&transaction, self.chain, batch, &mut known)?);
         fail::fail_point!("ledger::before-commit");
         transaction.commit().map_err(unknown)?;
         fail::fail_point!("ledger::after-commit");
         checkpoints.after_batch(batch.ops().len());
         let (chain, replies) = self.undecided.take().ok_or_else(|| unknown("the replies are gone"))?;
-        self.chain = chain;
+        (self.chain, self.known) = (chain, known);
         Ok(replies)
     }
 }
@@ -196,7 +201,7 @@ impl Engine for Sqlite {
     }
 
     fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
-        self.connection = None;
+        (self.connection, self.known) = (None, Known::default());
         let (writing, chain) = begin(&self.path, self.environment, After::Unknown)?;
         let replies = match self.undecided.take_if(|(after, _)| after.position == chain.position) {
             Some((_, replies)) => Some(replies),
@@ -260,7 +265,12 @@ fn take_over(connection: &mut Connection) -> Result<Lane, EngineError> {
 }
 
 /// Writes all of a batch but the COMMIT, part by part as it grows, and says where the journal stands then.
-fn write(transaction: &Connection, held: Lane, batch: &mut dyn Growing) -> Result<(Lane, Replies), EngineError> {
+fn write(
+    transaction: &Connection,
+    held: Lane,
+    batch: &mut dyn Growing,
+    known: &mut Known,
+) -> Result<(Lane, Replies), EngineError> {
     if journal::chain(transaction)? != held {
         return Err(moved());
     }
@@ -268,11 +278,12 @@ fn write(transaction: &Connection, held: Lane, batch: &mut dyn Growing) -> Resul
     let mut standing = rows::standing(transaction)?;
     loop {
         let part = batch.ops().get(written..).unwrap_or_default();
-        let changes = batch::run(rows::load(transaction, standing, &Needs::of(part))?, position, part)?;
+        let mut changes = batch::run(rows::load(transaction, standing, &Needs::of(part), known)?, position, part)?;
         rows::put(transaction, &changes)?;
         journal::append(transaction, position, &changes)?;
         (position, newest) = (changes.position, newest.max(changes.newest()));
         replies.extend(changes.replies);
+        known.put(std::mem::take(&mut changes.after.quotes));
         standing = changes.after.standing();
         written = batch.ops().len();
         if !batch.grow() {
@@ -460,7 +471,11 @@ mod tests {
         super::{
             Allowance, Charge, Done, Refusal, Reserve, Reserved, Seed,
             chain::{self, Break, Summary},
-            step::tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
+            encoding::key_of,
+            step::{
+                Stage,
+                tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
+            },
         },
         *,
     };
@@ -733,7 +748,7 @@ mod tests {
         assert_eq!(reused, Err(Refusal::KidReused { kid: kid.clone() }));
         let batch = [Op::Publish(publish("quote-signing-a", "{}"))];
         let db = ledger.connection().unwrap();
-        let loaded = rows::load(db, rows::standing(db).unwrap(), &Needs::of(&batch)).unwrap();
+        let loaded = rows::load(db, rows::standing(db).unwrap(), &Needs::of(&batch), &mut Known::default()).unwrap();
         let last = loaded.kids[&kid].last_expiry.unwrap();
         assert!(last >= at(60_000) && last < at(120_000));
     }
@@ -745,6 +760,47 @@ mod tests {
         ledger.one(Op::Reserve(reserve("q1", 5))).unwrap();
         home.shell("UPDATE scope SET last = 0");
         assert!(matches!(ledger.apply(&[Op::Reserve(reserve("q2", 5))]), Err(EngineError::RolledBack(_))));
+    }
+
+    #[test]
+    fn what_is_known_of_quotes_that_wait_is_what_the_file_holds() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held: Vec<_> =
+            (1..4).map(|n| pending(ledger.one(Op::Reserve(reserve(&format!("q{n}"), n))).unwrap())).collect();
+        let known = |ledger: &Sqlite| ["q1", "q2", "q3"].map(|quote| ledger.known.holds(&identity(quote)));
+        assert_eq!(known(&ledger), [true, true, true]);
+        ledger.one(Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
+        assert_eq!(known(&ledger), [false, true, true]);
+        // Who asks again changes nothing.
+        assert_eq!(pending(ledger.one(Op::Reserve(reserve("q2", 2))).unwrap()), held[1]);
+        assert_eq!(known(&ledger), [false, true, true]);
+        home.shell("UPDATE scope SET last = 0");
+        let batch = [Op::Commit(commit(&held[1], "e30.e30.y")), Op::Reserve(reserve("q4", 3))];
+        assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
+        assert_eq!(known(&ledger), [false, false, false]);
+        assert_eq!(ledger.quote(&identity("q2")).unwrap().unwrap().stage, Stage::Reserved);
+        ledger.one(Op::Commit(commit(&held[1], "e30.e30.z"))).unwrap();
+        // The first that was stored stays.
+        let again = ledger.one(Op::Commit(commit(&held[1], "e30.e30.y")));
+        let Ok(Done::Committed { released, first: false }) = again else { panic!("{again:?}") };
+        assert_eq!(released.jws.as_str(), "e30.e30.z");
+        ledger.one(Op::Void(void("q3", 600_000))).unwrap();
+        assert_eq!(known(&ledger), [false, false, false]);
+    }
+
+    #[test]
+    fn a_quote_is_found_by_its_identity_and_never_by_a_digest_that_is_anothers() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held = pending(ledger.one(Op::Reserve(reserve("q1", 1))).unwrap());
+        let rows = ledger.connection().unwrap().execute("UPDATE quote SET key = ?1", [key_of(identity("q2").as_str())]);
+        assert_eq!(rows.unwrap(), 1);
+        for quote in ["q1", "q2"] {
+            assert_eq!(ledger.quote(&identity(quote)).unwrap(), None);
+        }
+        assert!(matches!(ledger.apply(&[Op::Reserve(reserve("q2", 2))]), Err(EngineError::RolledBack(_))));
+        assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap(), Some(held.sequence()));
     }
 
     #[test]
@@ -800,6 +856,8 @@ mod tests {
             let mut ledger = home.seeded();
             ledger.one(Op::Reserve(reserve("q1", 1))).unwrap();
             home.shell(sql);
+            // What the gateway wrote itself it knows.
+            ledger.known = Known::default();
             let applied = ledger.apply(&[Op::Reserve(reserve("q1", 1))]);
             assert!(matches!(applied, Err(EngineError::Unfit(_))), "{sql}: {applied:?}");
         }

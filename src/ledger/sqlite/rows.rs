@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row, Statement, params, types::Type};
 use uuid::Uuid;
 
-use super::journal;
+use super::{journal, known::Known};
 use crate::{
     clock::UtcTime,
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
@@ -14,7 +14,9 @@ use crate::{
     ledger::{
         EngineError, Kept, Proposal, Stop,
         batch::{Changes, Needs, Snapshot},
-        encoding::{RESERVED, SIGNED, VOIDED, identity_of, key_state, key_state_of, scope_of, sequence_of, stored},
+        encoding::{
+            RESERVED, SIGNED, VOIDED, identity_of, key_of, key_state, key_state_of, scope_of, sequence_of, stored,
+        },
         step::{Holds, Quotas, Quote, Stage},
         stops::Stops,
     },
@@ -25,10 +27,20 @@ pub(super) fn standing(db: &Connection) -> Result<Snapshot, EngineError> {
     Ok(Snapshot { stops: stops(db)?, pruned: pruned(db)?, holds: holds(db)?, ..Snapshot::default() })
 }
 
-/// Loads what a batch needs besides what is [`standing`].
-pub(super) fn load(db: &Connection, mut snapshot: Snapshot, needs: &Needs<'_>) -> Result<Snapshot, EngineError> {
+/// Loads what a batch needs besides what is [`standing`]; what is among the quotes that are known is taken from there.
+pub(super) fn load(
+    db: &Connection,
+    mut snapshot: Snapshot,
+    needs: &Needs<'_>,
+    known: &mut Known,
+) -> Result<Snapshot, EngineError> {
+    let mut select = db.prepare_cached(QUOTE)?;
     for identity in &needs.quotes {
-        snapshot.quotes.extend(quote(db, identity)?.map(|quote| ((*identity).clone(), quote)));
+        let quote = match known.take(identity) {
+            Some(quote) => Some(quote),
+            None => quote_of(&mut select, identity)?,
+        };
+        snapshot.quotes.extend(quote.map(|quote| ((*identity).clone(), quote)));
     }
     for scope in &needs.scopes {
         snapshot.lasts.extend(last_taken(db, scope)?.map(|last| ((*scope).clone(), last)));
@@ -63,9 +75,9 @@ pub(super) fn load(db: &Connection, mut snapshot: Snapshot, needs: &Needs<'_>) -
 pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineError> {
     let Changes { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, cuts, .. } =
         changes;
+    let mut put = PutQuote::prepare(db)?;
     for (identity, (before, index)) in quotes {
-        let put = |quote| put_quote(db, identity, quote, before.is_none(), *index);
-        after.quotes.get(identity).map_or(Ok(()), put)?;
+        after.quotes.get(identity).map_or(Ok(()), |quote| put.quote(identity, quote, before.is_none(), *index))?;
     }
     for scope in scopes.keys() {
         after.lasts.get(scope).map_or(Ok(()), |last| put_last_taken(db, scope, *last))?;
@@ -146,9 +158,10 @@ fn prunable(db: &Connection, before: UtcTime, count: u32) -> Result<Vec<(Identit
 }
 
 fn forget(db: &Connection, identity: &Identity) -> Result<(), EngineError> {
-    let release = "DELETE FROM release WHERE idx = (SELECT release_idx FROM quote WHERE identity = ?1)";
-    db.prepare_cached(release)?.execute([identity.as_str()])?;
-    db.prepare_cached("DELETE FROM quote WHERE identity = ?1 AND state <> 1")?.execute([identity.as_str()])?;
+    let key = key_of(identity.as_str());
+    let release = "DELETE FROM release WHERE idx = (SELECT release_idx FROM quote WHERE key = ?1)";
+    db.prepare_cached(release)?.execute([key])?;
+    db.prepare_cached("DELETE FROM quote WHERE key = ?1 AND state <> 1")?.execute([key])?;
     Ok(())
 }
 
@@ -216,17 +229,30 @@ fn put_kept(db: &Connection, kid: &Kid, kept: &Kept) -> Result<(), EngineError> 
 }
 
 pub(super) fn quote(db: &Connection, identity: &Identity) -> Result<Option<Quote>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_QUOTE} WHERE identity = ?1"))?;
-    Ok(select.query_row([identity.as_str()], stored_quote).optional()?)
+    let mut select = db.prepare_cached(QUOTE)?;
+    quote_of(&mut select, identity)
+}
+
+fn quote_of(select: &mut Statement<'_>, identity: &Identity) -> Result<Option<Quote>, EngineError> {
+    Ok(select.query_row(params![key_of(identity.as_str()), identity.as_str()], stored_quote).optional()?)
 }
 
 pub(super) fn numbered(db: &Connection, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_QUOTE} WHERE scope = ?1 AND sequence = ?2"))?;
+    let mut select = db.prepare_cached(NUMBERED)?;
     Ok(select.query_row(params![scope.as_str(), stored(sequence.get())?], stored_quote).optional()?)
 }
 
-const STORED_QUOTE: &str = "SELECT scope, sequence, payload, kid, generation, input, expires_at, state, jws, record_id
-    FROM quote LEFT JOIN release ON release.idx = quote.release_idx";
+macro_rules! stored_quote {
+    ($where:literal) => {
+        concat!(
+            "SELECT scope, sequence, payload, kid, generation, input, expires_at, state, jws, record_id
+             FROM quote LEFT JOIN release ON release.idx = quote.release_idx WHERE ",
+            $where
+        )
+    };
+}
+const QUOTE: &str = stored_quote!("key = ?1 AND identity = ?2");
+const NUMBERED: &str = stored_quote!("scope = ?1 AND sequence = ?2");
 
 fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
     Ok(Quote {
@@ -246,48 +272,66 @@ fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
     })
 }
 
-pub(super) const NEW_QUOTE: &str = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+pub(super) const NEW_QUOTE: &str = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 pub(super) const NEXT_QUOTE: &str =
     "UPDATE quote SET kid = ?2, generation = ?3, input = ?4, state = ?5, release_idx = ?6, record_id = ?7
-    WHERE identity = ?1";
+    WHERE key = ?1";
 
-/// Stores `quote`, which is new or stands already as what came before it; one that is signed with its JWS, at the index of the
-/// record of its commit. What the identity is bound to never changes.
-fn put_quote(
-    db: &Connection,
-    identity: &Identity,
-    quote: &Quote,
-    is_new: bool,
-    index: Option<u64>,
-) -> Result<(), EngineError> {
-    let (state, release, record) = match &quote.stage {
-        Stage::Reserved => (RESERVED, None, None),
-        Stage::Voided => (VOIDED, None, None),
-        Stage::Signed { jws, record } => {
-            let index = stored(index.unwrap_or(u64::MAX))?;
-            db.prepare_cached("INSERT INTO release VALUES (?1, ?2)")?.execute(params![index, jws.as_str()])?;
-            (SIGNED, Some(index), Some(record.as_bytes()))
-        }
-    };
-    if is_new {
-        db.prepare_cached(NEW_QUOTE)?.execute(params![
-            identity.as_str(),
-            quote.scope.as_str(),
-            stored(quote.sequence.get())?,
-            quote.payload.0,
-            quote.kid.as_str(),
-            quote.generation,
-            quote.input.0,
-            quote.expires_at.millis(),
-            state,
-            release,
-            record,
-        ])?;
-        return Ok(());
+const NEW_RELEASE: &str = "INSERT INTO release VALUES (?1, ?2)";
+
+/// What stores quotes.
+struct PutQuote<'db> {
+    new: CachedStatement<'db>,
+    next: CachedStatement<'db>,
+    release: CachedStatement<'db>,
+}
+
+impl<'db> PutQuote<'db> {
+    fn prepare(db: &'db Connection) -> Result<Self, EngineError> {
+        let prepare = |sql| db.prepare_cached(sql);
+        Ok(Self { new: prepare(NEW_QUOTE)?, next: prepare(NEXT_QUOTE)?, release: prepare(NEW_RELEASE)? })
     }
-    let put = params![identity.as_str(), quote.kid.as_str(), quote.generation, quote.input.0, state, release, record];
-    let rows = db.prepare_cached(NEXT_QUOTE)?.execute(put)?;
-    if rows == 1 { Ok(()) } else { Err(EngineError::Unfit("a quote that the ledger held is gone".to_owned())) }
+
+    /// Stores `quote`, which is new or stands already as what came before it; one that is signed with its JWS, at the index of
+    /// the record of its commit. What the identity is bound to never changes.
+    fn quote(
+        &mut self,
+        identity: &Identity,
+        quote: &Quote,
+        is_new: bool,
+        index: Option<u64>,
+    ) -> Result<(), EngineError> {
+        let (state, release, record) = match &quote.stage {
+            Stage::Reserved => (RESERVED, None, None),
+            Stage::Voided => (VOIDED, None, None),
+            Stage::Signed { jws, record } => {
+                let index = stored(index.unwrap_or(u64::MAX))?;
+                self.release.execute(params![index, jws.as_str()])?;
+                (SIGNED, Some(index), Some(record.as_bytes()))
+            }
+        };
+        let key = key_of(identity.as_str());
+        if is_new {
+            self.new.execute(params![
+                key,
+                identity.as_str(),
+                quote.scope.as_str(),
+                stored(quote.sequence.get())?,
+                quote.payload.0,
+                quote.kid.as_str(),
+                quote.generation,
+                quote.input.0,
+                quote.expires_at.millis(),
+                state,
+                release,
+                record,
+            ])?;
+            return Ok(());
+        }
+        let put = params![key, quote.kid.as_str(), quote.generation, quote.input.0, state, release, record];
+        let rows = self.next.execute(put)?;
+        if rows == 1 { Ok(()) } else { Err(EngineError::Unfit("a quote that the ledger held is gone".to_owned())) }
+    }
 }
 
 pub(super) fn last_taken(db: &Connection, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {

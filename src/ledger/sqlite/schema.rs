@@ -9,12 +9,20 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, config::DbConfig};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, TransactionBehavior,
+    config::DbConfig,
+    functions::{Context, FunctionFlags},
+};
 
-use crate::{disk, domain::Environment, ledger::EngineError};
+use crate::{
+    disk,
+    domain::Environment,
+    ledger::{EngineError, encoding::key_of},
+};
 
 /// What brings a file of version n to version n + 1.
-pub(super) const MIGRATIONS: [&str; 7] = [
+pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("v1.sql"),
     include_str!("v2.sql"),
     include_str!("v3.sql"),
@@ -22,6 +30,7 @@ pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("v5.sql"),
     include_str!("v6.sql"),
     include_str!("v7.sql"),
+    include_str!("v8.sql"),
 ];
 
 /// Longer than a checkpoint by another process, shorter than an operator's patience.
@@ -54,6 +63,8 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
         _ => {}
     }
     let mut connection = connect(path)?;
+    let key = |call: &Context<'_>| Ok(key_of(call.get_raw(0).as_str()?));
+    connection.create_scalar_function("key_of", 1, FunctionFlags::SQLITE_UTF8, key)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version = match stamp(&transaction, path)? {
         Some((version, stamped)) => {
