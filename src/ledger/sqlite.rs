@@ -56,7 +56,7 @@ pub struct Sqlite {
     connection: Option<Writing>,
     /// Where this gateway left the journal. The file must agree before anything is written.
     chain: Lane,
-    /// Quotes that wait for their signature; empty after every error.
+    /// Quotes that wait for their signature. A transaction takes it away, and gives it back once it is durable.
     known: Known,
     /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
     undecided: Option<(Lane, Replies)>,
@@ -469,13 +469,10 @@ mod tests {
 
     use super::{
         super::{
-            Allowance, Charge, Done, Refusal, Reserve, Reserved, Seed,
+            Allowance, Charge, Done, Prune, Refusal, Reserve, Reserved, Seed,
             chain::{self, Break, Summary},
             encoding::key_of,
-            step::{
-                Stage,
-                tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
-            },
+            step::tests::{at, commit, context, identity, pending, publish, reserve, scope, seed, stop, void},
         },
         *,
     };
@@ -693,6 +690,38 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_of_texts_is_brought_up_with_what_was_signed_and_voided() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        let held = (1..4).map(|n| pending(ledger.one(Op::Reserve(reserve(&format!("q{n}"), n))).unwrap()));
+        let held: Vec<_> = held.collect();
+        ledger.one(Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
+        ledger.one(Op::Void(void("q2", 600_000))).unwrap();
+        let all =
+            |ledger: &mut Sqlite| ["q1", "q2", "q3"].map(|quote| ledger.quote(&identity(quote)).unwrap().unwrap());
+        let before = all(&mut ledger);
+        drop(ledger);
+        // As version 7 had it.
+        home.shell(
+            "ALTER TABLE quote RENAME TO now; DROP INDEX quote_key; DROP INDEX quote_number; DROP INDEX quote_waiting;
+             DROP INDEX quote_done",
+        );
+        let table = schema::MIGRATIONS[3].split(';').next().unwrap();
+        home.shell(&format!(
+            "{table}; ALTER TABLE quote_in_order RENAME TO quote;
+             INSERT INTO quote SELECT id, identity, scope, sequence, payload, kid, generation, input, expires_at, state,
+               release_idx, record_id FROM now;
+             DROP TABLE now; CREATE UNIQUE INDEX quote_identity ON quote (identity); UPDATE meta SET version = 7",
+        ));
+        assert!(home.refusal().ends_with("run `quotesign ledger migrate`"));
+        Sqlite::migrate(&home.path(), HERE).unwrap();
+        check_whole(&home.path(), HERE).unwrap();
+        let mut ledger = home.open();
+        assert_eq!(all(&mut ledger), before);
+        assert!(ledger.one(Op::Commit(commit(&held[2], "e30.e30.y"))).is_ok());
+    }
+
+    #[test]
     fn what_is_written_of_a_quote_is_checked_without_a_table_made_for_it() {
         let home = Home::new();
         home.seeded().one(Op::Reserve(reserve("q1", 1))).unwrap();
@@ -721,8 +750,11 @@ mod tests {
         let beside = Connection::open(home.path()).unwrap();
         let mut put = beside.prepare("UPDATE quote SET state = 9").unwrap();
         assert_eq!(put.execute(()).unwrap(), 0);
-        Sqlite::migrate(&home.path(), HERE).unwrap();
-        home.seeded().one(Op::Reserve(reserve("q1", 1))).unwrap();
+        home.shell(schema::MIGRATIONS[6]);
+        home.shell(
+            "INSERT INTO quote VALUES (1, 'q', 's', 1, zeroblob(32), 'k', 1, zeroblob(32), 0, 1, NULL, NULL);
+             PRAGMA integrity_check",
+        );
         let refused = put.execute(()).unwrap_err().to_string();
         assert_eq!(refused, "CHECK constraint failed: state BETWEEN 1 AND 3");
         let found: String = beside.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
@@ -763,33 +795,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_quotes_that_wait_is_what_the_file_holds() {
-        let home = Home::new();
-        let mut ledger = home.seeded();
-        let held: Vec<_> =
-            (1..4).map(|n| pending(ledger.one(Op::Reserve(reserve(&format!("q{n}"), n))).unwrap())).collect();
-        let known = |ledger: &Sqlite| ["q1", "q2", "q3"].map(|quote| ledger.known.holds(&identity(quote)));
-        assert_eq!(known(&ledger), [true, true, true]);
-        ledger.one(Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
-        assert_eq!(known(&ledger), [false, true, true]);
-        // Who asks again changes nothing.
-        assert_eq!(pending(ledger.one(Op::Reserve(reserve("q2", 2))).unwrap()), held[1]);
-        assert_eq!(known(&ledger), [false, true, true]);
-        home.shell("UPDATE scope SET last = 0");
-        let batch = [Op::Commit(commit(&held[1], "e30.e30.y")), Op::Reserve(reserve("q4", 3))];
-        assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
-        assert_eq!(known(&ledger), [false, false, false]);
-        assert_eq!(ledger.quote(&identity("q2")).unwrap().unwrap().stage, Stage::Reserved);
-        ledger.one(Op::Commit(commit(&held[1], "e30.e30.z"))).unwrap();
-        // The first that was stored stays.
-        let again = ledger.one(Op::Commit(commit(&held[1], "e30.e30.y")));
-        let Ok(Done::Committed { released, first: false }) = again else { panic!("{again:?}") };
-        assert_eq!(released.jws.as_str(), "e30.e30.z");
-        ledger.one(Op::Void(void("q3", 600_000))).unwrap();
-        assert_eq!(known(&ledger), [false, false, false]);
-    }
-
-    #[test]
     fn a_quote_is_found_by_its_identity_and_never_by_a_digest_that_is_anothers() {
         let home = Home::new();
         let mut ledger = home.seeded();
@@ -801,6 +806,31 @@ mod tests {
         }
         assert!(matches!(ledger.apply(&[Op::Reserve(reserve("q2", 2))]), Err(EngineError::RolledBack(_))));
         assert_eq!(ledger.last_taken(&scope("GB-IN")).unwrap(), Some(held.sequence()));
+        let damaged = check_whole(&home.path(), HERE).unwrap_err().to_string();
+        assert!(damaged.ends_with("is damaged: a quote does not stand where it is looked for"), "{damaged}");
+    }
+
+    #[test]
+    fn only_the_quote_that_was_chosen_is_forgotten() {
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        for (quote, number) in [("q1", 1), ("q2", 2)] {
+            ledger.one(Op::Reserve(reserve(quote, number))).unwrap();
+            ledger.one(Op::Void(void(quote, 600_000))).unwrap();
+        }
+        let prune = || Op::Prune(Prune { before: at(700_000), count_max: 1, context: context(), now: at(900_000) });
+        // One stands under the key of the other, and that one in no index.
+        let [first, second] = ["q1", "q2"].map(|quote| key_of(identity(quote).as_str()));
+        let shell = Connection::open(home.path()).unwrap();
+        let put = |key: [u8; 16], before: [u8; 16]| {
+            shell.execute("UPDATE quote SET key = ?1 WHERE key = ?2", [key, before]).unwrap()
+        };
+        assert_eq!((put([0; 16], second), put(second, first)), (1, 1));
+        assert!(matches!(ledger.apply(&[prune()]), Err(EngineError::Unfit(_))));
+        assert_eq!((put(first, second), put(second, [0; 16])), (1, 1));
+        ledger.apply(&[prune(), prune()]).unwrap();
+        let left: i64 = shell.query_row("SELECT count(*) FROM quote", (), |row| row.get(0)).unwrap();
+        assert_eq!(left, 1);
     }
 
     #[test]
@@ -903,16 +933,18 @@ mod tests {
         let before = ledger.chain;
         let raise = Op::Seed(Seed { floor: 5_u64.try_into().unwrap(), ..seed(0) });
         let replies = ledger.apply(&[raise]).unwrap();
+        ledger.one(Op::Reserve(reserve("q0", 6))).unwrap();
         let after = ledger.chain;
-
+        assert!(ledger.known.holds(&identity("q0")));
         (ledger.chain, ledger.undecided) = (before, Some((after, replies.clone())));
         assert_eq!(ledger.reopen().unwrap(), Some(replies.clone()));
         assert!(ledger.chain.epoch > after.epoch && ledger.chain.position == after.position);
+        assert!(!ledger.known.holds(&identity("q0")), "what is known was of before");
 
         let never = Lane { position: Position { next_index: 9, ..after.position }, ..after };
         ledger.undecided = Some((never, replies));
         assert_eq!(ledger.reopen().unwrap(), None);
-        assert!(ledger.one(Op::Reserve(reserve("q1", 6))).is_ok());
+        assert!(ledger.one(Op::Reserve(reserve("q1", 7))).is_ok());
 
         ledger.chain = never;
         assert!(matches!(ledger.reopen(), Err(EngineError::Unfit(_))));

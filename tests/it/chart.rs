@@ -476,6 +476,9 @@ fn a_ledger_in_a_file_has_one_gateway_and_its_anchor_is_on_another_volume() {
     assert!(of_kind(&documents, "Job").is_empty());
     let migrate = &pod(&documents)["spec"]["initContainers"][0];
     assert_eq!(migrate["args"], json!(["ledger", "migrate", "--config", "/etc/quotesign/config/quotesign.toml"]));
+    // What it sorts has a place that can be written, and is as large as the ledger asks for.
+    assert_eq!(migrate["env"], json!([{"name": "SQLITE_TMPDIR", "value": "/var/lib/quotesign/ledger"}]));
+    assert!(items(&migrate["volumeMounts"]).any(|mount| mount["mountPath"] == migrate["env"][0]["value"]));
     assert!(items(&migrate["volumeMounts"]).any(|mount| mount["name"] == "ledger"));
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use quotesign::ledger::sqlite::Reader;
+use quotesign::{domain::sha256, ledger::sqlite::Reader};
 use serde_json::Value;
 
 use crate::{
@@ -77,7 +77,13 @@ async fn the_ledger_is_read_with_the_plain_shell() {
         done(shell).trim().to_owned()
     };
     let told = shell("SELECT identity, sequence, jws FROM quote JOIN release ON release.idx = quote.release_idx");
-    assert_eq!(told, format!("[\"development\",\"{PARTNER}\",\"{}\"]|7|{}", quote.id(), signed.jws));
+    let identity = format!("[\"development\",\"{PARTNER}\",\"{}\"]", quote.id());
+    assert_eq!(told, format!("{identity}|7|{}", signed.jws));
+    // As `docs/ledger.md` finds it.
+    let key = &hex::encode(sha256(identity.as_bytes()))[..32];
+    assert_eq!(shell(&format!("SELECT identity FROM quote WHERE key = x'{key}'")), identity);
+    let plan = shell(&format!("EXPLAIN QUERY PLAN SELECT identity FROM quote WHERE key = x'{key}'"));
+    assert!(plan.contains("USING INDEX quote_key"), "{plan}");
     let events = shell("SELECT CAST(record AS TEXT) ->> '$.event' FROM audit ORDER BY idx DESC LIMIT 2");
     assert_eq!(events, "quote.committed\nquote.reserved");
     assert!(gateway.stop().success());

@@ -129,6 +129,10 @@ limits:
   image: {{ include "quotesign.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   args: [ledger, migrate, --config, /etc/quotesign/config/quotesign.toml]
+  # Indexes are sorted there: it may be as much as the quotes themselves, and the rest is read-only.
+  env:
+    - name: SQLITE_TMPDIR
+      value: /var/lib/quotesign/ledger
   securityContext: {{- toYaml $context | nindent 4 }}
   resources: {{- include "quotesign.ledgerCommandResources" . | nindent 4 }}
   volumeMounts:

@@ -54,6 +54,7 @@ fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
 pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineError> {
     let connection = schema::open_to_read_of(path, environment)?;
     pages_are_whole(&connection, path)?;
+    quotes_are_found(&connection, path)?;
     ends_where_it_says(&connection, path)
 }
 
@@ -73,6 +74,16 @@ fn pages_are_whole(connection: &Connection, path: &Path) -> Result<(), EngineErr
     let found: String = connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))?;
     let damaged = || EngineError::Unfit(format!("the ledger `{}` is damaged: {found}", path.display()));
     if found == "ok" { Ok(()) } else { Err(damaged()) }
+}
+
+/// Whether each quote stands under the key of its identity.
+fn quotes_are_found(connection: &Connection, path: &Path) -> Result<(), EngineError> {
+    schema::give_key_of(connection)?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM quote WHERE key <> key_of(identity))";
+    let lost: bool = connection.query_row(sql, (), |row| row.get(0))?;
+    let damaged =
+        || format!("the ledger `{}` is damaged: a quote does not stand where it is looked for", path.display());
+    if lost { Err(EngineError::Unfit(damaged())) } else { Ok(()) }
 }
 
 fn ends_where_it_says(connection: &Connection, path: &Path) -> Result<(), EngineError> {

@@ -158,9 +158,12 @@ fn told(engine: &Sqlite, replies: &[Result<Done, Refusal>]) -> String {
     let ids: Vec<Uuid> =
         ids.query_map((), |row| Ok(Uuid::from_bytes(row.get(0)?))).unwrap().collect::<Result<_, _>>().unwrap();
     let mut told = format!("{replies:#?}");
+    for (identity, known) in engine.known.all() {
+        assert_eq!(rows::quote(db, identity).unwrap().as_ref(), Some(known), "what is known is what stands");
+    }
     for (sql, columns) in [
         ("SELECT scope, last FROM scope", 2),
-        ("SELECT identity, sequence, kid, generation, state, release_idx FROM quote ORDER BY identity", 6),
+        ("SELECT identity, key, sequence, kid, generation, state, release_idx FROM quote ORDER BY identity", 7),
         ("SELECT idx, jws FROM release", 2),
         ("SELECT key, tat_ns FROM quota", 2),
         ("SELECT what FROM stop", 1),
@@ -193,13 +196,18 @@ proptest! {
     fn parts_of_a_batch_come_to_what_batches_of_their_own_do(parts in vec(vec(op(), 1..6), 2..8)) {
         let (_home, mut apart) = ledger();
         let (_other, mut together) = ledger();
-        for ledger in [&mut apart, &mut together] {
+        let (_third, mut forgetful) = ledger();
+        for ledger in [&mut apart, &mut together, &mut forgetful] {
             ledger.apply(&[Op::Seed(seed(0))]).unwrap();
         }
-        let mut replies = Vec::new();
+        let (mut replies, mut read) = (Vec::new(), Vec::new());
         for part in &parts {
             replies.extend(apart.apply(part).unwrap());
+            // One that knows nothing reads it all.
+            forgetful.known = Known::default();
+            read.extend(forgetful.apply(part).unwrap());
         }
+        prop_assert_eq!(told(&apart, &replies), told(&forgetful, &read));
         let joined = together.apply_growing(&mut Joined::new(parts, false)).unwrap();
         prop_assert_eq!(told(&apart, &replies), told(&together, &joined));
     }

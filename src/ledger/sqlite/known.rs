@@ -1,4 +1,4 @@
-//! Quotes that wait for their signature, as the writer left them: a commit finds its own here, and reads it from no page.
+//! Quotes that wait for their signature, as the writer left them: a commit need not read its own.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::{
     ledger::step::{Quote, Stage},
 };
 
-/// More than a gateway has under way; some 4 MB.
+/// More than a gateway has under way by far, but for one whose queues are made very long; some 5 MB.
 const QUOTES_MAX: usize = 8_192;
 
 /// What the file holds of them. Whoever changes the file takes it away, and gives it back when the change is durable: after
@@ -22,15 +22,115 @@ impl Known {
     }
 
     #[cfg(test)]
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Identity, &Quote)> {
+        self.0.iter()
+    }
+
+    #[cfg(test)]
     pub(super) fn holds(&self, identity: &Identity) -> bool {
         self.0.contains_key(identity)
     }
 
-    /// Keeps those of `quotes` that wait. With too many of them, some never came to their end: all are forgotten.
+    /// Keeps those of `quotes` that wait. With too many of them all are forgotten: some never came to their end here.
     pub(super) fn put(&mut self, quotes: HashMap<Identity, Quote>) {
-        if self.0.len() >= QUOTES_MAX {
-            self.0.clear();
-        }
         self.0.extend(quotes.into_iter().filter(|(_, quote)| quote.stage == Stage::Reserved));
+        if self.0.len() > QUOTES_MAX {
+            self.0 = HashMap::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::{
+        super::super::{
+            Done, Engine as _, EngineError, Op, Reads as _, Refusal,
+            sqlite::Sqlite,
+            step::tests::{commit, identity, pending, reserve, seed, void},
+        },
+        *,
+    };
+    use crate::domain::Environment;
+
+    fn seeded() -> (TempDir, Sqlite) {
+        let home = TempDir::new().unwrap();
+        let path = home.path().join("ledger.sqlite");
+        Sqlite::migrate(&path, Environment::Sandbox).unwrap();
+        let mut ledger = Sqlite::open(&path, Environment::Sandbox).unwrap();
+        one(&mut ledger, Op::Seed(seed(0))).unwrap();
+        (home, ledger)
+    }
+
+    fn one(ledger: &mut Sqlite, op: Op) -> Result<Done, Refusal> {
+        ledger.apply(&[op]).unwrap().pop().unwrap()
+    }
+
+    fn shell(home: &TempDir, sql: &str) {
+        rusqlite::Connection::open(home.path().join("ledger.sqlite")).unwrap().execute_batch(sql).unwrap();
+    }
+
+    #[test]
+    fn what_is_known_is_what_waits_and_nothing_after_an_error() {
+        let (home, mut ledger) = seeded();
+        let held: Vec<_> =
+            (1..4).map(|n| pending(one(&mut ledger, Op::Reserve(reserve(&format!("q{n}"), n))).unwrap())).collect();
+        let known = |ledger: &Sqlite| ["q1", "q2", "q3"].map(|quote| ledger.known.holds(&identity(quote)));
+        assert_eq!(known(&ledger), [true, true, true]);
+        one(&mut ledger, Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
+        assert_eq!(known(&ledger), [false, true, true]);
+        // Who asks again changes nothing.
+        assert_eq!(pending(one(&mut ledger, Op::Reserve(reserve("q2", 2))).unwrap()), held[1]);
+        assert_eq!(known(&ledger), [false, true, true]);
+        shell(&home, "UPDATE scope SET last = 0");
+        let batch = [Op::Commit(commit(&held[1], "e30.e30.y")), Op::Reserve(reserve("q4", 3))];
+        assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
+        assert_eq!(known(&ledger), [false, false, false]);
+        assert_eq!(ledger.quote(&identity("q2")).unwrap().unwrap().stage, Stage::Reserved);
+        one(&mut ledger, Op::Commit(commit(&held[1], "e30.e30.z"))).unwrap();
+        // The first that was stored stays.
+        let again = one(&mut ledger, Op::Commit(commit(&held[1], "e30.e30.y")));
+        let Ok(Done::Committed { released, first: false }) = again else { panic!("{again:?}") };
+        assert_eq!(released.jws.as_str(), "e30.e30.z");
+        one(&mut ledger, Op::Void(void("q3", 600_000))).unwrap();
+        assert_eq!(known(&ledger), [false, false, false]);
+    }
+
+    /// Nobody but the gateway may write the file. Whoever does all the same finds no quote signed that he ended.
+    #[test]
+    fn a_quote_that_waits_no_more_in_the_file_is_not_signed() {
+        for ended in [
+            "UPDATE quote SET state = 3",
+            "UPDATE quote SET state = 2, release_idx = 7, record_id = zeroblob(16)",
+            "UPDATE quote SET generation = 2",
+            "UPDATE quote SET identity = 'q2'",
+            "DELETE FROM quote",
+        ] {
+            let (home, mut ledger) = seeded();
+            let held = pending(one(&mut ledger, Op::Reserve(reserve("q1", 1))).unwrap());
+            shell(&home, ended);
+            let applied = ledger.apply(&[Op::Commit(commit(&held, "e30.e30.x"))]);
+            assert!(matches!(applied, Err(EngineError::Unfit(_))), "{ended}: {applied:?}");
+            let stored = "SELECT count(*) FROM release";
+            let stored: i64 = ledger.connection().unwrap().query_row(stored, (), |row| row.get(0)).unwrap();
+            assert_eq!(stored, 0, "{ended}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_bounded() {
+        let (_home, mut ledger) = seeded();
+        one(&mut ledger, Op::Reserve(reserve("q1", 1))).unwrap();
+        let quote = ledger.quote(&identity("q1")).unwrap().unwrap();
+        let put = |known: &mut Known, first: usize, count: usize| {
+            known.put((first..first + count).map(|n| (identity(&format!("q{n}")), quote.clone())).collect());
+            known.0.len()
+        };
+        let mut known = Known::default();
+        assert_eq!(put(&mut known, 0, QUOTES_MAX), QUOTES_MAX);
+        assert_eq!(put(&mut known, 0, QUOTES_MAX), QUOTES_MAX);
+        assert_eq!(put(&mut known, QUOTES_MAX, 1), 0);
+        assert_eq!(put(&mut known, 0, 1), 1);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     jws::CompactJws,
     ledger::{
         EngineError, Kept, Proposal, Stop,
-        batch::{Changes, Needs, Snapshot},
+        batch::{Changes, Needs, Snapshot, Version},
         encoding::{
             RESERVED, SIGNED, VOIDED, identity_of, key_of, key_state, key_state_of, scope_of, sequence_of, stored,
         },
@@ -77,7 +77,7 @@ pub(super) fn put(db: &Connection, changes: &Changes<'_>) -> Result<(), EngineEr
         changes;
     let mut put = PutQuote::prepare(db)?;
     for (identity, (before, index)) in quotes {
-        after.quotes.get(identity).map_or(Ok(()), |quote| put.quote(identity, quote, before.is_none(), *index))?;
+        after.quotes.get(identity).map_or(Ok(()), |quote| put.quote(identity, quote, *before, *index))?;
     }
     for scope in scopes.keys() {
         after.lasts.get(scope).map_or(Ok(()), |last| put_last_taken(db, scope, *last))?;
@@ -158,11 +158,11 @@ fn prunable(db: &Connection, before: UtcTime, count: u32) -> Result<Vec<(Identit
 }
 
 fn forget(db: &Connection, identity: &Identity) -> Result<(), EngineError> {
-    let key = key_of(identity.as_str());
-    let release = "DELETE FROM release WHERE idx = (SELECT release_idx FROM quote WHERE key = ?1)";
-    db.prepare_cached(release)?.execute([key])?;
-    db.prepare_cached("DELETE FROM quote WHERE key = ?1 AND state <> 1")?.execute([key])?;
-    Ok(())
+    let forgotten = params![key_of(identity.as_str()), identity.as_str()];
+    let release = "DELETE FROM release WHERE idx = (SELECT release_idx FROM quote WHERE key = ?1 AND identity = ?2)";
+    db.prepare_cached(release)?.execute(forgotten)?;
+    let quote = "DELETE FROM quote WHERE key = ?1 AND identity = ?2 AND state <> 1";
+    one_quote(db.prepare_cached(quote)?.execute(forgotten)?)
 }
 
 pub(super) fn stops(db: &Connection) -> Result<Stops, EngineError> {
@@ -275,7 +275,7 @@ fn stored_quote(row: &Row<'_>) -> rusqlite::Result<Quote> {
 pub(super) const NEW_QUOTE: &str = "INSERT INTO quote VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 pub(super) const NEXT_QUOTE: &str =
     "UPDATE quote SET kid = ?2, generation = ?3, input = ?4, state = ?5, release_idx = ?6, record_id = ?7
-    WHERE key = ?1";
+    WHERE key = ?1 AND identity = ?8 AND state = ?9 AND generation = ?10";
 
 const NEW_RELEASE: &str = "INSERT INTO release VALUES (?1, ?2)";
 
@@ -292,13 +292,13 @@ impl<'db> PutQuote<'db> {
         Ok(Self { new: prepare(NEW_QUOTE)?, next: prepare(NEXT_QUOTE)?, release: prepare(NEW_RELEASE)? })
     }
 
-    /// Stores `quote`, which is new or stands already as what came before it; one that is signed with its JWS, at the index of
-    /// the record of its commit. What the identity is bound to never changes.
+    /// Stores `quote`, which is new or stands already as of a version; one that is signed with its JWS, at the index of the record
+    /// of its commit. What the identity is bound to never changes.
     fn quote(
         &mut self,
         identity: &Identity,
         quote: &Quote,
-        is_new: bool,
+        before: Option<Version>,
         index: Option<u64>,
     ) -> Result<(), EngineError> {
         let (state, release, record) = match &quote.stage {
@@ -310,11 +310,11 @@ impl<'db> PutQuote<'db> {
                 (SIGNED, Some(index), Some(record.as_bytes()))
             }
         };
-        let key = key_of(identity.as_str());
-        if is_new {
+        let (key, identity) = (key_of(identity.as_str()), identity.as_str());
+        let Some((state_before, generation_before)) = before else {
             self.new.execute(params![
                 key,
-                identity.as_str(),
+                identity,
                 quote.scope.as_str(),
                 stored(quote.sequence.get())?,
                 quote.payload.0,
@@ -327,11 +327,26 @@ impl<'db> PutQuote<'db> {
                 record,
             ])?;
             return Ok(());
-        }
-        let put = params![key, quote.kid.as_str(), quote.generation, quote.input.0, state, release, record];
-        let rows = self.next.execute(put)?;
-        if rows == 1 { Ok(()) } else { Err(EngineError::Unfit("a quote that the ledger held is gone".to_owned())) }
+        };
+        one_quote(self.next.execute(params![
+            key,
+            quote.kid.as_str(),
+            quote.generation,
+            quote.input.0,
+            state,
+            release,
+            record,
+            identity,
+            state_before,
+            generation_before,
+        ])?)
     }
+}
+
+/// Whether what was to be changed was there, as it was known.
+fn one_quote(rows: usize) -> Result<(), EngineError> {
+    let other = || EngineError::Unfit("a quote that the ledger held is gone, or is not what it was".to_owned());
+    if rows == 1 { Ok(()) } else { Err(other()) }
 }
 
 pub(super) fn last_taken(db: &Connection, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {

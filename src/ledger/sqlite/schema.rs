@@ -63,8 +63,7 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
         _ => {}
     }
     let mut connection = connect(path)?;
-    let key = |call: &Context<'_>| Ok(key_of(call.get_raw(0).as_str()?));
-    connection.create_scalar_function("key_of", 1, FunctionFlags::SQLITE_UTF8, key)?;
+    give_key_of(&connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version = match stamp(&transaction, path)? {
         Some((version, stamped)) => {
@@ -77,14 +76,30 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
     let done = usize::try_from(version).unwrap_or(usize::MAX);
     let missing = MIGRATIONS.get(done..).ok_or_else(|| newer(path))?;
     for migration in missing {
-        transaction.execute_batch(migration)?;
+        transaction.execute_batch(migration).map_err(|error| not_migrated(path, &error))?;
     }
     let sql =
         "INSERT INTO meta (one, version, environment) VALUES (1, ?1, ?2) ON CONFLICT (one) DO UPDATE SET version = ?1";
     transaction.execute(sql, (current(), environment.as_str()))?;
-    transaction.commit()?;
+    transaction.commit().map_err(|error| not_migrated(path, &error))?;
+    if !missing.is_empty() {
+        // Of a large ledger it is gigabytes, and the first gateway would have to wait for it.
+        fold_wal(&connection, path)
+            .map_err(|error| unfit(path, &format!("was migrated, but its log stays: {error}")))?;
+    }
     drop(connection);
     disk::sync_folder_of(path).map_err(|error| unusable(disk::folder_of(path), &error))
+}
+
+/// Has SQL know [`key_of`].
+pub(super) fn give_key_of(connection: &Connection) -> rusqlite::Result<()> {
+    let key = |call: &Context<'_>| Ok(key_of(call.get_raw(0).as_str()?));
+    connection.create_scalar_function("key_of", 1, FunctionFlags::SQLITE_UTF8, key)
+}
+
+fn not_migrated(path: &Path, error: &rusqlite::Error) -> EngineError {
+    let remedy = "it is as it was: give its volume, and what SQLITE_TMPDIR names, room, and try again";
+    unfit(path, &format!("cannot be migrated: {error}; {remedy}"))
 }
 
 /// What came before a file is opened.
