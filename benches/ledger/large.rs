@@ -1,5 +1,5 @@
 //! The speed of a ledger with many quotes in it, and how long it takes to open after a kill. The quotes are put in by SQL, as the
-//! engine would leave them but for shorter records, and before all others: only where new ones come to stand matters here.
+//! engine would leave them but for shorter records and keys of nobody, and before all others: only where new ones come to stand matters here.
 
 use std::{
     fs,
