@@ -98,7 +98,8 @@ pub(super) fn give_key_of(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn not_migrated(path: &Path, error: &rusqlite::Error) -> EngineError {
-    let remedy = "it is as it was: give its volume, and what SQLITE_TMPDIR names, room, and try again";
+    let remedy = "it is as it was: have SQLITE_TMPDIR name a directory that can be written, see that it and the ledger's volume have room, \
+                  and try again";
     unfit(path, &format!("cannot be migrated: {error}; {remedy}"))
 }
 
