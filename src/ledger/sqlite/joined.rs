@@ -8,13 +8,13 @@ use std::{
 };
 
 use proptest::{collection::vec, prelude::*};
-use tempfile::TempDir;
 
 use super::{
     super::{
         Allowance, Charge, CheckpointAct, Done, HoldAct, Propose, Prune, Refusal, Reservation, Reserve, chain,
         step::tests::{at, commit, context, identity, pending, publish, reserve, seed, stop, void},
     },
+    tests::Home,
     *,
 };
 use crate::audit::{Event, Facts};
@@ -47,11 +47,9 @@ impl Growing for Joined {
     }
 }
 
-fn ledger() -> (TempDir, Sqlite) {
-    let home = TempDir::new().unwrap();
-    let path = home.path().join("ledger.sqlite");
-    Sqlite::migrate(&path, Environment::Sandbox).unwrap();
-    let engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
+fn ledger() -> (Home, Sqlite) {
+    let home = Home::new();
+    let engine = home.open();
     (home, engine)
 }
 
@@ -88,7 +86,7 @@ fn who_joins_a_batch_sees_what_came_before_and_is_committed_with_it() {
     assert!(replies.next().is_none());
     // A part has a link where it has a record.
     drop(engine);
-    let records = Reader::open(&home.path().join("ledger.sqlite")).unwrap().records(0, u32::MAX).unwrap();
+    let records = Reader::open(&home.path()).unwrap().records(0, u32::MAX).unwrap();
     let journal = chain::verify(Position::GENESIS, records).unwrap();
     assert_eq!((journal.records, journal.links), (5, 4));
 }

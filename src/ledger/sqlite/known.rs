@@ -42,58 +42,42 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use tempfile::TempDir;
-
     use super::{
-        super::super::{
-            Done, Engine as _, EngineError, Op, Reads as _, Refusal,
-            sqlite::Sqlite,
-            step::tests::{commit, identity, pending, reserve, seed, void},
+        super::{
+            super::{
+                Done, Engine as _, EngineError, Op, Reads as _,
+                step::tests::{commit, identity, pending, reserve, void},
+            },
+            Sqlite,
+            tests::Home,
         },
         *,
     };
-    use crate::domain::Environment;
-
-    fn seeded() -> (TempDir, Sqlite) {
-        let home = TempDir::new().unwrap();
-        let path = home.path().join("ledger.sqlite");
-        Sqlite::migrate(&path, Environment::Sandbox).unwrap();
-        let mut ledger = Sqlite::open(&path, Environment::Sandbox).unwrap();
-        one(&mut ledger, Op::Seed(seed(0))).unwrap();
-        (home, ledger)
-    }
-
-    fn one(ledger: &mut Sqlite, op: Op) -> Result<Done, Refusal> {
-        ledger.apply(&[op]).unwrap().pop().unwrap()
-    }
-
-    fn shell(home: &TempDir, sql: &str) {
-        rusqlite::Connection::open(home.path().join("ledger.sqlite")).unwrap().execute_batch(sql).unwrap();
-    }
 
     #[test]
     fn what_is_known_is_what_waits_and_nothing_after_an_error() {
-        let (home, mut ledger) = seeded();
+        let home = Home::new();
+        let mut ledger = home.seeded();
         let held: Vec<_> =
-            (1..4).map(|n| pending(one(&mut ledger, Op::Reserve(reserve(&format!("q{n}"), n))).unwrap())).collect();
+            (1..4).map(|n| pending(ledger.one(Op::Reserve(reserve(&format!("q{n}"), n))).unwrap())).collect();
         let known = |ledger: &Sqlite| ["q1", "q2", "q3"].map(|quote| ledger.known.holds(&identity(quote)));
         assert_eq!(known(&ledger), [true, true, true]);
-        one(&mut ledger, Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
+        ledger.one(Op::Commit(commit(&held[0], "e30.e30.x"))).unwrap();
         assert_eq!(known(&ledger), [false, true, true]);
         // Who asks again changes nothing.
-        assert_eq!(pending(one(&mut ledger, Op::Reserve(reserve("q2", 2))).unwrap()), held[1]);
+        assert_eq!(pending(ledger.one(Op::Reserve(reserve("q2", 2))).unwrap()), held[1]);
         assert_eq!(known(&ledger), [false, true, true]);
-        shell(&home, "UPDATE scope SET last = 0");
+        home.shell("UPDATE scope SET last = 0");
         let batch = [Op::Commit(commit(&held[1], "e30.e30.y")), Op::Reserve(reserve("q4", 3))];
         assert!(matches!(ledger.apply(&batch), Err(EngineError::RolledBack(_))));
         assert_eq!(known(&ledger), [false, false, false]);
         assert_eq!(ledger.quote(&identity("q2")).unwrap().unwrap().stage, Stage::Reserved);
-        one(&mut ledger, Op::Commit(commit(&held[1], "e30.e30.z"))).unwrap();
+        ledger.one(Op::Commit(commit(&held[1], "e30.e30.z"))).unwrap();
         // The first that was stored stays.
-        let again = one(&mut ledger, Op::Commit(commit(&held[1], "e30.e30.y")));
+        let again = ledger.one(Op::Commit(commit(&held[1], "e30.e30.y")));
         let Ok(Done::Committed { released, first: false }) = again else { panic!("{again:?}") };
         assert_eq!(released.jws.as_str(), "e30.e30.z");
-        one(&mut ledger, Op::Void(void("q3", 600_000))).unwrap();
+        ledger.one(Op::Void(void("q3", 600_000))).unwrap();
         assert_eq!(known(&ledger), [false, false, false]);
     }
 
@@ -107,9 +91,10 @@ mod tests {
             "UPDATE quote SET identity = 'q2'",
             "DELETE FROM quote",
         ] {
-            let (home, mut ledger) = seeded();
-            let held = pending(one(&mut ledger, Op::Reserve(reserve("q1", 1))).unwrap());
-            shell(&home, ended);
+            let home = Home::new();
+            let mut ledger = home.seeded();
+            let held = pending(ledger.one(Op::Reserve(reserve("q1", 1))).unwrap());
+            home.shell(ended);
             let applied = ledger.apply(&[Op::Commit(commit(&held, "e30.e30.x"))]);
             assert!(matches!(applied, Err(EngineError::Unfit(_))), "{ended}: {applied:?}");
             let stored = "SELECT count(*) FROM release";
@@ -120,8 +105,9 @@ mod tests {
 
     #[test]
     fn what_is_known_is_bounded() {
-        let (_home, mut ledger) = seeded();
-        one(&mut ledger, Op::Reserve(reserve("q1", 1))).unwrap();
+        let home = Home::new();
+        let mut ledger = home.seeded();
+        ledger.one(Op::Reserve(reserve("q1", 1))).unwrap();
         let quote = ledger.quote(&identity("q1")).unwrap().unwrap();
         let put = |known: &mut Known, first: usize, count: usize| {
             known.put((first..first + count).map(|n| (identity(&format!("q{n}")), quote.clone())).collect());
