@@ -98,8 +98,8 @@ pub(super) fn give_key_of(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn not_migrated(path: &Path, error: &rusqlite::Error) -> EngineError {
-    let remedy = "it is as it was: have SQLITE_TMPDIR name a directory that can be written, see that it and the ledger's volume have room, \
-                  and try again";
+    let remedy = "have SQLITE_TMPDIR name a directory that can be written, see that it and the ledger's volume have room, and try \
+                  again: it is done altogether or not at all";
     unfit(path, &format!("cannot be migrated: {error}; {remedy}"))
 }
 
