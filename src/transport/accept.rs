@@ -159,7 +159,8 @@ struct Door {
     ready: mpsc::Sender<Connection>,
 }
 
-/// Accepts until `stop`. Whoever fails the handshake is dropped without an answer beyond the TLS alert.
+/// Accepts until `stop`, and ends with the handshakes that are under way then. Whoever fails the handshake is dropped without an
+/// answer beyond the TLS alert.
 pub fn accept(
     listener: TcpListener,
     protocol: Protocol,

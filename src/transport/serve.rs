@@ -55,7 +55,8 @@ pub struct Terms {
 #[derive(Debug, Clone)]
 pub struct Retiring(pub CancellationToken);
 
-/// Serves `routes` until `stop`, and then until the last call of each connection has ended. Dropping it cuts them off.
+/// Serves `routes` until no connection comes any more and the last call of each has ended, which each is told at `stop`. Dropping
+/// it cuts them off.
 pub async fn serve<S, B>(mut connections: mpsc::Receiver<Connection>, routes: S, terms: Terms, stop: CancellationToken)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -68,13 +69,9 @@ where
     let ages = RandomState::new();
     let mut served = JoinSet::new();
     for id in 0_u64.. {
-        let connection = tokio::select! {
-            () = stop.cancelled() => break,
-            next = connections.recv() => match next {
-                Some(connection) => connection,
-                None => break,
-            },
-        };
+        // None comes any more once it was stopped and the handshakes that were under way have ended: whoever was let in is told
+        // of the end as everyone is, so that what it sent meanwhile is answered.
+        let Some(connection) = connections.recv().await else { break };
         while served.try_join_next().is_some() {}
         let retires = retires(&connection, terms.age_max, ages.hash_one(id));
         served.spawn(one(server.clone(), connection, routes.clone(), retires, terms.last_calls, stop.clone()));

@@ -117,10 +117,14 @@ async fn hostile(site: &Site, gateway: &Gateway) -> TlsStream<TcpStream> {
 
 /// A connection of `caller` whose HTTP/2 is written by hand.
 pub async fn by_hand(site: &Site, gateway: &Gateway, caller: &str) -> TlsStream<TcpStream> {
+    over(site, TcpStream::connect(gateway.address("grpc")).await.unwrap(), caller).await
+}
+
+/// The same over a connection that was made already.
+pub async fn over(site: &Site, socket: TcpStream, caller: &str) -> TlsStream<TcpStream> {
     let dir = site.path("tls");
     let (certificate, key) = (dir.join(format!("{caller}.pem")), dir.join(format!("{caller}.key")));
     let tls = tls::client(&dir.join("ca.pem"), Some((certificate.as_path(), key.as_path())), b"h2").unwrap();
-    let socket = TcpStream::connect(gateway.address("grpc")).await.unwrap();
     let mut stream = TlsConnector::from(tls).connect(ServerName::try_from("localhost").unwrap(), socket).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
