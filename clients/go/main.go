@@ -48,8 +48,8 @@ func main() {
 	jwks := flag.String("jwks", "", "the https URL of the partner's key set")
 	payload := flag.String("payload", "", "the quote to begin from, such as examples/quote.json")
 	config := flag.String("service-config", "../service-config.json", "the gRPC service config")
-	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these and burst")
-	count := flag.Int("count", 10, "how many quotes a burst has")
+	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these, burst and stream")
+	count := flag.Int("count", 10, "how many quotes a burst or a stream has")
 	deadline := flag.Float64("deadline", 30, "seconds for a quote, retries and all")
 	flag.Parse()
 	options.ServiceConfig = string(read(*config))
@@ -67,6 +67,7 @@ func main() {
 	known := map[string]func(){
 		"resume": s.resume, "sign": s.sign, "replay": s.replay, "conflict": s.conflict, "schema": s.schema,
 		"sequence": s.tooLow, "denied": s.denied, "expired": s.expired, "verify": s.verify, "burst": s.burst,
+		"stream": s.stream,
 	}
 	for _, step := range strings.Split(*steps, ",") {
 		run, is := known[step]
@@ -96,20 +97,27 @@ func (s *scenario) tryTo(step string, call func(context.Context) (*quotesign.Sig
 	defer cancel()
 	signed, err := call(ctx)
 	var refused *quotesign.Refused
-	if errors.As(err, &refused) {
+	if !errors.As(err, &refused) {
+		must(err)
+	}
+	tellAnswer(step, quotesign.Answer{Signed: signed, Refused: refused})
+	return signed
+}
+
+func tellAnswer(step string, answer quotesign.Answer) {
+	if refused := answer.Refused; refused != nil {
 		tell(step, claims{
 			"code": name(refused.Code), "reason": refused.Reason, "action": refused.Action, "attempts": refused.Attempts,
 			"correlation_id": refused.CorrelationID, "violations": refused.Violations, "quotas": refused.Quotas,
 		})
-		return nil
+		return
 	}
-	must(err)
+	signed := answer.Signed
 	digest := sha256.Sum256([]byte(signed.JWS))
 	tell(step, claims{
 		"sequence": signed.Sequence, "kid": signed.Kid, "replayed": signed.Replayed, "attempts": signed.Attempts,
 		"correlation_id": signed.CorrelationID, "jws_sha256": hex.EncodeToString(digest[:]),
 	})
-	return signed
 }
 
 func (s *scenario) issue(step string, changes claims) *quotesign.Signed {
@@ -193,6 +201,20 @@ func (s *scenario) verify() {
 func (s *scenario) burst() {
 	for range s.count {
 		s.issue("burst", nil)
+	}
+}
+
+func (s *scenario) stream() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.deadline)
+	defer cancel()
+	quotes := make([]func(uint64) []byte, s.count)
+	for at := range quotes {
+		quotes[at] = s.quote(nil)
+	}
+	answers, err := s.sequence.IssueAll(ctx, quotes)
+	must(err)
+	for _, answer := range answers {
+		tellAnswer("stream", answer)
 	}
 }
 

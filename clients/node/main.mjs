@@ -20,8 +20,8 @@ const { values: args } = parseArgs({
     environment: text("development"),
     proto: text(here("../../proto")),
     "service-config": text(here("../service-config.json")),
-    steps: text("resume,sign,replay,conflict,schema,sequence,denied,expired,verify"), // and burst
-    count: text("10"), // how many quotes a burst has
+    steps: text("resume,sign,replay,conflict,schema,sequence,denied,expired,verify"), // burst and stream
+    count: text("10"), // how many quotes a burst or a stream has
     deadline: text("30"), // seconds for a quote, retries and all
   },
 });
@@ -64,16 +64,25 @@ function quote(changes = {}) {
 /** Prints what a call came to. */
 async function tryTo(step, call) {
   try {
-    const { jws, kid, sequence, replayed, attempts, correlationId } = await call();
-    const jws_sha256 = createHash("sha256").update(jws).digest("hex");
-    tell(step, { sequence, kid, replayed, attempts, correlation_id: correlationId, jws_sha256 });
-    return jws;
+    return tellAnswer(step, await call());
   } catch (refused) {
     if (!(refused instanceof Refused)) throw refused;
-    const { code, reason, action, attempts, correlationId, quotas } = refused;
-    const violations = refused.violations.map(({ field }) => field);
-    tell(step, { code, reason, action, attempts, correlation_id: correlationId, violations, quotas });
+    return tellAnswer(step, refused);
   }
+}
+
+/** Prints it, and gives the JWS where it is a signed quote. */
+function tellAnswer(step, answer) {
+  const { attempts, correlationId: correlation_id } = answer;
+  if (answer instanceof Refused) {
+    const { code, reason, action, quotas } = answer;
+    const violations = answer.violations.map(({ field }) => field);
+    return tell(step, { code, reason, action, attempts, correlation_id, violations, quotas });
+  }
+  const { jws, kid, sequence, replayed } = answer;
+  const jws_sha256 = createHash("sha256").update(jws).digest("hex");
+  tell(step, { sequence, kid, replayed, attempts, correlation_id, jws_sha256 });
+  return jws;
 }
 
 const issue = (step, changes) => tryTo(step, () => sequence.issue(quote(changes), deadlineMs));
@@ -116,6 +125,10 @@ const steps = {
   },
   burst: async () => {
     for (let at = 0; at < Number(args.count); at++) await issue("burst");
+  },
+  stream: async () => {
+    const quotes = Array.from({ length: Number(args.count) }, () => quote());
+    for (const answer of await sequence.issueAll(quotes, deadlineMs)) tellAnswer("stream", answer);
   },
 };
 

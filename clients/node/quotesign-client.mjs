@@ -1,8 +1,8 @@
 // Has quotes signed by a quotesign gateway, and verifies signed ones.
 //
 // Made to be taken over into a pricing service. `Gateway.sign` sends one quote until it is signed, refused for good, or out of
-// time; `Sequence.issue` numbers quotes and has them signed; `Verifier` checks a JWS as the operator would. It needs
-// @grpc/grpc-js, @grpc/proto-loader, protobufjs, jose and the files of proto/. What each refusal asks for is in docs/clients.md.
+// time; `Sequence.issue` numbers quotes and has them signed, `Sequence.issueAll` many at once over a stream; `Verifier` checks a
+// JWS as the operator would. It needs @grpc/grpc-js, @grpc/proto-loader, protobufjs, jose and the files of proto/. What each refusal asks for is in docs/clients.md.
 
 import { randomUUID } from "node:crypto";
 import https from "node:https";
@@ -75,16 +75,16 @@ const google = protobuf.parse(
 
 /** The quote was not signed. `action` is one of retry, renumber, reissue, mend, ask; `retry` means that time ran out. */
 export class Refused extends Error {
-  constructor(error) {
-    super(error.details);
+  constructor(code, message, details = []) {
+    super(message);
     this.name = "Refused";
-    this.code = grpc.status[error.code];
+    this.code = grpc.status[code];
     this.reason = "";
     this.retryAfterMs = null;
     this.violations = [];
     this.quotas = [];
     this.metadata = {};
-    for (const [type, detail] of details(error)) {
+    for (const [type, detail] of known(details)) {
       if (type === "ErrorInfo" && detail.domain === DOMAIN) {
         this.reason = detail.reason;
         this.metadata = detail.metadata;
@@ -97,14 +97,19 @@ export class Refused extends Error {
       }
     }
     // The reason is what counts, the code only where there is none.
-    this.action = actionOf(this, error.code);
+    this.action = actionOf(this, code);
   }
 }
 
-function* details(error) {
+/** What an error of gRPC says. */
+function refusal(error) {
   const [status] = error.metadata?.get("grpc-status-details-bin") ?? [];
-  if (!status) return;
-  for (const { type_url, value } of google.lookupType("google.rpc.Status").decode(status).details) {
+  const details = status ? google.lookupType("google.rpc.Status").decode(status).details : [];
+  return new Refused(error.code, error.details, details);
+}
+
+function* known(details) {
+  for (const { type_url, value } of details) {
     const name = type_url.slice(type_url.lastIndexOf("/") + 1);
     if (/^google\.rpc\.(ErrorInfo|RetryInfo|BadRequest|QuotaFailure)$/.test(name)) {
       yield [name.slice("google.rpc.".length), google.lookupType(name).decode(value)];
@@ -171,7 +176,7 @@ export class Gateway {
         return { ...answer, attempts: attempt, correlationId };
       } catch (error) {
         if (error.code === undefined) throw error; // not of gRPC: a mistake here
-        const refused = new Refused(error);
+        const refused = refusal(error);
         const wait = pause(attempt, refused.retryAfterMs);
         const again = refused.action === "retry" && attempt < ATTEMPTS_MAX && performance.now() + wait < end;
         const { code, reason, action } = refused;
@@ -183,15 +188,44 @@ export class Gateway {
     }
   }
 
-  #once(method, request, deadlineMs, correlationId) {
-    // This library does not take waitForReady from the service config.
-    const metadata = new grpc.Metadata({ waitForReady: true });
-    metadata.set("x-correlation-id", correlationId);
+  /**
+   * Sends these bytes, a map from their tags, in their order over one stream. Gives what came back under each tag, a signed quote
+   * or `Refused`, and how the stream ended where not well: what has no answer then may be signed or not.
+   */
+  signOverStream(payloads, deadlineMs, correlationId) {
+    const { environment } = this;
+    const answers = new Map();
     return new Promise((resolve, reject) => {
-      const options = { deadline: Date.now() + deadlineMs };
-      this.#client[method](request, metadata, options, (error, answer) => (error ? reject(error) : resolve(answer)));
+      const stream = this.#client.SignQuotes(metadataOf(correlationId), { deadline: Date.now() + deadlineMs });
+      stream.on("data", ({ tag, signed, refused }) => {
+        answers.set(tag, signed ?? new Refused(refused.code, refused.message, refused.details));
+      });
+      stream.on("end", () => resolve({ answers, ended: null }));
+      stream.on("error", (error) => (error.code === undefined ? reject(error) : resolve({ answers, ended: refusal(error) })));
+      for (const [tag, payload] of payloads) stream.write({ tag, quote: { environment, payload } });
+      stream.end();
     });
   }
+
+  /** Writes a line of the log. */
+  noted(line) {
+    this.#log(line);
+  }
+
+  #once(method, request, deadlineMs, correlationId) {
+    return new Promise((resolve, reject) => {
+      const options = { deadline: Date.now() + deadlineMs };
+      const done = (error, answer) => (error ? reject(error) : resolve(answer));
+      this.#client[method](request, metadataOf(correlationId), options, done);
+    });
+  }
+}
+
+/** The metadata of a call, which waits for a connection: this library does not take waitForReady from the service config. */
+function metadataOf(correlationId) {
+  const metadata = new grpc.Metadata({ waitForReady: true });
+  metadata.set("x-correlation-id", correlationId);
+  return metadata;
 }
 
 /** As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter. */
@@ -233,7 +267,17 @@ export class Sequence {
   /** Has the bytes signed that `quote(number)` makes, after those asked for before. */
   issue(quote, deadlineMs = DEADLINE_MS) {
     const end = performance.now() + deadlineMs;
-    const turn = this.#turn.then(() => this.#issue(quote, end));
+    return this.#inTurn(() => this.#issue(quote, end));
+  }
+
+  /** Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to, `Refused` and all. */
+  issueAll(quotes, deadlineMs = DEADLINE_MS) {
+    const end = performance.now() + deadlineMs;
+    return this.#inTurn(() => new Batch(this.#gateway, this, quotes, end).issue());
+  }
+
+  #inTurn(act) {
+    const turn = this.#turn.then(act);
     this.#turn = turn.catch(() => {});
     return turn;
   }
@@ -250,6 +294,107 @@ export class Sequence {
         this.last = null;
       }
     }
+  }
+}
+
+/** Quotes that go over one stream after the other until each is signed or refused for good. */
+class Batch {
+  #gateway;
+  #sequence;
+  #end;
+  #correlationId = randomUUID();
+  #quotes;
+  #open;
+
+  constructor(gateway, sequence, quotes, end) {
+    this.#gateway = gateway;
+    this.#sequence = sequence;
+    this.#end = end;
+    // Once its bytes were sent they stay, unless the number did not fit.
+    this.#quotes = quotes.map((of, at) => ({ at, of, number: null, payload: null, attempts: 0, renumbered: 0, answer: null }));
+    this.#open = [...this.#quotes];
+  }
+
+  async issue() {
+    let inVain = 0;
+    for (let attempt = 1; this.#open.length > 0; attempt++) {
+      try {
+        await this.#number();
+      } catch (refused) {
+        if (!(refused instanceof Refused)) throw refused;
+        for (const quote of this.#open) this.#close(quote, refused);
+        break;
+      }
+      for (const quote of this.#open) quote.attempts++;
+      const sent = this.#open.length;
+      const left = Math.max(this.#end - performance.now(), 1000);
+      const payloads = this.#open.map(({ at, payload }) => [at, payload]);
+      const { answers, ended } = await this.#gateway.signOverStream(payloads, left, this.#correlationId);
+      const again = this.#take(answers, ended);
+      inVain = again.length < sent ? 0 : inVain + 1;
+      const told = again.map(({ refused }) => refused.retryAfterMs).filter((wait) => wait !== null);
+      const wait = pause(inVain + 1, told.length > 0 ? Math.max(...told) : null);
+      const line = { correlation_id: this.#correlationId, attempt, code: ended?.code ?? "OK", reason: ended?.reason ?? "" };
+      this.#gateway.noted({ ...line, sent, open: this.#open.length, wait_s: again.length > 0 ? wait / 1000 : null });
+      if (again.length > 0 && (inVain === ATTEMPTS_MAX || performance.now() + wait >= this.#end)) {
+        for (const { quote, refused } of again) this.#close(quote, refused);
+      } else if (again.length > 0) {
+        await sleep(wait);
+      }
+      this.#open = this.#open.filter(({ answer }) => answer === null);
+    }
+    return this.#quotes.map(({ answer }) => answer);
+  }
+
+  /** Numbers what has no number: what has one goes first, as it was. */
+  async #number() {
+    this.#open.sort((one, other) => one.at - other.at);
+    const kept = this.#open.filter(({ payload }) => payload !== null);
+    const fresh = this.#open.filter(({ payload }) => payload === null);
+    this.#open = [...kept, ...fresh];
+    for (const quote of fresh) {
+      if (this.#sequence.last === null) {
+        await this.#sequence.resume(this.#end - performance.now());
+        this.#sequence.last = Math.max(this.#sequence.last, ...kept.map(({ number }) => number));
+      }
+      this.#sequence.last += 1;
+      quote.number = this.#sequence.last;
+      quote.payload = quote.of(quote.number);
+    }
+  }
+
+  /** Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it. */
+  #take(answers, ended) {
+    const again = [];
+    for (const quote of this.#open) {
+      const answer = answers.get(quote.at);
+      if (answer && !(answer instanceof Refused)) {
+        this.#close(quote, answer);
+        continue;
+      }
+      const refused = answer ?? ended ?? new Refused(grpc.status.UNKNOWN, "the stream ended without an answer");
+      if (refused.action === "retry") {
+        again.push({ quote, refused });
+      } else if (refused.action === "renumber" && quote.renumbered < RENUMBERED_MAX) {
+        quote.renumbered++;
+        quote.payload = null;
+        this.#sequence.last = null;
+      } else {
+        this.#close(quote, refused);
+        if (!answer && refused.action === "mend") {
+          // A message that the gateway could not take: that is the first one without an answer.
+          ended = new Refused(grpc.status.UNKNOWN, "the stream ended with another's fault");
+        }
+      }
+    }
+    this.#open = this.#open.filter(({ answer }) => answer === null);
+    return again;
+  }
+
+  #close(quote, answer) {
+    const own = { attempts: quote.attempts, correlationId: `${this.#correlationId}.${quote.at}` };
+    // What ended the stream is said to several.
+    quote.answer = Object.assign(answer instanceof Refused ? Object.create(answer) : answer, own);
   }
 }
 

@@ -43,27 +43,8 @@ class Scenario:
         try:
             signed = call()
         except Refused as refused:
-            tell(
-                step,
-                code=refused.code,
-                reason=refused.reason,
-                action=refused.action,
-                attempts=refused.attempts,
-                correlation_id=refused.correlation_id,
-                violations=[field for field, _ in refused.violations],
-                quotas=refused.quotas,
-            )
-            return None
-        tell(
-            step,
-            sequence=signed.sequence,
-            kid=signed.kid,
-            replayed=signed.replayed,
-            attempts=signed.attempts,
-            correlation_id=signed.correlation_id,
-            jws_sha256=hashlib.sha256(signed.jws.encode()).hexdigest(),
-        )
-        return signed
+            return tell_answer(step, refused)
+        return tell_answer(step, signed)
 
     def issue(self, step, **changes):
         return self.try_to(step, lambda: self.sequence.issue(self.quote(**changes), self.deadline_s))
@@ -122,9 +103,40 @@ class Scenario:
         for _ in range(self.count):
             self.issue("burst")
 
+    def stream(self):
+        quotes = [self.quote() for _ in range(self.count)]
+        for answer in self.sequence.issue_all(quotes, self.deadline_s):
+            tell_answer("stream", answer)
+
 
 def stamp(at):
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def tell_answer(step, answer):
+    """Prints it, and gives it back where it is a signed quote."""
+    if isinstance(answer, Refused):
+        tell(
+            step,
+            code=answer.code,
+            reason=answer.reason,
+            action=answer.action,
+            attempts=answer.attempts,
+            correlation_id=answer.correlation_id,
+            violations=[field for field, _ in answer.violations],
+            quotas=answer.quotas,
+        )
+        return None
+    tell(
+        step,
+        sequence=answer.sequence,
+        kid=answer.kid,
+        replayed=answer.replayed,
+        attempts=answer.attempts,
+        correlation_id=answer.correlation_id,
+        jws_sha256=hashlib.sha256(answer.jws.encode()).hexdigest(),
+    )
+    return answer
 
 
 def tell(step, **facts):
@@ -141,8 +153,8 @@ def main():
     parser.add_argument("--payload", required=True, type=Path, help="the quote to begin from, such as examples/quote.json")
     parser.add_argument("--environment", default="development")
     parser.add_argument("--service-config", type=Path, default=here.parent / "service-config.json")
-    parser.add_argument("--steps", default=STEPS, help=f"{STEPS} and burst")
-    parser.add_argument("--count", type=int, default=10, help="how many quotes a burst has")
+    parser.add_argument("--steps", default=STEPS, help=f"{STEPS}, burst and stream")
+    parser.add_argument("--count", type=int, default=10, help="how many quotes a burst or a stream has")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a quote, retries and all")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")

@@ -1,8 +1,8 @@
 """Has quotes signed by a quotesign gateway, and verifies signed ones.
 
 Made to be taken over into a pricing service. `Gateway.sign` sends one quote until it is signed, refused for good, or out of
-time; `Sequence.issue` numbers quotes and has them signed; `Verifier` checks a JWS as the operator would. It needs grpcio,
-grpcio-status, PyJWT and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
+time; `Sequence.issue` numbers quotes and has them signed, `Sequence.issue_all` many at once over a stream; `Verifier` checks a
+JWS as the operator would. It needs grpcio, grpcio-status, PyJWT and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
 """
 
 import json
@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 import grpc
@@ -54,6 +54,8 @@ NO_ANSWER = frozenset(
     ]
 )
 
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
 ATTEMPTS_MAX = 8
 ATTEMPT_S = 5.0
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
@@ -80,13 +82,18 @@ class Refused(Exception):
 
 
 def refusal(error: grpc.RpcError) -> Refused:
-    """What an error of gRPC says: the reason is what counts, the code only where there is none."""
-    refused = Refused(error.code().name, "", error.details() or "", "ask")
+    """What an error of gRPC says."""
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # the details belong to another status
         status = None
-    for detail in status.details if status else ():
+    return told(error.code(), error.details() or "", status.details if status else ())
+
+
+def told(code: grpc.StatusCode, message: str, details) -> Refused:
+    """What a status says: the reason is what counts, the code only where there is none."""
+    refused = Refused(code.name, "", message, "ask")
+    for detail in details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
             detail.Unpack(info)
@@ -104,7 +111,7 @@ def refusal(error: grpc.RpcError) -> Refused:
             info = error_details_pb2.QuotaFailure()
             detail.Unpack(info)
             refused.quotas = [violation.subject for violation in info.violations]
-    refused.action = action(refused, error.code())
+    refused.action = action(refused, code)
     return refused
 
 
@@ -160,6 +167,32 @@ class Gateway:
         request = pb.GetSequenceRequest(partner=partner, corridor=corridor)
         answer, _, _ = self._call(self._stub.GetSequence, request, deadline_s)
         return answer.last
+
+    def sign_over_stream(self, payloads: dict[int, bytes], deadline_s: float, correlation_id: str):
+        """Sends these bytes in their order over one stream. Gives what came back under each tag, `Signed` or `Refused`, and how
+        the stream ended where not well: what has no answer then may be signed or not."""
+        requests = (
+            pb.SignQuotesRequest(tag=tag, quote=pb.SignQuoteRequest(environment=self.environment, payload=payload))
+            for tag, payload in payloads.items()
+        )
+        metadata, answers = (("x-correlation-id", correlation_id),), {}
+        try:
+            # The config's waiting and sending again are for single calls.
+            for answer in self._stub.SignQuotes(requests, timeout=deadline_s, metadata=metadata, wait_for_ready=True):
+                own_id = f"{correlation_id}.{answer.tag}"
+                if answer.HasField("signed"):
+                    signed = answer.signed
+                    answers[answer.tag] = Signed(signed.jws, signed.kid, signed.sequence, signed.replayed, 1, own_id)
+                else:
+                    refused = answer.refused
+                    code = CODES.get(refused.code, grpc.StatusCode.UNKNOWN)
+                    answers[answer.tag] = told(code, refused.message, refused.details)
+                    answers[answer.tag].correlation_id = own_id
+        except grpc.RpcError as error:
+            ended = refusal(error)
+            ended.correlation_id = correlation_id
+            return answers, ended
+        return answers, None
 
     def _call(self, method, request, deadline_s):
         """Makes a call until it is answered, refused for good, out of attempts or out of time."""
@@ -234,6 +267,97 @@ class Sequence:
                         raise
                     self.last = None
         raise AssertionError("the last round raises")
+
+
+    def issue_all(self, quotes, deadline_s: float = 30.0) -> list[Signed | Refused]:
+        """Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to."""
+        with self._lock:
+            return Batch(self._gateway, self, quotes, time.monotonic() + deadline_s).issue()
+
+
+class Batch:
+    """Quotes that go over one stream after the other until each is signed or refused for good."""
+
+    def __init__(self, gateway: Gateway, sequence: Sequence, quotes, end: float):
+        self._gateway, self._sequence, self._quotes, self._end = gateway, sequence, list(quotes), end
+        self._open = list(range(len(self._quotes)))
+        # The number and the bytes of each: once they were sent they stay, unless the number did not fit.
+        self._numbered = {}
+        self._attempts, self._renumbered = [0] * len(self._quotes), [0] * len(self._quotes)
+        self._answers = [None] * len(self._quotes)
+        self._correlation_id = str(uuid.uuid4())
+
+    def issue(self) -> list[Signed | Refused]:
+        stream, in_vain = 0, 0
+        while self._open:
+            stream += 1
+            try:
+                self._number()
+            except Refused as refused:
+                self._give_up(refused)
+                break
+            sent = {at: self._numbered[at][1] for at in self._open}
+            for at in sent:
+                self._attempts[at] += 1
+            left = max(self._end - time.monotonic(), 1.0)
+            answers, ended = self._gateway.sign_over_stream(sent, left, self._correlation_id)
+            again = self._take(answers, ended)
+            in_vain = 0 if len(again) < len(sent) else in_vain + 1
+            told = [refused.retry_after_s for refused in again.values() if refused.retry_after_s is not None]
+            wait = pause(in_vain + 1, max(told, default=None))
+            line = {"correlation_id": self._correlation_id, "attempt": stream, "code": ended.code if ended else "OK"}
+            line |= {"reason": ended.reason if ended else "", "sent": len(sent), "open": len(self._open)}
+            log.info("%s", json.dumps(line | {"wait_s": round(wait, 3) if again else None}))
+            if again and (in_vain == ATTEMPTS_MAX or time.monotonic() + wait >= self._end):
+                for at, refused in again.items():
+                    self._refuse(at, refused)
+            elif again:
+                time.sleep(wait)
+        return self._answers
+
+    def _number(self):
+        """Numbers what has no number: what has one goes first, as it was."""
+        self._open.sort(key=lambda at: (at not in self._numbered, at))
+        for at in self._open:
+            if at in self._numbered:
+                continue
+            if self._sequence.last is None:
+                kept = max((self._numbered[at][0] for at in self._open if at in self._numbered), default=0)
+                self._sequence.last = max(self._sequence.resume(self._end - time.monotonic()), kept)
+            self._sequence.last += 1
+            self._numbered[at] = self._sequence.last, self._quotes[at](self._sequence.last)
+
+    def _take(self, answers, ended) -> dict[int, Refused]:
+        """Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it."""
+        again = {}
+        for at in list(self._open):
+            answer = answers.get(at)
+            if isinstance(answer, Signed):
+                self._answers[at] = replace(answer, attempts=self._attempts[at])
+                self._open.remove(at)
+                continue
+            refused = answer or ended or Refused("UNKNOWN", "", "the stream ended without an answer", "retry")
+            if refused.action == "retry":
+                again[at] = refused
+            elif refused.action == "renumber" and self._renumbered[at] < RENUMBERED_MAX:
+                self._renumbered[at] += 1
+                del self._numbered[at]
+                self._sequence.last = None
+            else:
+                self._refuse(at, refused)
+                if answer is None and refused.action == "mend":
+                    # A message that the gateway could not take: that is the first one without an answer.
+                    ended = Refused("UNKNOWN", "", "the stream ended with another's fault", "retry")
+        return again
+
+    def _refuse(self, at: int, refused: Refused):
+        own_id = f"{self._correlation_id}.{at}"
+        self._answers[at] = replace(refused, attempts=self._attempts[at], correlation_id=own_id)
+        self._open.remove(at)
+
+    def _give_up(self, refused: Refused):
+        for at in list(self._open):
+            self._refuse(at, refused)
 
 
 class Unverified(Exception):

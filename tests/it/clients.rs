@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 use http::{Request as HttpRequest, Response as HttpResponse};
 use hyper::{body::Incoming, server::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,8 +24,9 @@ use quotesign::{
     config::GrpcListener,
     pipeline::refusal::{answer, is_retryable, name},
     proto::{
-        DESCRIPTORS, GetSequenceRequest, GetSequenceResponse, HaltReach, HaltRequest, Reason, ResumeRequest,
-        SignQuoteRequest, SignQuoteResponse, halt_reach::To,
+        DESCRIPTORS, GetSequenceRequest, GetSequenceResponse, HaltReach, HaltRequest, Reason, Refusal, ResumeRequest,
+        SignQuoteRequest, SignQuoteResponse, SignQuotesRequest, SignQuotesResponse, halt_reach::To,
+        sign_quotes_response::Answer,
     },
     transport::tls,
 };
@@ -36,7 +37,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_rustls::TlsAcceptor;
-use tonic::{Code, Request, Response, Status, body::Body, server::Grpc};
+use tonic::{Code, Request, Response, Status, Streaming, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -241,7 +242,9 @@ async fn keeps_the_contract(program: Program) {
         begun(&handle, move || walks_through_every_kind_of_answer(program)),
         begun(&handle, move || waits_as_a_quota_asks(program)),
         begun(&handle, move || gets_over_what_is_away(program)),
-        begun(&handle, move || decides_by_the_reason(program)),
+        begun(&handle, move || decides_by_the_reason(program, "burst")),
+        begun(&handle, move || decides_by_the_reason(program, "stream")),
+        begun(&handle, move || goes_on_where_a_stream_ended(program)),
     ];
     for trial in trials {
         trial.await.unwrap();
@@ -290,6 +293,11 @@ async fn walks_through_every_kind_of_answer(program: Program) {
     // Begun anew, it goes on behind the last number taken.
     let again = to.run(program, &["--steps", "resume,sign"]).done().await;
     assert_eq!((&step(&again, "resume")["last"], &step(&again, "sign")["sequence"]), (&json!(2), &json!(3)));
+    let (streamed, mut last) = (to.run(program, &["--steps", "stream", "--count", "20"]).done().await, 3);
+    all_signed(&streamed, 20, &mut last);
+    assert!(last == 23 && streamed.iter().all(|line| line["attempts"] == 1), "{streamed:#?}");
+    let id = streamed[19]["correlation_id"].as_str().unwrap();
+    gateway.logged(&format!("\"correlation_id\":\"{id}\"")).await;
     // A key set whose server another CA vouches for is not taken.
     let other = crate::harness::Authority::new();
     let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -357,6 +365,26 @@ async fn gets_over_what_is_away(program: Program) {
     assert!(before < COUNT, "it was over before the restart was");
     all_signed(&run.done().await, COUNT, &mut expected);
 
+    // The same while they are on their way over a stream.
+    let run = to.run(program, &["--steps", "stream", "--count", "300"]);
+    let on_its_way = async |gateway: &Gateway, number| {
+        let quotes = gateway.quotes("pricing").await;
+        until("quotes are signed", async || quotes.last().await > number).await;
+        quotes.last().await
+    };
+    let last = on_its_way(&gateway, expected + 10).await;
+    assert!(gateway.stop().success());
+    gateway = site.serve().await;
+    front.shows(&gateway);
+    let last = on_its_way(&gateway, last + 75).await;
+    gateway.kill();
+    gateway = site.serve().await;
+    front.shows(&gateway);
+    assert!(last < expected + 300, "it was over before the crash was");
+    let steps = run.done().await;
+    all_signed(&steps, 300, &mut expected);
+    assert!(steps.iter().any(|line| line["attempts"].as_u64() > Some(1)), "{steps:#?}");
+
     // The operators halt signing, and go on once the client has met that.
     let admin = gateway.admin("operator").await;
     let (reach, reason) = (|| Some(HaltReach { to: Some(To::All(true)) }), || "a test".to_owned());
@@ -389,7 +417,8 @@ fn all_signed(steps: &[Value], count: usize, last: &mut u64) {
 /// A gateway that answers the first call of each quote as it is told to, and signs at the second.
 #[derive(Clone, Default)]
 struct Scripted {
-    answers: Arc<Mutex<VecDeque<Status>>>,
+    /// What the first call of each quote is answered with; none where it is signed.
+    answers: Arc<Mutex<VecDeque<Option<Status>>>>,
     /// The calls of each quote, by its id: when, with which payload and correlation id.
     calls: Arc<Mutex<HashMap<String, Vec<Sent>>>>,
     /// The ids, in the order in which they came.
@@ -403,27 +432,58 @@ struct Sent {
     correlation_id: String,
 }
 
+type Answers = BoxStream<'static, Result<SignQuotesResponse, Status>>;
+
+/// The message of a status that ends the whole stream.
+const ENDS: &str = "it ends";
+
+/// Each call has its correlation id and its deadline.
+fn sent_id<T>(request: &Request<T>) -> String {
+    assert!(request.metadata().contains_key("grpc-timeout"), "a call without a deadline");
+    request.metadata().get("x-correlation-id").unwrap().to_str().unwrap().to_owned()
+}
+
 /// The number that its sequence is said to be at.
 const SCRIPTED_LAST: u64 = 100;
 
 impl Scripted {
-    fn sign(&self, request: Request<SignQuoteRequest>) -> Result<Response<SignQuoteResponse>, Status> {
-        let correlation_id = request.metadata().get("x-correlation-id").unwrap().to_str().unwrap().to_owned();
-        assert!(request.metadata().contains_key("grpc-timeout"), "a call without a deadline");
-        let payload = request.into_inner().payload;
+    fn sign(&self, correlation_id: &str, payload: Vec<u8>) -> Result<SignQuoteResponse, Status> {
         let quote: Value = serde_json::from_slice(&payload).unwrap();
         let id = quote["quote_id"].as_str().unwrap().to_owned();
         let mut calls = self.calls.lock().unwrap();
         let sent = calls.entry(id.clone()).or_default();
-        sent.push(Sent { at: Instant::now(), payload, correlation_id });
+        sent.push(Sent { at: Instant::now(), payload, correlation_id: correlation_id.to_owned() });
         if sent.len() == 1 {
             self.order.lock().unwrap().push(id);
-            if let Some(status) = self.answers.lock().unwrap().pop_front() {
+            if let Some(status) = self.answers.lock().unwrap().pop_front().flatten() {
                 return Err(status);
             }
         }
         let sequence = quote["quote_sequence"].as_u64().unwrap();
-        Ok(Response::new(SignQuoteResponse { jws: "a.b.c".to_owned(), sequence, ..SignQuoteResponse::default() }))
+        Ok(SignQuoteResponse { jws: "a.b.c".to_owned(), sequence, ..SignQuoteResponse::default() })
+    }
+
+    fn sign_one(&self, request: Request<SignQuoteRequest>) -> Result<Response<SignQuoteResponse>, Status> {
+        let id = sent_id(&request);
+        self.sign(&id, request.into_inner().payload).map(Response::new)
+    }
+
+    fn sign_all(&self, request: Request<Streaming<SignQuotesRequest>>) -> Response<Answers> {
+        let (id, scripted) = (sent_id(&request), self.clone());
+        Response::new(Box::pin(request.into_inner().map(move |message| {
+            let SignQuotesRequest { tag, quote } = message?;
+            let answer = match scripted.sign(&id, quote.unwrap().payload) {
+                Ok(signed) => Answer::Signed(signed),
+                Err(status) if status.message() == ENDS => return Err(status),
+                // Without details it has none to be read from.
+                Err(status) => Answer::Refused(Refusal {
+                    code: status.code().into(),
+                    message: status.message().to_owned(),
+                    ..Refusal::decode(status.details()).unwrap()
+                }),
+            };
+            Ok(SignQuotesResponse { tag, answer: Some(answer) })
+        })))
     }
 
     async fn serve(&self, site: &Site) -> SocketAddr {
@@ -462,10 +522,18 @@ async fn answered(scripted: Scripted, request: HttpRequest<Incoming>) -> Result<
         "/quotesign.v1.QuoteSigningService/SignQuote" => {
             let mut grpc = Grpc::new(ProstCodec::<SignQuoteResponse, SignQuoteRequest>::default());
             let sign = move |request| -> BoxFuture<'static, _> {
-                let answer = scripted.sign(request);
+                let answer = scripted.sign_one(request);
                 Box::pin(async move { answer })
             };
             grpc.unary(tower::service_fn(sign), request).await
+        }
+        "/quotesign.v1.QuoteSigningService/SignQuotes" => {
+            let mut grpc = Grpc::new(ProstCodec::<SignQuotesResponse, SignQuotesRequest>::default());
+            let sign = move |request| -> BoxFuture<'static, Result<_, Status>> {
+                let answers = scripted.sign_all(request);
+                Box::pin(async move { Ok(answers) })
+            };
+            grpc.streaming(tower::service_fn(sign), request).await
         }
         "/quotesign.v1.QuoteSigningService/GetSequence" => {
             let mut grpc = Grpc::new(ProstCodec::<GetSequenceResponse, GetSequenceRequest>::default());
@@ -525,16 +593,17 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-async fn decides_by_the_reason(program: Program) {
+/// One after the other (`burst`), or all over one stream.
+async fn decides_by_the_reason(program: Program, way: &str) {
     let site = Site::new();
     let scripted = Scripted::default();
     let cases = cases();
-    scripted.answers.lock().unwrap().extend(cases.iter().map(|case| case.status.clone()));
+    scripted.answers.lock().unwrap().extend(cases.iter().map(|case| Some(case.status.clone())));
     let to = Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
     // Without a service config, or the transport would see to UNAVAILABLE.
     let (none, count) = (site.path("none.json"), cases.len().to_string());
     fs::write(&none, "{}").unwrap();
-    let more = ["--steps", "burst", "--count", &count, "--service-config", none.to_str().unwrap()];
+    let more = ["--steps", way, "--count", &count, "--service-config", none.to_str().unwrap()];
     let steps = to.run(program, &more).done().await;
     let (order, calls) = (scripted.order.lock().unwrap().clone(), scripted.calls.lock().unwrap().clone());
     assert_eq!((steps.len(), order.len()), (cases.len(), cases.len()));
@@ -550,13 +619,38 @@ async fn decides_by_the_reason(program: Program) {
                 assert!(!is_told || sent[1].at - sent[0].at >= TOLD_TO_WAIT, "{what}: it did not wait");
             }
             "renumber" => {
-                assert!(sent.len() == 2 && line["sequence"] == SCRIPTED_LAST + 1, "{what}: {line} {sent:?}");
+                // Over a stream, behind those that are sent again as they were.
+                let kept = cases.iter().rposition(|case| case.action == "retry").unwrap() as u64 + 1;
+                let number = SCRIPTED_LAST + 1 + if way == "stream" { kept } else { 0 };
+                assert!(sent.len() == 2 && line["sequence"] == number, "{what}: {line} {sent:?}");
             }
             action => {
                 assert_eq!((sent.len(), &line["attempts"]), (1, &json!(1)), "{what}: {line}");
                 assert_eq!(line["action"], action, "{what}");
             }
         }
+    }
+}
+
+async fn goes_on_where_a_stream_ended(program: Program) {
+    for (reason, expected) in [
+        // The one that could not be read is not sent again.
+        ("INVALID_REQUEST", [(json!(null), 1), (json!("mend"), 1), (json!(null), 2)]),
+        ("STREAM_ENDED", [(json!(null), 1), (json!(null), 2), (json!(null), 2)]),
+        ("CALLER_SUSPENDED", [(json!(null), 1), (json!("ask"), 1), (json!("ask"), 1)]),
+    ] {
+        let site = Site::new();
+        let scripted = Scripted::default();
+        let code = answer(reasons().find(|one| name(*one) == reason).unwrap());
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, "quotesign.v1", HashMap::new());
+        let ends = Status::with_error_details(Code::from_i32(code.number()), ENDS, details);
+        scripted.answers.lock().unwrap().extend([None, Some(ends)]);
+        let to = Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
+        let steps = to.run(program, &["--steps", "stream", "--count", "3"]).done().await;
+        let came: Vec<_> =
+            steps.iter().map(|line| (line["action"].clone(), line["attempts"].as_u64().unwrap())).collect();
+        assert_eq!(came, expected, "{reason}: {steps:#?}");
     }
 }
 
@@ -633,7 +727,7 @@ async fn the_service_config_retries_what_is_safe_and_waits_for_the_gateway() {
         let away = || refusal(Code::Unavailable, "quotesign.v1", "SIGNER_UNAVAILABLE", true);
         for (config, attempts) in [(repository("clients/service-config.json"), 1), (none.clone(), 2)] {
             let scripted = Scripted::default();
-            scripted.answers.lock().unwrap().push_back(away());
+            scripted.answers.lock().unwrap().push_back(Some(away()));
             let to =
                 Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
             let config = config.to_str().unwrap();

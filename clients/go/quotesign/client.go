@@ -1,8 +1,8 @@
 // Package quotesign has quotes signed by a quotesign gateway, and verifies signed ones.
 //
 // It is made to be taken over into a pricing service. [Gateway.Sign] sends one quote until it is signed, refused for good, or
-// out of time; [Sequence.Issue] numbers quotes and has them signed; [Verifier] checks a JWS as the operator would. It needs
-// grpc, go-jose and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
+// out of time; [Sequence.Issue] numbers quotes and has them signed, [Sequence.IssueAll] many at once over a stream; [Verifier]
+// checks a JWS as the operator would. It needs grpc, go-jose and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
 package quotesign
 
 import (

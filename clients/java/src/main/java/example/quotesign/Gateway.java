@@ -5,9 +5,11 @@ import com.nimbusds.jose.util.JSONObjectUtils;
 import io.grpc.Grpc;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
+import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.MetadataUtils;
+import io.grpc.stub.StreamObserver;
 import java.io.File;
 import java.io.IOException;
 import java.text.ParseException;
@@ -17,6 +19,9 @@ import java.time.format.DateTimeParseException;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.UUID;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
@@ -24,12 +29,15 @@ import java.util.function.Function;
 import quotesign.v1.QuoteSigning.GetSequenceRequest;
 import quotesign.v1.QuoteSigning.SignQuoteRequest;
 import quotesign.v1.QuoteSigning.SignQuoteResponse;
+import quotesign.v1.QuoteSigning.SignQuotesRequest;
+import quotesign.v1.QuoteSigning.SignQuotesResponse;
 import quotesign.v1.QuoteSigningServiceGrpc;
 import quotesign.v1.QuoteSigningServiceGrpc.QuoteSigningServiceBlockingStub;
+import quotesign.v1.QuoteSigningServiceGrpc.QuoteSigningServiceStub;
 
 /** A connection to a gateway over mutual TLS. It may be shared between threads. */
 public final class Gateway implements AutoCloseable {
-    private static final int ATTEMPTS_MAX = 8;
+    static final int ATTEMPTS_MAX = 8;
     private static final Duration ATTEMPT = Duration.ofSeconds(5);
     private static final Duration FIRST_ATTEMPT_MIN = Duration.ofSeconds(1);
     private static final long BACKOFF_MS = 200;
@@ -39,8 +47,9 @@ public final class Gateway implements AutoCloseable {
 
     private final ManagedChannel channel;
     private final QuoteSigningServiceBlockingStub stub;
+    private final QuoteSigningServiceStub streams;
     private final String environment;
-    private final Consumer<Map<String, Object>> log;
+    final Consumer<Map<String, Object>> log;
 
     /** A signed quote, or where a sequence stands, with how many attempts it took. */
     public record Answer<T>(T value, int attempts, String correlationId) {}
@@ -66,6 +75,8 @@ public final class Gateway implements AutoCloseable {
                 .keepAliveTimeout(10, TimeUnit.SECONDS)
                 .build();
         stub = QuoteSigningServiceGrpc.newBlockingStub(channel);
+        // The config's waiting and sending again are for single calls.
+        streams = QuoteSigningServiceGrpc.newStub(channel).withWaitForReady();
         this.environment = environment;
         this.log = log;
     }
@@ -93,10 +104,7 @@ public final class Gateway implements AutoCloseable {
 
     /** Has these bytes signed. Whatever happens, no others are sent, so that the answer is always the same JWS. */
     public Answer<SignQuoteResponse> sign(byte[] payload, Duration deadline) throws Refused, InterruptedException {
-        var request = SignQuoteRequest.newBuilder()
-                .setEnvironment(environment)
-                .setPayload(ByteString.copyFrom(payload))
-                .build();
+        var request = request(payload);
         return call(stub -> stub.signQuote(request), timeLeft(payload, deadline));
     }
 
@@ -104,6 +112,53 @@ public final class Gateway implements AutoCloseable {
     public long lastNumber(String partner, String corridor, Duration deadline) throws Refused, InterruptedException {
         var request = GetSequenceRequest.newBuilder().setPartner(partner).setCorridor(corridor).build();
         return call(stub -> stub.getSequence(request), deadline).value().getLast();
+    }
+
+    /** What came over a stream under each tag; and how it ended, null where well. What has no answer then may be signed or not. */
+    record Streamed(Map<Long, SignQuotesResponse> answers, Refused ended) {}
+
+    /** Sends these bytes, by their tags, in their order over one stream. */
+    Streamed signOverStream(LinkedHashMap<Long, byte[]> payloads, long leftNanos, String id) throws InterruptedException {
+        var answers = new ConcurrentHashMap<Long, SignQuotesResponse>();
+        var ended = new CompletableFuture<Refused>();
+        var metadata = new Metadata();
+        metadata.put(CORRELATION, id);
+        var requests = streams.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(metadata))
+                .withDeadlineAfter(leftNanos, TimeUnit.NANOSECONDS)
+                .signQuotes(new StreamObserver<SignQuotesResponse>() {
+                    @Override
+                    public void onNext(SignQuotesResponse answer) {
+                        answers.put(answer.getTag(), answer);
+                    }
+
+                    @Override
+                    public void onError(Throwable fault) {
+                        var status = Status.fromThrowable(fault);
+                        ended.complete(Refused.of(status.asRuntimeException(Status.trailersFromThrowable(fault)), 0, id));
+                    }
+
+                    @Override
+                    public void onCompleted() {
+                        ended.complete(null);
+                    }
+                });
+        payloads.forEach((tag, payload) -> requests.onNext(SignQuotesRequest.newBuilder()
+                .setTag(tag)
+                .setQuote(request(payload))
+                .build()));
+        requests.onCompleted();
+        try {
+            return new Streamed(answers, ended.get());
+        } catch (ExecutionException never) {
+            throw new IllegalStateException(never);
+        }
+    }
+
+    private SignQuoteRequest request(byte[] payload) {
+        return SignQuoteRequest.newBuilder()
+                .setEnvironment(environment)
+                .setPayload(ByteString.copyFrom(payload))
+                .build();
     }
 
     /** Makes a call until it is answered, refused for good, out of attempts or out of time. */
@@ -126,7 +181,7 @@ public final class Gateway implements AutoCloseable {
                 log.accept(Map.of("correlation_id", id, "attempt", attempt, "code", "OK"));
                 return new Answer<>(answer, attempt, id);
             } catch (StatusRuntimeException error) {
-                var refused = new Refused(error, attempt, id);
+                var refused = Refused.of(error, attempt, id);
                 long wait = pause(attempt, refused.retryAfter);
                 boolean again = refused.action == Refused.Action.RETRY
                         && attempt < ATTEMPTS_MAX
@@ -148,7 +203,7 @@ public final class Gateway implements AutoCloseable {
     }
 
     /** As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter. */
-    private static long pause(int attempt, Duration retryAfter) {
+    static long pause(int attempt, Duration retryAfter) {
         double random = ThreadLocalRandom.current().nextDouble();
         if (retryAfter != null) {
             return (long) (retryAfter.toNanos() * (1 + 0.2 * random));

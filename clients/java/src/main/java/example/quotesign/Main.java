@@ -10,6 +10,7 @@ import java.security.MessageDigest;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
+import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -25,8 +26,8 @@ public final class Main {
     private static final Map<String, String> DEFAULTS = Map.of(
             "environment", "development",
             "service-config", "../service-config.json",
-            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // and burst
-            "count", "10", // how many quotes a burst has
+            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // burst and stream too
+            "count", "10", // how many quotes a burst or a stream has
             "deadline", "30"); // seconds for a quote, retries and all
 
     @FunctionalInterface
@@ -111,6 +112,15 @@ public final class Main {
                     issue("burst", Map.of());
                 }
             }
+            case "stream" -> {
+                var quotes = new ArrayList<LongFunction<byte[]>>();
+                for (int at = 0; at < count; at++) {
+                    quotes.add(quote(Map.of()));
+                }
+                for (var outcome : sequence.issueAll(quotes, deadline)) {
+                    tell("stream", outcome);
+                }
+            }
             default -> throw new IllegalArgumentException("no such step: " + step);
         }
     }
@@ -135,20 +145,29 @@ public final class Main {
 
     /** Prints what a call came to. */
     private SignQuoteResponse tryTo(String step, Call call) throws Exception {
-        var facts = new LinkedHashMap<String, Object>();
         try {
-            var answer = call.make();
-            var quote = answer.value();
+            var signed = call.make();
+            tell(step, new Sequence.Outcome(signed, null));
+            return signed.value();
+        } catch (Refused refused) {
+            tell(step, new Sequence.Outcome(null, refused));
+            return null;
+        }
+    }
+
+    private static void tell(String step, Sequence.Outcome outcome) throws Exception {
+        var facts = new LinkedHashMap<String, Object>();
+        var refused = outcome.refused();
+        if (refused == null) {
+            var quote = outcome.signed().value();
             var digest = MessageDigest.getInstance("SHA-256").digest(quote.getJws().getBytes(StandardCharsets.US_ASCII));
             facts.put("sequence", quote.getSequence());
             facts.put("kid", quote.getKid());
             facts.put("replayed", quote.getReplayed());
-            facts.put("attempts", answer.attempts());
-            facts.put("correlation_id", answer.correlationId());
+            facts.put("attempts", outcome.signed().attempts());
+            facts.put("correlation_id", outcome.signed().correlationId());
             facts.put("jws_sha256", HexFormat.of().formatHex(digest));
-            tell(step, facts);
-            return quote;
-        } catch (Refused refused) {
+        } else {
             facts.put("code", refused.code.name());
             facts.put("reason", refused.reason);
             facts.put("action", refused.action.name().toLowerCase());
@@ -156,9 +175,8 @@ public final class Main {
             facts.put("correlation_id", refused.correlationId);
             facts.put("violations", refused.violations);
             facts.put("quotas", refused.quotas);
-            tell(step, facts);
-            return null;
         }
+        tell(step, facts);
     }
 
     private void verify() {

@@ -76,10 +76,18 @@ public final class Refused extends Exception {
     public final int attempts;
     public final String correlationId;
 
-    /** Reads an error of gRPC: the reason is what counts, the code only where there is none. */
-    Refused(StatusRuntimeException error, int attempts, String correlationId) {
-        super(error.getStatus().getDescription(), error);
-        code = error.getStatus().getCode();
+    /** Reads an error of gRPC. */
+    static Refused of(StatusRuntimeException error, int attempts, String correlationId) {
+        var status = StatusProto.fromThrowable(error);
+        var details = status == null ? List.<Any>of() : status.getDetailsList();
+        var code = error.getStatus().getCode();
+        return new Refused(code, error.getStatus().getDescription(), details, error, attempts, correlationId);
+    }
+
+    /** Reads a status: the reason is what counts, the code only where there is none. */
+    Refused(Status.Code code, String message, List<Any> details, Throwable cause, int attempts, String correlationId) {
+        super(message, cause);
+        this.code = code;
         this.attempts = attempts;
         this.correlationId = correlationId;
         String reason = "";
@@ -87,9 +95,8 @@ public final class Refused extends Exception {
         List<String> violations = List.of();
         List<String> quotas = List.of();
         Map<String, String> metadata = Map.of();
-        com.google.rpc.Status status = StatusProto.fromThrowable(error);
         try {
-            for (Any detail : status == null ? List.<Any>of() : status.getDetailsList()) {
+            for (Any detail : details) {
                 if (detail.is(ErrorInfo.class)) {
                     ErrorInfo info = detail.unpack(ErrorInfo.class);
                     if (info.getDomain().equals(DOMAIN)) {
@@ -118,6 +125,20 @@ public final class Refused extends Exception {
         this.quotas = quotas;
         this.metadata = metadata;
         this.action = action();
+    }
+
+    /** The same, of one quote of a stream. */
+    Refused(Refused said, int attempts, String correlationId) {
+        super(said.getMessage(), said);
+        code = said.code;
+        reason = said.reason;
+        action = said.action;
+        retryAfter = said.retryAfter;
+        violations = said.violations;
+        quotas = said.quotas;
+        metadata = said.metadata;
+        this.attempts = attempts;
+        this.correlationId = correlationId;
     }
 
     private Action action() {

@@ -1,12 +1,16 @@
 package example.quotesign;
 
 import java.time.Duration;
+import java.util.List;
 import java.util.function.LongFunction;
 import quotesign.v1.QuoteSigning.SignQuoteResponse;
 
 /** The numbers of one sequence, handed out in one place and sent in their order. */
 public final class Sequence {
-    private static final int RENUMBERED_MAX = 3;
+    static final int RENUMBERED_MAX = 3;
+
+    /** What became of a quote: one of the two is there, the other is null. */
+    public record Outcome(Gateway.Answer<SignQuoteResponse> signed, Refused refused) {}
 
     private final Gateway gateway;
     private final String partner;
@@ -36,18 +40,33 @@ public final class Sequence {
             throws Refused, InterruptedException {
         long end = System.nanoTime() + deadline.toNanos();
         for (int renumbered = 0; ; renumbered++) {
-            if (last == null) {
-                resume(Duration.ofNanos(end - System.nanoTime()));
-            }
-            last++;
+            long number = next(0, Duration.ofNanos(end - System.nanoTime()));
             try {
-                return gateway.sign(quote.apply(last), Duration.ofNanos(end - System.nanoTime()));
+                return gateway.sign(quote.apply(number), Duration.ofNanos(end - System.nanoTime()));
             } catch (Refused refused) {
                 if (refused.action != Refused.Action.RENUMBER || renumbered == RENUMBERED_MAX) {
                     throw refused;
                 }
-                last = null;
+                lost();
             }
         }
+    }
+    /** Has many quotes signed over one stream, side by side: for each, in this order, what {@link #issue} would come to. */
+    public synchronized List<Outcome> issueAll(List<LongFunction<byte[]>> quotes, Duration deadline)
+            throws InterruptedException {
+        return new Batch(gateway, this, quotes, System.nanoTime() + deadline.toNanos()).issue();
+    }
+
+    /** The next number, behind {@code kept} also where the sequence is resumed. */
+    long next(long kept, Duration deadline) throws Refused, InterruptedException {
+        if (last == null) {
+            last = Math.max(resume(deadline), kept);
+        }
+        return ++last;
+    }
+
+    /** A number did not fit: the next one asks where the sequence stands. */
+    void lost() {
+        last = null;
     }
 }

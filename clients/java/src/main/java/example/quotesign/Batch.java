@@ -1,0 +1,151 @@
+package example.quotesign;
+
+import io.grpc.Status;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.UUID;
+import java.util.concurrent.TimeUnit;
+import java.util.function.LongFunction;
+import quotesign.v1.QuoteSigning.SignQuotesResponse;
+
+/** Quotes that go over one stream after the other until each is signed or refused for good. */
+final class Batch {
+    /** One of them. Once its bytes were sent they stay, unless the number did not fit. */
+    private static final class Quote {
+        final long tag;
+        final LongFunction<byte[]> of;
+        long number;
+        byte[] payload;
+        int attempts;
+        int renumbered;
+        Sequence.Outcome outcome;
+
+        Quote(long tag, LongFunction<byte[]> of) {
+            this.tag = tag;
+            this.of = of;
+        }
+    }
+
+    private final Gateway gateway;
+    private final Sequence sequence;
+    private final long end;
+    private final String id = UUID.randomUUID().toString();
+    private final List<Quote> all = new ArrayList<>();
+    private final List<Quote> open = new ArrayList<>();
+
+    Batch(Gateway gateway, Sequence sequence, List<LongFunction<byte[]>> quotes, long end) {
+        this.gateway = gateway;
+        this.sequence = sequence;
+        this.end = end;
+        quotes.forEach(of -> all.add(new Quote(all.size(), of)));
+        open.addAll(all);
+    }
+
+    List<Sequence.Outcome> issue() throws InterruptedException {
+        int inVain = 0;
+        for (int stream = 1; !open.isEmpty(); stream++) {
+            try {
+                number();
+            } catch (Refused refused) {
+                open.forEach(quote -> refuse(quote, refused));
+                break;
+            }
+            var payloads = new LinkedHashMap<Long, byte[]>();
+            for (Quote quote : open) {
+                quote.attempts++;
+                payloads.put(quote.tag, quote.payload);
+            }
+            long left = Math.max(end - System.nanoTime(), TimeUnit.SECONDS.toNanos(1));
+            var streamed = gateway.signOverStream(payloads, left, id);
+            var again = take(streamed.answers(), streamed.ended());
+            open.removeIf(quote -> quote.outcome != null);
+            inVain = again.size() < payloads.size() ? 0 : inVain + 1;
+            var told = again.values().stream().map(refused -> refused.retryAfter);
+            long wait = Gateway.pause(inVain + 1, told.filter(after -> after != null).max(Comparator.naturalOrder()).orElse(null));
+            note(stream, payloads.size(), streamed.ended(), again.isEmpty() ? null : wait / 1e9);
+            if (!again.isEmpty() && (inVain == Gateway.ATTEMPTS_MAX || System.nanoTime() + wait >= end)) {
+                again.forEach(this::refuse);
+                open.removeAll(again.keySet());
+            } else if (!again.isEmpty()) {
+                TimeUnit.NANOSECONDS.sleep(wait);
+            }
+        }
+        return all.stream().map(quote -> quote.outcome).toList();
+    }
+
+    /** Numbers what has no number: what has one goes first, as it was. */
+    private void number() throws Refused, InterruptedException {
+        open.sort(Comparator.<Quote, Boolean>comparing(quote -> quote.payload == null).thenComparing(quote -> quote.tag));
+        long kept = 0;
+        for (Quote quote : open) {
+            if (quote.payload != null) {
+                kept = Math.max(kept, quote.number);
+                continue;
+            }
+            quote.number = sequence.next(kept, Duration.ofNanos(end - System.nanoTime()));
+            quote.payload = quote.of.apply(quote.number);
+        }
+    }
+
+    /** Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it. */
+    private Map<Quote, Refused> take(Map<Long, SignQuotesResponse> answers, Refused ended) {
+        var again = new LinkedHashMap<Quote, Refused>();
+        for (Quote quote : open) {
+            var answer = answers.get(quote.tag);
+            if (answer != null && answer.hasSigned()) {
+                quote.outcome = new Sequence.Outcome(new Gateway.Answer<>(answer.getSigned(), quote.attempts, id(quote)), null);
+                continue;
+            }
+            var refused = answer != null ? refusal(answer) : ended != null ? ended : unanswered("the stream ended without an answer");
+            if (refused.action == Refused.Action.RETRY) {
+                again.put(quote, refused);
+            } else if (refused.action == Refused.Action.RENUMBER && quote.renumbered < Sequence.RENUMBERED_MAX) {
+                quote.renumbered++;
+                quote.payload = null;
+                sequence.lost();
+            } else {
+                refuse(quote, refused);
+                if (answer == null && refused.action == Refused.Action.MEND) {
+                    // A message that the gateway could not take: that is the first one without an answer.
+                    ended = unanswered("the stream ended with another's fault");
+                }
+            }
+        }
+        return again;
+    }
+
+    private static Refused refusal(SignQuotesResponse answer) {
+        var said = answer.getRefused();
+        var code = Status.fromCodeValue(said.getCode()).getCode();
+        return new Refused(code, said.getMessage(), said.getDetailsList(), null, 0, "");
+    }
+
+    private static Refused unanswered(String message) {
+        return new Refused(Status.Code.UNKNOWN, message, List.of(), null, 0, "");
+    }
+
+    private void refuse(Quote quote, Refused refused) {
+        quote.outcome = new Sequence.Outcome(null, new Refused(refused, quote.attempts, id(quote)));
+    }
+
+    /** The correlation id of a quote: the stream's, a full stop, and its tag. */
+    private String id(Quote quote) {
+        return id + "." + quote.tag;
+    }
+
+    private void note(int stream, int sent, Refused ended, Double wait) {
+        var line = new LinkedHashMap<String, Object>();
+        line.put("correlation_id", id);
+        line.put("attempt", stream);
+        line.put("code", ended == null ? "OK" : ended.code.name());
+        line.put("reason", ended == null ? "" : ended.reason);
+        line.put("sent", sent);
+        line.put("open", open.size());
+        line.put("wait_s", wait);
+        gateway.log.accept(line);
+    }
+}
