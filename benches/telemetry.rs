@@ -149,19 +149,22 @@ async fn kind(name: &'static str, site: Site, collector: Collector, trace_ratio:
     Kind { name, site, gateway, collector, micros: Vec::new(), rates: Vec::new() }
 }
 
-/// The CPU that a process has used, in ticks of 10 ms.
-fn ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let after = stat.rsplit_once(')').unwrap().1;
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+/// The CPU that each thread of a process has used, in nanoseconds (the kernel's `schedstat`).
+fn used(pid: u32) -> BTreeMap<u32, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        Some((thread.file_name().to_str()?.parse().ok()?, stat.split_whitespace().next()?.parse().ok()?))
+    };
+    // A thread that ends had nothing to do for as long as a round takes.
+    threads.filter_map(|thread| of(thread.ok()?)).collect()
 }
 
 impl Kind {
     /// Has `count` quotes signed by callers that each wait for their answer.
     async fn round(&mut self, count: u64) {
         let (mut callers, begun) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
-        let (ticks_before, began) = (ticks(self.gateway.pid()), Instant::now());
+        let (before, began) = (used(self.gateway.pid()), Instant::now());
         let client = self.gateway.quotes("pricing").await;
         for _ in 0..CALLERS {
             let (client, begun) = (client.clone(), begun.clone());
@@ -177,8 +180,9 @@ impl Kind {
         let took = began.elapsed();
         // What is shipped is shipped soon after.
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        let used = (ticks(self.gateway.pid()) - ticks_before) as f64 * 10_000.0;
-        self.micros.push(used / count as f64);
+        let after = used(self.gateway.pid());
+        let nanos: u64 = after.iter().map(|(thread, nanos)| nanos - before.get(thread).copied().unwrap_or(0)).sum();
+        self.micros.push(nanos as f64 / 1e3 / count as f64);
         self.rates.push(count as f64 / took.as_secs_f64());
     }
 }
@@ -232,8 +236,13 @@ async fn main() {
         kind.round(200).await;
         (kind.micros, kind.rates) = (Vec::new(), Vec::new());
     }
-    for _ in 0..rounds {
-        for kind in &mut kinds {
+    for round in 0..rounds {
+        // There and back: what changes on the machine meanwhile is shared.
+        let mut turn: Vec<&mut Kind> = kinds.iter_mut().collect();
+        if round % 2 == 1 {
+            turn.reverse();
+        }
+        for kind in turn {
             kind.round(count).await;
         }
     }
@@ -242,25 +251,44 @@ async fn main() {
 }
 
 /// What each kind takes more is what it took more than the first in the same round: the mean of the middle half of the rounds, with the
-/// quartiles beside it.
+/// quartiles beside it, and how far that mean is off as a rule, by taking rounds at random of those there are.
 fn tell(kinds: &[Kind], rounds: u64, count: u64) {
     let (off, rate) = (&kinds[0].micros, median(&kinds[0].rates));
     println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
     println!(
-        "{:<16} {:>14} {:>22} {:>12} {:>10} {:>16}",
+        "{:<16} {:>14} {:>28} {:>12} {:>10} {:>16}",
         "", "CPU us/quote", "more", "quotes/s", "of off", "shipped B/quote"
     );
     for kind in kinds {
-        let more = sorted(kind.micros.iter().zip(off).map(|(micros, off)| micros - off));
-        let [low, high] = [1, 3].map(|quarter| more.len() * quarter / 4);
-        let middle = more[low..=high].iter().sum::<f64>() / (high - low + 1) as f64;
-        let (low, high) = (more[low], more[high]);
+        let more: Vec<f64> = kind.micros.iter().zip(off).map(|(micros, off)| micros - off).collect();
+        let (low, middle, high) = middle_half(&more);
         let (micros, own) = (median(&kind.micros), median(&kind.rates));
         let shipped = match &kind.collector {
             Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / (rounds * count + 200),
             _ => 0,
         };
-        let more = format!("{middle:.1} ({low:.1} to {high:.1})");
-        println!("{:<16} {micros:>14.1} {more:>22} {own:>12.0} {:>10.3} {shipped:>16}", kind.name, own / rate);
+        let more = format!("{middle:.1} ± {:.1} ({low:.1} to {high:.1})", off_by(&more));
+        println!("{:<16} {micros:>14.1} {more:>28} {own:>12.0} {:>10.3} {shipped:>16}", kind.name, own / rate);
     }
+}
+
+/// The first quartile, the mean of what lies between, and the third.
+fn middle_half(values: &[f64]) -> (f64, f64, f64) {
+    let values = sorted(values.iter().copied());
+    let [low, high] = [1, 3].map(|quarter| values.len() * quarter / 4);
+    (values[low], values[low..=high].iter().sum::<f64>() / (high - low + 1) as f64, values[high])
+}
+
+/// The standard error of the mean of the middle half, by the bootstrap.
+fn off_by(values: &[f64]) -> f64 {
+    // As good as chance for this, and the same in every run (Knuth's constants of a linear congruence).
+    let mut state = 1_u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        values[(state >> 33) as usize % values.len()]
+    };
+    let means: Vec<f64> =
+        (0..1000).map(|_| middle_half(&values.iter().map(|_| draw()).collect::<Vec<_>>()).1).collect();
+    let mean = means.iter().sum::<f64>() / means.len() as f64;
+    (means.iter().map(|one| (one - mean).powi(2)).sum::<f64>() / means.len() as f64).sqrt()
 }
