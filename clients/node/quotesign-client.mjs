@@ -48,6 +48,9 @@ const NO_ANSWER = new Set([
 
 const ATTEMPTS_MAX = 8;
 const ATTEMPT_MS = 5000;
+// No stream is kept longer: one that stands still must not hold up the rest for ever.
+const STREAM_MS = 15_000;
+const RETRY_AFTER_MAX_MS = 86_400_000;
 const BACKOFF_MS = 200;
 const BACKOFF_MAX_MS = 5000;
 const RENUMBERED_MAX = 3;
@@ -78,7 +81,7 @@ export class Refused extends Error {
   constructor(code, message, details = []) {
     super(message);
     this.name = "Refused";
-    this.code = grpc.status[code];
+    this.code = grpc.status[code] ?? "UNKNOWN";
     this.reason = "";
     this.retryAfterMs = null;
     this.violations = [];
@@ -89,7 +92,8 @@ export class Refused extends Error {
         this.reason = detail.reason;
         this.metadata = detail.metadata;
       } else if (type === "RetryInfo") {
-        this.retryAfterMs = Number(detail.retry_delay.seconds) * 1000 + detail.retry_delay.nanos / 1e6;
+        const told = Number(detail.retry_delay?.seconds ?? 0) * 1000 + (detail.retry_delay?.nanos ?? 0) / 1e6;
+        this.retryAfterMs = Math.min(Math.max(told, 0), RETRY_AFTER_MAX_MS);
       } else if (type === "BadRequest") {
         this.violations = detail.field_violations.map(({ field, description }) => ({ field, description }));
       } else if (type === "QuotaFailure") {
@@ -104,7 +108,7 @@ export class Refused extends Error {
 /** What an error of gRPC says. */
 function refusal(error) {
   const [status] = error.metadata?.get("grpc-status-details-bin") ?? [];
-  const details = status ? google.lookupType("google.rpc.Status").decode(status).details : [];
+  const { details } = (status && decoded("google.rpc.Status", status)) ?? { details: [] };
   return new Refused(error.code, error.details, details);
 }
 
@@ -112,8 +116,18 @@ function* known(details) {
   for (const { type_url, value } of details) {
     const name = type_url.slice(type_url.lastIndexOf("/") + 1);
     if (/^google\.rpc\.(ErrorInfo|RetryInfo|BadRequest|QuotaFailure)$/.test(name)) {
-      yield [name.slice("google.rpc.".length), google.lookupType(name).decode(value)];
+      const detail = decoded(name, value);
+      if (detail) yield [name.slice("google.rpc.".length), detail];
     }
+  }
+}
+
+/** The message, or nothing: what cannot be read says nothing. */
+function decoded(name, bytes) {
+  try {
+    return google.lookupType(name).decode(bytes);
+  } catch {
+    return null;
   }
 }
 
@@ -196,8 +210,12 @@ export class Gateway {
     const { environment } = this;
     const answers = new Map();
     return new Promise((resolve, reject) => {
-      const stream = this.#client.SignQuotes(metadataOf(correlationId), { deadline: Date.now() + deadlineMs });
+      const deadline = Date.now() + Math.min(deadlineMs, STREAM_MS);
+      const stream = this.#client.SignQuotes(metadataOf(correlationId), { deadline });
       stream.on("data", ({ tag, signed, refused }) => {
+        // What it did not ask for, or cannot read, is no answer; and none takes a signed quote away.
+        const before = answers.get(tag);
+        if (!payloads.has(tag) || !(signed || refused) || (before && !(before instanceof Refused))) return;
         answers.set(tag, signed ?? new Refused(refused.code, refused.message, refused.details));
       });
       stream.on("end", () => resolve({ answers, ended: null }));
@@ -270,7 +288,8 @@ export class Sequence {
     return this.#inTurn(() => this.#issue(quote, end));
   }
 
-  /** Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to, `Refused` and all. */
+  /** Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to, `Refused` and all.
+   * A quote is made again where its number did not fit: keep the bytes that `quote(number)` made last. */
   issueAll(quotes, deadlineMs = DEADLINE_MS) {
     const end = performance.now() + deadlineMs;
     return this.#inTurn(() => new Batch(this.#gateway, this, quotes, end).issue());
@@ -317,50 +336,62 @@ class Batch {
 
   async issue() {
     let inVain = 0;
-    for (let attempt = 1; this.#open.length > 0; attempt++) {
-      try {
-        await this.#number();
-      } catch (refused) {
-        if (!(refused instanceof Refused)) throw refused;
-        for (const quote of this.#open) this.#close(quote, refused);
-        break;
-      }
+    for (let attempt = 1; ; attempt++) {
+      await this.#number();
+      if (this.#open.length === 0) return this.#quotes.map(({ answer }) => answer);
       for (const quote of this.#open) quote.attempts++;
       const sent = this.#open.length;
       const left = Math.max(this.#end - performance.now(), 1000);
-      const payloads = this.#open.map(({ at, payload }) => [at, payload]);
+      const payloads = new Map(this.#open.map(({ at, payload }) => [at, payload]));
       const { answers, ended } = await this.#gateway.signOverStream(payloads, left, this.#correlationId);
       const again = this.#take(answers, ended);
       inVain = again.length < sent ? 0 : inVain + 1;
-      const told = again.map(({ refused }) => refused.retryAfterMs).filter((wait) => wait !== null);
-      const wait = pause(inVain + 1, told.length > 0 ? Math.max(...told) : null);
-      const line = { correlation_id: this.#correlationId, attempt, code: ended?.code ?? "OK", reason: ended?.reason ?? "" };
-      this.#gateway.noted({ ...line, sent, open: this.#open.length, wait_s: again.length > 0 ? wait / 1000 : null });
-      if (again.length > 0 && (inVain === ATTEMPTS_MAX || performance.now() + wait >= this.#end)) {
-        for (const { quote, refused } of again) this.#close(quote, refused);
-      } else if (again.length > 0) {
-        await sleep(wait);
-      }
+      const wait = this.#wait(again, inVain);
       this.#open = this.#open.filter(({ answer }) => answer === null);
+      const line = { correlation_id: this.#correlationId, attempt, code: ended?.code ?? "OK", reason: ended?.reason ?? "" };
+      this.#gateway.noted({ ...line, sent, open: this.#open.length, wait_s: wait / 1000 });
+      await sleep(wait);
     }
-    return this.#quotes.map(({ answer }) => answer);
+  }
+
+  /** How long those wait that are sent again. Whose own wait is too long is given up, and no other with it. */
+  #wait(again, inVain) {
+    const left = this.#end - performance.now();
+    const fits = ({ refused }) => inVain < ATTEMPTS_MAX && (refused.retryAfterMs ?? 0) < left;
+    for (const { quote, refused } of again) if (!fits({ refused })) this.#close(quote, refused);
+    const stay = again.filter(fits);
+    if (stay.length === 0) return 0;
+    const told = stay.map(({ refused }) => refused.retryAfterMs).filter((wait) => wait !== null);
+    const wait = pause(inVain + 1, told.length > 0 ? Math.max(...told) : null);
+    if (wait < left) return wait;
+    for (const { quote, refused } of stay) this.#close(quote, refused);
+    return 0;
   }
 
   /** Numbers what has no number: what has one goes first, as it was. */
   async #number() {
-    this.#open.sort((one, other) => one.at - other.at);
-    const kept = this.#open.filter(({ payload }) => payload !== null);
-    const fresh = this.#open.filter(({ payload }) => payload === null);
-    this.#open = [...kept, ...fresh];
+    const kept = this.#open.filter(({ payload }) => payload !== null).sort((one, other) => one.number - other.number);
+    const fresh = this.#open.filter(({ payload }) => payload === null).sort((one, other) => one.at - other.at);
+    let unknown = null;
     for (const quote of fresh) {
-      if (this.#sequence.last === null) {
-        await this.#sequence.resume(this.#end - performance.now());
-        this.#sequence.last = Math.max(this.#sequence.last, ...kept.map(({ number }) => number));
+      try {
+        if (unknown) throw unknown;
+        if (this.#sequence.last === null) {
+          await this.#sequence.resume(this.#end - performance.now());
+          this.#sequence.last = kept.reduce((most, { number }) => Math.max(most, number), this.#sequence.last);
+        }
+        const number = this.#sequence.last + 1;
+        [quote.payload, quote.number] = [quote.of(number), number];
+        this.#sequence.last = number;
+      } catch (fault) {
+        // Nobody says where the sequence stands, or this one cannot be made.
+        if (fault instanceof Refused) unknown = fault;
+        const said = `the quote could not be made: ${fault.message}`;
+        const own = Object.assign(new Refused(grpc.status.INVALID_ARGUMENT, said), { action: "mend" });
+        this.#close(quote, unknown ?? own);
       }
-      this.#sequence.last += 1;
-      quote.number = this.#sequence.last;
-      quote.payload = quote.of(quote.number);
     }
+    this.#open = [...kept, ...fresh].filter(({ answer }) => answer === null);
   }
 
   /** Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it. */
@@ -373,7 +404,9 @@ class Batch {
         continue;
       }
       const refused = answer ?? ended ?? new Refused(grpc.status.UNKNOWN, "the stream ended without an answer");
-      if (refused.action === "retry") {
+      // What is said of one quote alone is not said of this one, which may be signed.
+      const isOpen = !answer && ["renumber", "reissue"].includes(refused.action);
+      if (isOpen || refused.action === "retry") {
         again.push({ quote, refused });
       } else if (refused.action === "renumber" && quote.renumbered < RENUMBERED_MAX) {
         quote.renumbered++;
@@ -393,8 +426,10 @@ class Batch {
 
   #close(quote, answer) {
     const own = { attempts: quote.attempts, correlationId: `${this.#correlationId}.${quote.at}` };
-    // What ended the stream is said to several.
-    quote.answer = Object.assign(answer instanceof Refused ? Object.create(answer) : answer, own);
+    // What ended the stream is said to several: each has its own.
+    const { message, stack } = answer;
+    const mine = answer instanceof Refused ? Object.assign(Object.create(Refused.prototype), answer, { message, stack }) : answer;
+    quote.answer = Object.assign(mine, own);
   }
 }
 

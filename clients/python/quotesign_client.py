@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 
 import grpc
 import jwt
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -58,6 +59,9 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 ATTEMPTS_MAX = 8
 ATTEMPT_S = 5.0
+# No stream is kept longer: one that stands still must not hold up the rest for ever.
+STREAM_S = 15.0
+RETRY_AFTER_MAX_S = 86_400.0
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
 RENUMBERED_MAX = 3
 
@@ -85,7 +89,7 @@ def refusal(error: grpc.RpcError) -> Refused:
     """What an error of gRPC says."""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # the details belong to another status
+    except (ValueError, DecodeError):  # the details belong to another status, or cannot be read
         status = None
     return told(error.code(), error.details() or "", status.details if status else ())
 
@@ -94,25 +98,32 @@ def told(code: grpc.StatusCode, message: str, details) -> Refused:
     """What a status says: the reason is what counts, the code only where there is none."""
     refused = Refused(code.name, "", message, "ask")
     for detail in details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            if info.domain == DOMAIN:
-                refused.reason, refused.metadata = info.reason, dict(info.metadata)
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            info = error_details_pb2.RetryInfo()
-            detail.Unpack(info)
-            refused.retry_after_s = info.retry_delay.ToTimedelta().total_seconds()
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            info = error_details_pb2.BadRequest()
-            detail.Unpack(info)
-            refused.violations = [(violation.field, violation.description) for violation in info.field_violations]
-        elif detail.Is(error_details_pb2.QuotaFailure.DESCRIPTOR):
-            info = error_details_pb2.QuotaFailure()
-            detail.Unpack(info)
-            refused.quotas = [violation.subject for violation in info.violations]
+        try:
+            read(refused, detail)
+        except (DecodeError, OverflowError, ValueError):
+            pass  # what cannot be read says nothing
     refused.action = action(refused, code)
     return refused
+
+
+def read(refused: Refused, detail):
+    if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+        info = error_details_pb2.ErrorInfo()
+        detail.Unpack(info)
+        if info.domain == DOMAIN:
+            refused.reason, refused.metadata = info.reason, dict(info.metadata)
+    elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+        info = error_details_pb2.RetryInfo()
+        detail.Unpack(info)
+        refused.retry_after_s = min(max(info.retry_delay.ToTimedelta().total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+        info = error_details_pb2.BadRequest()
+        detail.Unpack(info)
+        refused.violations = [(violation.field, violation.description) for violation in info.field_violations]
+    elif detail.Is(error_details_pb2.QuotaFailure.DESCRIPTOR):
+        info = error_details_pb2.QuotaFailure()
+        detail.Unpack(info)
+        refused.quotas = [violation.subject for violation in info.violations]
 
 
 def action(refused: Refused, code: grpc.StatusCode) -> str:
@@ -176,22 +187,25 @@ class Gateway:
             for tag, payload in payloads.items()
         )
         metadata, answers = (("x-correlation-id", correlation_id),), {}
+        timeout = min(deadline_s, STREAM_S)
+        # The config's waiting and sending again are for single calls.
+        stream = self._stub.SignQuotes(requests, timeout=timeout, metadata=metadata, wait_for_ready=True)
         try:
-            # The config's waiting and sending again are for single calls.
-            for answer in self._stub.SignQuotes(requests, timeout=deadline_s, metadata=metadata, wait_for_ready=True):
+            for answer in stream:
+                if answer.tag not in payloads or isinstance(answers.get(answer.tag), Signed):
+                    continue
                 own_id = f"{correlation_id}.{answer.tag}"
                 if answer.HasField("signed"):
                     signed = answer.signed
                     answers[answer.tag] = Signed(signed.jws, signed.kid, signed.sequence, signed.replayed, 1, own_id)
-                else:
+                elif answer.HasField("refused"):
                     refused = answer.refused
                     code = CODES.get(refused.code, grpc.StatusCode.UNKNOWN)
                     answers[answer.tag] = told(code, refused.message, refused.details)
-                    answers[answer.tag].correlation_id = own_id
         except grpc.RpcError as error:
-            ended = refusal(error)
-            ended.correlation_id = correlation_id
-            return answers, ended
+            return answers, refusal(error)
+        finally:
+            stream.cancel()
         return answers, None
 
     def _call(self, method, request, deadline_s):
@@ -270,9 +284,11 @@ class Sequence:
 
 
     def issue_all(self, quotes, deadline_s: float = 30.0) -> list[Signed | Refused]:
-        """Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to."""
+        """Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to.
+        A quote is made again where its number did not fit: keep the bytes that `quote(number)` made last."""
+        batch = Batch(self._gateway, self, quotes, time.monotonic() + deadline_s)
         with self._lock:
-            return Batch(self._gateway, self, quotes, time.monotonic() + deadline_s).issue()
+            return batch.issue()
 
 
 class Batch:
@@ -290,12 +306,10 @@ class Batch:
     def issue(self) -> list[Signed | Refused]:
         stream, in_vain = 0, 0
         while self._open:
-            stream += 1
-            try:
-                self._number()
-            except Refused as refused:
-                self._give_up(refused)
+            self._number()
+            if not self._open:
                 break
+            stream += 1
             sent = {at: self._numbered[at][1] for at in self._open}
             for at in sent:
                 self._attempts[at] += 1
@@ -303,29 +317,54 @@ class Batch:
             answers, ended = self._gateway.sign_over_stream(sent, left, self._correlation_id)
             again = self._take(answers, ended)
             in_vain = 0 if len(again) < len(sent) else in_vain + 1
-            told = [refused.retry_after_s for refused in again.values() if refused.retry_after_s is not None]
-            wait = pause(in_vain + 1, max(told, default=None))
+            wait = self._wait(again, in_vain)
             line = {"correlation_id": self._correlation_id, "attempt": stream, "code": ended.code if ended else "OK"}
             line |= {"reason": ended.reason if ended else "", "sent": len(sent), "open": len(self._open)}
-            log.info("%s", json.dumps(line | {"wait_s": round(wait, 3) if again else None}))
-            if again and (in_vain == ATTEMPTS_MAX or time.monotonic() + wait >= self._end):
-                for at, refused in again.items():
-                    self._refuse(at, refused)
-            elif again:
-                time.sleep(wait)
+            log.info("%s", json.dumps(line | {"wait_s": round(wait, 3)}))
+            time.sleep(wait)
         return self._answers
+
+    def _wait(self, again: dict[int, Refused], in_vain: int) -> float:
+        """How long those wait that are sent again. Whose own wait is too long is given up, and no other with it."""
+        left = self._end - time.monotonic()
+        waits = []
+        for at, refused in again.items():
+            if in_vain == ATTEMPTS_MAX or (refused.retry_after_s or 0.0) >= left:
+                self._refuse(at, refused)
+            else:
+                waits.append(refused.retry_after_s)
+        if not waits:
+            return 0.0
+        wait = pause(in_vain + 1, max((told for told in waits if told is not None), default=None))
+        if wait < left:
+            return wait
+        for at, refused in again.items():
+            if self._answers[at] is None:
+                self._refuse(at, refused)
+        return 0.0
 
     def _number(self):
         """Numbers what has no number: what has one goes first, as it was."""
-        self._open.sort(key=lambda at: (at not in self._numbered, at))
-        for at in self._open:
-            if at in self._numbered:
-                continue
-            if self._sequence.last is None:
-                kept = max((self._numbered[at][0] for at in self._open if at in self._numbered), default=0)
-                self._sequence.last = max(self._sequence.resume(self._end - time.monotonic()), kept)
-            self._sequence.last += 1
-            self._numbered[at] = self._sequence.last, self._quotes[at](self._sequence.last)
+        kept = sorted((at for at in self._open if at in self._numbered), key=lambda at: self._numbered[at][0])
+        fresh = sorted(at for at in self._open if at not in self._numbered)
+        self._open = kept + fresh
+        unknown = None
+        for at in fresh:
+            try:
+                if unknown:
+                    raise unknown
+                if self._sequence.last is None:
+                    resumed = self._sequence.resume(self._end - time.monotonic())
+                    self._sequence.last = max(resumed, *(self._numbered[at][0] for at in kept), 0)
+                number = self._sequence.last + 1
+                self._numbered[at] = number, self._quotes[at](number)
+                self._sequence.last = number
+            except Refused as refused:  # nobody says where the sequence stands
+                unknown = refused
+                self._refuse(at, refused)
+            except Exception as fault:
+                said = f"the quote could not be made: {type(fault).__name__}: {fault}"
+                self._refuse(at, Refused("INVALID_ARGUMENT", "", said, "mend"))
 
     def _take(self, answers, ended) -> dict[int, Refused]:
         """Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it."""
@@ -337,6 +376,8 @@ class Batch:
                 self._open.remove(at)
                 continue
             refused = answer or ended or Refused("UNKNOWN", "", "the stream ended without an answer", "retry")
+            if answer is None and refused.action in ("renumber", "reissue"):
+                refused = replace(refused, action="retry")  # that is said of one quote, and this one may be signed
             if refused.action == "retry":
                 again[at] = refused
             elif refused.action == "renumber" and self._renumbered[at] < RENUMBERED_MAX:
@@ -354,10 +395,6 @@ class Batch:
         own_id = f"{self._correlation_id}.{at}"
         self._answers[at] = replace(refused, attempts=self._attempts[at], correlation_id=own_id)
         self._open.remove(at)
-
-    def _give_up(self, refused: Refused):
-        for at in list(self._open):
-            self._refuse(at, refused)
 
 
 class Unverified(Exception):

@@ -69,8 +69,8 @@ where
     let ages = RandomState::new();
     let mut served = JoinSet::new();
     for id in 0_u64.. {
-        // None comes any more once it was stopped and the handshakes that were under way have ended: whoever was let in is told
-        // of the end as everyone is, so that what it sent meanwhile is answered.
+        // None comes any more once it was stopped and the handshakes that were under way have ended. Over HTTP/2 alone, whoever was let
+        // in meanwhile is told of the end as everyone is, and what it sent is answered.
         let Some(connection) = connections.recv().await else { break };
         while served.try_join_next().is_some() {}
         let retires = retires(&connection, terms.age_max, ages.hash_one(id));

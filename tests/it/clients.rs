@@ -14,7 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures_util::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use http::{Request as HttpRequest, Response as HttpResponse};
 use hyper::{body::Incoming, server::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -434,6 +438,24 @@ struct Sent {
 
 type Answers = BoxStream<'static, Result<SignQuotesResponse, Status>>;
 
+/// An answer among some that say nothing of its quote, and before one that takes back what was signed.
+fn among_odd_ones(answer: Result<(u64, Answer), Status>) -> Vec<Result<SignQuotesResponse, Status>> {
+    let (tag, answer) = match answer {
+        Ok(answer) => answer,
+        Err(status) => return vec![Err(status)],
+    };
+    let refused = Answer::Refused(refusal_of(&refusal(Code::Internal, "quotesign.v1", "SIGNATURE_MISMATCH", false)));
+    let back = matches!(answer, Answer::Signed(_)).then(|| (tag, Some(refused.clone())));
+    let all = [(1 << 40, Some(refused)), (tag, None), (tag, Some(answer))].into_iter().chain(back);
+    all.map(|(tag, answer)| Ok(SignQuotesResponse { tag, answer })).collect()
+}
+
+fn refusal_of(status: &Status) -> Refusal {
+    // Without details it has none to be read from.
+    let told = Refusal::decode(status.details()).unwrap();
+    Refusal { code: status.code().into(), message: status.message().to_owned(), ..told }
+}
+
 /// The message of a status that ends the whole stream.
 const ENDS: &str = "it ends";
 
@@ -470,20 +492,16 @@ impl Scripted {
 
     fn sign_all(&self, request: Request<Streaming<SignQuotesRequest>>) -> Response<Answers> {
         let (id, scripted) = (sent_id(&request), self.clone());
-        Response::new(Box::pin(request.into_inner().map(move |message| {
+        let answers = request.into_inner().map(move |message| {
             let SignQuotesRequest { tag, quote } = message?;
             let answer = match scripted.sign(&id, quote.unwrap().payload) {
                 Ok(signed) => Answer::Signed(signed),
                 Err(status) if status.message() == ENDS => return Err(status),
-                // Without details it has none to be read from.
-                Err(status) => Answer::Refused(Refusal {
-                    code: status.code().into(),
-                    message: status.message().to_owned(),
-                    ..Refusal::decode(status.details()).unwrap()
-                }),
+                Err(status) => Answer::Refused(refusal_of(&status)),
             };
-            Ok(SignQuotesResponse { tag, answer: Some(answer) })
-        })))
+            Ok((tag, answer))
+        });
+        Response::new(Box::pin(answers.flat_map(|answer| stream::iter(among_odd_ones(answer)))))
     }
 
     async fn serve(&self, site: &Site) -> SocketAddr {

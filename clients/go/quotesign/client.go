@@ -91,6 +91,9 @@ const (
 	backoffFirst = 200 * time.Millisecond
 	backoffMax   = 5 * time.Second
 	renumberMax  = 3
+	// No stream is kept longer: one that stands still must not hold up the rest for ever.
+	streamMax     = 15 * time.Second
+	retryAfterMax = 24 * time.Hour
 )
 
 // Refused says why a quote was not signed. Where its Action is Retry, time ran out.
@@ -122,7 +125,7 @@ func refusal(err error) *Refused {
 				refused.Reason, refused.Metadata = detail.Reason, detail.Metadata
 			}
 		case *errdetails.RetryInfo:
-			delay := detail.RetryDelay.AsDuration()
+			delay := min(max(detail.RetryDelay.AsDuration(), 0), retryAfterMax)
 			refused.RetryAfter = &delay
 		case *errdetails.BadRequest:
 			for _, violation := range detail.FieldViolations {

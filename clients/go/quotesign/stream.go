@@ -1,6 +1,7 @@
 package quotesign
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	grpcstatus "google.golang.org/grpc/status"
 
@@ -23,6 +25,7 @@ type Answer struct {
 }
 
 // IssueAll has many quotes signed over one stream, side by side: for each, in this order, what [Sequence.Issue] would come to.
+// A quote is made again where its number did not fit: keep the bytes that quote(number) made last.
 func (s *Sequence) IssueAll(ctx context.Context, quotes []func(number uint64) []byte) ([]Answer, error) {
 	end, bounded := ctx.Deadline()
 	if !bounded {
@@ -52,6 +55,10 @@ type quote struct {
 	answer               Answer
 }
 
+func (q *quote) isAnswered() bool {
+	return q.answer.Signed != nil || q.answer.Refused != nil
+}
+
 // batch is quotes that go over one stream after the other until each is signed or refused for good.
 type batch struct {
 	sequence *Sequence
@@ -62,15 +69,9 @@ type batch struct {
 }
 
 func (b *batch) issue(ctx context.Context) {
-	for stream, inVain := 1, 0; len(b.open) > 0; stream++ {
-		if err := b.number(ctx); err != nil {
-			var refused *Refused
-			if !errors.As(err, &refused) {
-				refused = refusal(err)
-			}
-			for _, at := range slices.Clone(b.open) {
-				b.refuse(at, refused)
-			}
+	for stream, inVain := 1, 0; ; stream++ {
+		b.number(ctx)
+		if len(b.open) == 0 {
 			return
 		}
 		sent := slices.Clone(b.open)
@@ -83,53 +84,65 @@ func (b *batch) issue(ctx context.Context) {
 		if len(again) < len(sent) {
 			inVain = 0
 		}
-		wait := pause(inVain+1, longest(again))
-		line := []any{"correlation_id", b.id, "attempt", stream, "sent", len(sent), "open", len(b.open)}
+		wait := b.wait(again, inVain)
+		line := []any{"correlation_id", b.id, "attempt", stream, "sent", len(sent), "open", len(b.open), "wait_s", wait.Seconds()}
 		if ended != nil {
 			line = append(line, "code", ended.Code.String(), "reason", ended.Reason)
 		}
-		if len(again) == 0 {
-			b.sequence.gateway.log.Info("stream", line...)
-			continue
-		}
-		b.sequence.gateway.log.Warn("stream", append(line, "wait_s", wait.Seconds())...)
-		over := inVain == attemptsMax || !time.Now().Add(wait).Before(b.end)
-		if !over {
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-				over = true
-			}
-		}
-		if over {
+		b.sequence.gateway.log.Info("stream", line...)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
 			for at, refused := range again {
-				b.refuse(at, refused)
+				if !b.quotes[at].isAnswered() {
+					b.refuse(at, refused)
+				}
 			}
 		}
 	}
 }
 
-// number numbers what has no number: what has one goes first, as it was.
-func (b *batch) number(ctx context.Context) error {
-	slices.SortFunc(b.open, func(one, other int) int {
-		if fresh := b.quotes[one].payload == nil; fresh != (b.quotes[other].payload == nil) {
-			if fresh {
-				return 1
-			}
-			return -1
+// wait is how long those wait that are sent again. Whose own wait is too long is given up, and no other with it.
+func (b *batch) wait(again map[int]*Refused, inVain int) time.Duration {
+	left := time.Until(b.end)
+	stay := map[int]*Refused{}
+	for at, refused := range again {
+		if inVain == attemptsMax || (refused.RetryAfter != nil && *refused.RetryAfter >= left) {
+			b.refuse(at, refused)
+		} else {
+			stay[at] = refused
 		}
-		return one - other
+	}
+	if len(stay) == 0 {
+		return 0
+	}
+	wait := pause(inVain+1, longest(stay))
+	if wait < left {
+		return wait
+	}
+	for at, refused := range stay {
+		b.refuse(at, refused)
+	}
+	return 0
+}
+
+// number numbers what has no number: what has one goes first, as it was.
+func (b *batch) number(ctx context.Context) {
+	slices.SortFunc(b.open, func(one, other int) int {
+		// Without a number behind all that have one.
+		return cmp.Or(cmp.Compare(b.quotes[one].number-1, b.quotes[other].number-1), one-other)
 	})
 	kept := uint64(0)
-	for _, at := range b.open {
+	for _, at := range slices.Clone(b.open) {
 		quote := &b.quotes[at]
-		if quote.payload != nil {
+		if quote.number != 0 {
 			kept = max(kept, quote.number)
 			continue
 		}
 		if b.sequence.last == nil {
 			if err := b.sequence.resume(ctx); err != nil {
-				return err
+				b.unknown(err)
+				return
 			}
 			*b.sequence.last = max(*b.sequence.last, kept)
 		}
@@ -137,13 +150,25 @@ func (b *batch) number(ctx context.Context) error {
 		quote.number = *b.sequence.last
 		quote.payload = quote.of(quote.number)
 	}
-	return nil
+}
+
+// unknown refuses what has no number, since nobody says where the sequence stands.
+func (b *batch) unknown(err error) {
+	var refused *Refused
+	if !errors.As(err, &refused) {
+		refused = refusal(err)
+	}
+	for _, at := range slices.Clone(b.open) {
+		if b.quotes[at].number == 0 {
+			b.refuse(at, refused)
+		}
+	}
 }
 
 // send gives what came back for each quote, and how the stream ended where not well: what has no answer then may be signed or not.
 func (b *batch) send(ctx context.Context, sent []int) (map[int]Answer, *Refused) {
-	// At least a second, and it ends with the answers: the sender below is not left behind.
-	ctx, cancel := context.WithTimeout(ctx, max(time.Until(b.end), time.Second))
+	// It ends with the answers: the sender below is not left behind.
+	ctx, cancel := context.WithTimeout(ctx, streamMax)
 	defer cancel()
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-correlation-id", b.id)
 	gateway, answers := b.sequence.gateway, map[int]Answer{}
@@ -173,10 +198,16 @@ func (b *batch) send(ctx context.Context, sent []int) (map[int]Answer, *Refused)
 		if err != nil {
 			return answers, refusal(err)
 		}
+		if !slices.Contains(sent, int(answer.Tag)) || answers[int(answer.Tag)].Signed != nil {
+			continue
+		}
 		if signed := answer.GetSigned(); signed != nil {
 			answers[int(answer.Tag)] = Answer{Signed: &Signed{JWS: signed.Jws, Kid: signed.Kid, Sequence: signed.Sequence, Replayed: signed.Replayed}}
 		} else if refused := answer.GetRefused(); refused != nil {
 			told := &status.Status{Code: refused.Code, Message: refused.Message, Details: refused.Details}
+			if codes.Code(told.Code) == codes.OK {
+				told.Code = int32(codes.Unknown)
+			}
 			answers[int(answer.Tag)] = Answer{Refused: refusal(grpcstatus.ErrorProto(told))}
 		}
 	}
@@ -197,19 +228,24 @@ func (b *batch) take(answers map[int]Answer, ended *Refused) map[int]*Refused {
 			refused = ended
 		}
 		if refused == nil {
-			refused = &Refused{Message: "the stream ended without an answer", Action: Retry}
+			refused = &Refused{Code: codes.Unknown, Message: "the stream ended without an answer", Action: Retry}
+		}
+		if answer.Refused == nil && (refused.Action == Renumber || refused.Action == Reissue) {
+			// That is said of one quote, and this one may be signed.
+			open := *refused
+			open.Action, refused = Retry, &open
 		}
 		switch {
 		case refused.Action == Retry:
 			again[at] = refused
 		case refused.Action == Renumber && quote.renumbered < renumberMax:
 			quote.renumbered++
-			quote.payload, b.sequence.last = nil, nil
+			quote.number, quote.payload, b.sequence.last = 0, nil, nil
 		default:
 			b.refuse(at, refused)
 			if answer.Refused == nil && refused.Action == Mend {
 				// A message that the gateway could not take: that is the first one without an answer.
-				ended = &Refused{Message: "the stream ended with another's fault", Action: Retry}
+				ended = &Refused{Code: codes.Unknown, Message: "the stream ended with another's fault", Action: Retry}
 			}
 		}
 	}

@@ -45,14 +45,22 @@ final class Batch {
         open.addAll(all);
     }
 
-    List<Sequence.Outcome> issue() throws InterruptedException {
+    List<Sequence.Outcome> issue() {
+        try {
+            send();
+        } catch (InterruptedException interrupted) {
+            open.forEach(quote -> refuse(quote, unanswered("interrupted")));
+            Thread.currentThread().interrupt();
+        }
+        return all.stream().map(quote -> quote.outcome).toList();
+    }
+
+    private void send() throws InterruptedException {
         int inVain = 0;
-        for (int stream = 1; !open.isEmpty(); stream++) {
-            try {
-                number();
-            } catch (Refused refused) {
-                open.forEach(quote -> refuse(quote, refused));
-                break;
+        for (int stream = 1; ; stream++) {
+            number();
+            if (open.isEmpty()) {
+                return;
             }
             var payloads = new LinkedHashMap<Long, byte[]>();
             for (Quote quote : open) {
@@ -62,32 +70,68 @@ final class Batch {
             long left = Math.max(end - System.nanoTime(), TimeUnit.SECONDS.toNanos(1));
             var streamed = gateway.signOverStream(payloads, left, id);
             var again = take(streamed.answers(), streamed.ended());
-            open.removeIf(quote -> quote.outcome != null);
             inVain = again.size() < payloads.size() ? 0 : inVain + 1;
-            var told = again.values().stream().map(refused -> refused.retryAfter);
-            long wait = Gateway.pause(inVain + 1, told.filter(after -> after != null).max(Comparator.naturalOrder()).orElse(null));
-            note(stream, payloads.size(), streamed.ended(), again.isEmpty() ? null : wait / 1e9);
-            if (!again.isEmpty() && (inVain == Gateway.ATTEMPTS_MAX || System.nanoTime() + wait >= end)) {
-                again.forEach(this::refuse);
-                open.removeAll(again.keySet());
-            } else if (!again.isEmpty()) {
-                TimeUnit.NANOSECONDS.sleep(wait);
-            }
+            long wait = waitFor(again, inVain);
+            open.removeIf(quote -> quote.outcome != null);
+            note(stream, payloads.size(), streamed.ended(), wait / 1e9);
+            TimeUnit.NANOSECONDS.sleep(wait);
         }
-        return all.stream().map(quote -> quote.outcome).toList();
+    }
+
+    /** How long those wait that are sent again. Whose own wait is too long is given up, and no other with it. */
+    private long waitFor(Map<Quote, Refused> again, int inVain) {
+        long left = end - System.nanoTime();
+        var stay = new LinkedHashMap<Quote, Refused>();
+        again.forEach((quote, refused) -> {
+            if (inVain == Gateway.ATTEMPTS_MAX || (refused.retryAfter != null && refused.retryAfter.toNanos() >= left)) {
+                refuse(quote, refused);
+            } else {
+                stay.put(quote, refused);
+            }
+        });
+        if (stay.isEmpty()) {
+            return 0;
+        }
+        var told = stay.values().stream().map(refused -> refused.retryAfter).filter(after -> after != null);
+        long wait = Gateway.pause(inVain + 1, told.max(Comparator.naturalOrder()).orElse(null));
+        if (wait < left) {
+            return wait;
+        }
+        stay.forEach(this::refuse);
+        return 0;
     }
 
     /** Numbers what has no number: what has one goes first, as it was. */
-    private void number() throws Refused, InterruptedException {
-        open.sort(Comparator.<Quote, Boolean>comparing(quote -> quote.payload == null).thenComparing(quote -> quote.tag));
+    private void number() throws InterruptedException {
+        Comparator<Quote> fresh = Comparator.comparing(quote -> quote.payload == null);
+        open.sort(fresh.thenComparing(quote -> quote.number).thenComparing(quote -> quote.tag));
         long kept = 0;
+        Refused unknown = null;
         for (Quote quote : open) {
             if (quote.payload != null) {
                 kept = Math.max(kept, quote.number);
                 continue;
             }
-            quote.number = sequence.next(kept, Duration.ofNanos(end - System.nanoTime()));
-            quote.payload = quote.of.apply(quote.number);
+            try {
+                if (unknown != null) {
+                    throw unknown;
+                }
+                long number = sequence.next(kept, Duration.ofNanos(end - System.nanoTime()));
+                quote.payload = made(quote, number);
+                quote.number = number;
+            } catch (Refused refused) { // nobody says where the sequence stands, or this one cannot be made
+                unknown = refused.action == Refused.Action.MEND ? unknown : refused;
+                refuse(quote, refused);
+            }
+        }
+        open.removeIf(quote -> quote.outcome != null);
+    }
+
+    private static byte[] made(Quote quote, long number) throws Refused {
+        try {
+            return quote.of.apply(number);
+        } catch (RuntimeException fault) {
+            throw new Refused(Refused.Action.MEND, Status.Code.INVALID_ARGUMENT, "the quote could not be made", fault);
         }
     }
 
@@ -101,11 +145,14 @@ final class Batch {
                 continue;
             }
             var refused = answer != null ? refusal(answer) : ended != null ? ended : unanswered("the stream ended without an answer");
-            if (refused.action == Refused.Action.RETRY) {
+            boolean isOpen = answer == null && refused.action != Refused.Action.MEND && refused.action != Refused.Action.ASK;
+            if (isOpen || refused.action == Refused.Action.RETRY) {
+                // What is said of one quote alone is not said of this one, which may be signed.
                 again.put(quote, refused);
             } else if (refused.action == Refused.Action.RENUMBER && quote.renumbered < Sequence.RENUMBERED_MAX) {
                 quote.renumbered++;
                 quote.payload = null;
+                quote.number = 0;
                 sequence.lost();
             } else {
                 refuse(quote, refused);
@@ -125,7 +172,7 @@ final class Batch {
     }
 
     private static Refused unanswered(String message) {
-        return new Refused(Status.Code.UNKNOWN, message, List.of(), null, 0, "");
+        return new Refused(Refused.Action.RETRY, Status.Code.UNKNOWN, message, null);
     }
 
     private void refuse(Quote quote, Refused refused) {
@@ -137,7 +184,7 @@ final class Batch {
         return id + "." + quote.tag;
     }
 
-    private void note(int stream, int sent, Refused ended, Double wait) {
+    private void note(int stream, int sent, Refused ended, double wait) {
         var line = new LinkedHashMap<String, Object>();
         line.put("correlation_id", id);
         line.put("attempt", stream);

@@ -8,6 +8,7 @@ import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.TlsChannelCredentials;
+import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.MetadataUtils;
 import io.grpc.stub.StreamObserver;
 import java.io.File;
@@ -39,6 +40,8 @@ import quotesign.v1.QuoteSigningServiceGrpc.QuoteSigningServiceStub;
 public final class Gateway implements AutoCloseable {
     static final int ATTEMPTS_MAX = 8;
     private static final Duration ATTEMPT = Duration.ofSeconds(5);
+    /** No stream is kept longer: one that stands still must not hold up the rest for ever. */
+    private static final Duration STREAM = Duration.ofSeconds(15);
     private static final Duration FIRST_ATTEMPT_MIN = Duration.ofSeconds(1);
     private static final long BACKOFF_MS = 200;
     private static final long BACKOFF_MAX_MS = 5000;
@@ -124,11 +127,14 @@ public final class Gateway implements AutoCloseable {
         var metadata = new Metadata();
         metadata.put(CORRELATION, id);
         var requests = streams.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(metadata))
-                .withDeadlineAfter(leftNanos, TimeUnit.NANOSECONDS)
+                .withDeadlineAfter(Math.min(leftNanos, STREAM.toNanos()), TimeUnit.NANOSECONDS)
                 .signQuotes(new StreamObserver<SignQuotesResponse>() {
                     @Override
                     public void onNext(SignQuotesResponse answer) {
-                        answers.put(answer.getTag(), answer);
+                        // What it did not ask for, or cannot read, is no answer; and none takes a signed quote away.
+                        if (payloads.containsKey(answer.getTag()) && (answer.hasSigned() || answer.hasRefused())) {
+                            answers.merge(answer.getTag(), answer, (one, other) -> one.hasSigned() ? one : other);
+                        }
                     }
 
                     @Override
@@ -151,6 +157,9 @@ public final class Gateway implements AutoCloseable {
             return new Streamed(answers, ended.get());
         } catch (ExecutionException never) {
             throw new IllegalStateException(never);
+        } catch (InterruptedException interrupted) {
+            ((ClientCallStreamObserver<SignQuotesRequest>) requests).cancel("interrupted", interrupted);
+            throw interrupted;
         }
     }
 

@@ -56,6 +56,7 @@ public final class Refused extends Exception {
     }
 
     private static final String DOMAIN = "quotesign.v1";
+    private static final Duration RETRY_AFTER_MAX = Duration.ofDays(1);
 
     /** Without a reason nobody knows whether the gateway got the quote; that is no answer, and the same bytes are sent again. */
     private static final Set<Status.Code> NO_ANSWER = EnumSet.of(
@@ -78,8 +79,13 @@ public final class Refused extends Exception {
 
     /** Reads an error of gRPC. */
     static Refused of(StatusRuntimeException error, int attempts, String correlationId) {
-        var status = StatusProto.fromThrowable(error);
-        var details = status == null ? List.<Any>of() : status.getDetailsList();
+        List<Any> details = List.of();
+        try {
+            var status = StatusProto.fromThrowable(error);
+            details = status == null ? details : status.getDetailsList();
+        } catch (RuntimeException unreadable) {
+            error.addSuppressed(unreadable); // what cannot be read says nothing
+        }
         var code = error.getStatus().getCode();
         return new Refused(code, error.getStatus().getDescription(), details, error, attempts, correlationId);
     }
@@ -105,7 +111,9 @@ public final class Refused extends Exception {
                     }
                 } else if (detail.is(RetryInfo.class)) {
                     var delay = detail.unpack(RetryInfo.class).getRetryDelay();
-                    retryAfter = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+                    long seconds = Math.min(Math.max(delay.getSeconds(), 0), RETRY_AFTER_MAX.toSeconds());
+                    var told = Duration.ofSeconds(seconds, Math.max(delay.getNanos(), 0));
+                    retryAfter = told.compareTo(RETRY_AFTER_MAX) < 0 ? told : RETRY_AFTER_MAX;
                 } else if (detail.is(BadRequest.class)) {
                     violations = detail.unpack(BadRequest.class).getFieldViolationsList().stream()
                             .map(BadRequest.FieldViolation::getField)
@@ -125,6 +133,20 @@ public final class Refused extends Exception {
         this.quotas = quotas;
         this.metadata = metadata;
         this.action = action();
+    }
+
+    /** What this side says, without a word of the gateway. */
+    Refused(Action action, Status.Code code, String message, Throwable cause) {
+        super(message, cause);
+        this.action = action;
+        this.code = code;
+        reason = "";
+        retryAfter = null;
+        violations = List.of();
+        quotas = List.of();
+        metadata = Map.of();
+        attempts = 0;
+        correlationId = "";
     }
 
     /** The same, of one quote of a stream. */

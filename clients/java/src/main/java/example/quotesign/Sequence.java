@@ -51,10 +51,16 @@ public final class Sequence {
             }
         }
     }
-    /** Has many quotes signed over one stream, side by side: for each, in this order, what {@link #issue} would come to. */
-    public synchronized List<Outcome> issueAll(List<LongFunction<byte[]>> quotes, Duration deadline)
-            throws InterruptedException {
-        return new Batch(gateway, this, quotes, System.nanoTime() + deadline.toNanos()).issue();
+    /**
+     * Has many quotes signed over one stream, side by side: for each, in this order, what {@link #issue} would come to.
+     * A quote is made again where its number did not fit: keep the bytes that it made last. Whoever is interrupted has the rest refused
+     * with RETRY, and stays interrupted.
+     */
+    public List<Outcome> issueAll(List<LongFunction<byte[]>> quotes, Duration deadline) {
+        var batch = new Batch(gateway, this, quotes, System.nanoTime() + deadline.toNanos());
+        synchronized (this) {
+            return batch.issue();
+        }
     }
 
     /** The next number, behind {@code kept} also where the sequence is resumed. */
