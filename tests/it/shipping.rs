@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     fs,
     io::{BufRead as _, BufReader},
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -16,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tonic::Code;
 
@@ -32,15 +31,23 @@ pub struct Sink {
     args: Vec<String>,
     out: PathBuf,
     pub ports: BTreeMap<String, u16>,
+    /// Nobody listens there and nobody else is given these ports while the sink is away; it may take them all the same.
+    _held: [TcpSocket; 2],
 }
 
 impl Sink {
     /// At addresses of its own, before it runs.
     pub fn absent(site: &Site, args: &[&str]) -> Self {
-        let held = ["grpc", "http"].map(|name| (name, TcpListener::bind("127.0.0.1:0").unwrap()));
-        let ports = held.iter().map(|(name, held)| ((*name).to_owned(), held.local_addr().unwrap().port())).collect();
+        let held = [(); 2].map(|()| {
+            let held = TcpSocket::new_v4().unwrap();
+            held.set_reuseaddr(true).unwrap();
+            held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            held
+        });
+        let port = |held: &TcpSocket| held.local_addr().unwrap().port();
+        let ports = ["grpc", "http"].map(str::to_owned).into_iter().zip(held.iter().map(port)).collect();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Self { process: None, args, out: site.path("shipped.jsonl"), ports }
+        Self { process: None, args, out: site.path("shipped.jsonl"), ports, _held: held }
     }
 
     pub fn start(&mut self) {
