@@ -50,7 +50,7 @@ func main() {
 	config := flag.String("service-config", "../service-config.json", "the gRPC service config")
 	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these, burst and stream")
 	count := flag.Int("count", 10, "how many quotes a burst or a stream has")
-	deadline := flag.Float64("deadline", 30, "seconds for a quote, retries and all")
+	deadline := flag.Float64("deadline", 30, "seconds for a quote or a stream, retries and all")
 	flag.Parse()
 	options.ServiceConfig = string(read(*config))
 	options.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))

@@ -22,7 +22,7 @@ const { values: args } = parseArgs({
     "service-config": text(here("../service-config.json")),
     steps: text("resume,sign,replay,conflict,schema,sequence,denied,expired,verify"), // burst and stream
     count: text("10"), // how many quotes a burst or a stream has
-    deadline: text("30"), // seconds for a quote, retries and all
+    deadline: text("30"), // seconds for a quote or a stream, retries and all
   },
 });
 const missing = ["address", "ca", "cert", "key", "jwks", "payload"].filter((name) => args[name] === undefined);

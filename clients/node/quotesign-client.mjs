@@ -358,8 +358,8 @@ class Batch {
   #wait(again, inVain) {
     const left = this.#end - performance.now();
     const fits = ({ refused }) => inVain < ATTEMPTS_MAX && (refused.retryAfterMs ?? 0) < left;
-    for (const { quote, refused } of again) if (!fits({ refused })) this.#close(quote, refused);
     const stay = again.filter(fits);
+    for (const one of again) if (!fits(one)) this.#close(one.quote, one.refused);
     if (stay.length === 0) return 0;
     const told = stay.map(({ refused }) => refused.retryAfterMs).filter((wait) => wait !== null);
     const wait = pause(inVain + 1, told.length > 0 ? Math.max(...told) : null);

@@ -41,10 +41,10 @@ class Scenario:
     def try_to(self, step, call):
         """Prints what a call came to."""
         try:
-            signed = call()
+            answer = call()
         except Refused as refused:
-            return tell_answer(step, refused)
-        return tell_answer(step, signed)
+            answer = refused
+        return tell_answer(step, answer)
 
     def issue(self, step, **changes):
         return self.try_to(step, lambda: self.sequence.issue(self.quote(**changes), self.deadline_s))
@@ -115,28 +115,15 @@ def stamp(at):
 
 def tell_answer(step, answer):
     """Prints it, and gives it back where it is a signed quote."""
-    if isinstance(answer, Refused):
-        tell(
-            step,
-            code=answer.code,
-            reason=answer.reason,
-            action=answer.action,
-            attempts=answer.attempts,
-            correlation_id=answer.correlation_id,
-            violations=[field for field, _ in answer.violations],
-            quotas=answer.quotas,
-        )
-        return None
-    tell(
-        step,
-        sequence=answer.sequence,
-        kid=answer.kid,
-        replayed=answer.replayed,
-        attempts=answer.attempts,
-        correlation_id=answer.correlation_id,
-        jws_sha256=hashlib.sha256(answer.jws.encode()).hexdigest(),
-    )
-    return answer
+    refused = isinstance(answer, Refused)
+    names = ["code", "reason", "action", "quotas"] if refused else ["sequence", "kid", "replayed"]
+    facts = {name: getattr(answer, name) for name in [*names, "attempts", "correlation_id"]}
+    if refused:
+        facts["violations"] = [field for field, _ in answer.violations]
+    else:
+        facts["jws_sha256"] = hashlib.sha256(answer.jws.encode()).hexdigest()
+    tell(step, **facts)
+    return None if refused else answer
 
 
 def tell(step, **facts):
@@ -155,7 +142,7 @@ def main():
     parser.add_argument("--service-config", type=Path, default=here.parent / "service-config.json")
     parser.add_argument("--steps", default=STEPS, help=f"{STEPS}, burst and stream")
     parser.add_argument("--count", type=int, default=10, help="how many quotes a burst or a stream has")
-    parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a quote, retries and all")
+    parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a quote or a stream, retries and all")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     scenario = Scenario(arguments)

@@ -296,7 +296,6 @@ class Batch:
 
     def __init__(self, gateway: Gateway, sequence: Sequence, quotes, end: float):
         self._gateway, self._sequence, self._quotes, self._end = gateway, sequence, list(quotes), end
-        self._open = list(range(len(self._quotes)))
         # The number and the bytes of each: once they were sent they stay, unless the number did not fit.
         self._numbered = {}
         self._attempts, self._renumbered = [0] * len(self._quotes), [0] * len(self._quotes)
@@ -305,80 +304,60 @@ class Batch:
 
     def issue(self) -> list[Signed | Refused]:
         stream, in_vain = 0, 0
-        while self._open:
-            self._number()
-            if not self._open:
-                break
+        while sent := self._number():
             stream += 1
-            sent = {at: self._numbered[at][1] for at in self._open}
             for at in sent:
                 self._attempts[at] += 1
             left = max(self._end - time.monotonic(), 1.0)
             answers, ended = self._gateway.sign_over_stream(sent, left, self._correlation_id)
-            again = self._take(answers, ended)
+            again = self._take(sent, answers, ended)
             in_vain = 0 if len(again) < len(sent) else in_vain + 1
             wait = self._wait(again, in_vain)
             line = {"correlation_id": self._correlation_id, "attempt": stream, "code": ended.code if ended else "OK"}
-            line |= {"reason": ended.reason if ended else "", "sent": len(sent), "open": len(self._open)}
+            line |= {"reason": ended.reason if ended else "", "sent": len(sent), "open": self._answers.count(None)}
             log.info("%s", json.dumps(line | {"wait_s": round(wait, 3)}))
             time.sleep(wait)
         return self._answers
 
-    def _wait(self, again: dict[int, Refused], in_vain: int) -> float:
-        """How long those wait that are sent again. Whose own wait is too long is given up, and no other with it."""
-        left = self._end - time.monotonic()
-        waits = []
-        for at, refused in again.items():
-            if in_vain == ATTEMPTS_MAX or (refused.retry_after_s or 0.0) >= left:
-                self._refuse(at, refused)
-            else:
-                waits.append(refused.retry_after_s)
-        if not waits:
-            return 0.0
-        wait = pause(in_vain + 1, max((told for told in waits if told is not None), default=None))
-        if wait < left:
-            return wait
-        for at, refused in again.items():
-            if self._answers[at] is None:
-                self._refuse(at, refused)
-        return 0.0
-
-    def _number(self):
-        """Numbers what has no number: what has one goes first, as it was."""
-        kept = sorted((at for at in self._open if at in self._numbered), key=lambda at: self._numbered[at][0])
-        fresh = sorted(at for at in self._open if at not in self._numbered)
-        self._open = kept + fresh
-        unknown = None
-        for at in fresh:
+    def _number(self) -> dict[int, bytes]:
+        """What is to be sent, in its order. What has a number goes first, as it was; all others get one."""
+        kept = sorted((number, at) for at, (number, _) in self._numbered.items() if self._answers[at] is None)
+        order = [at for _, at in kept]
+        for at, answer in enumerate(self._answers):
+            if answer is not None or at in self._numbered:
+                continue
             try:
-                if unknown:
-                    raise unknown
                 if self._sequence.last is None:
                     resumed = self._sequence.resume(self._end - time.monotonic())
-                    self._sequence.last = max(resumed, *(self._numbered[at][0] for at in kept), 0)
-                number = self._sequence.last + 1
-                self._numbered[at] = number, self._quotes[at](number)
-                self._sequence.last = number
+                    self._sequence.last = max(resumed, kept[-1][0] if kept else 0)
             except Refused as refused:  # nobody says where the sequence stands
-                unknown = refused
-                self._refuse(at, refused)
+                for other in range(at, len(self._quotes)):
+                    if self._answers[other] is None and other not in self._numbered:
+                        self._refuse(other, refused)
+                break
+            number = self._sequence.last + 1
+            try:
+                self._numbered[at] = number, self._quotes[at](number)
             except Exception as fault:
                 said = f"the quote could not be made: {type(fault).__name__}: {fault}"
                 self._refuse(at, Refused("INVALID_ARGUMENT", "", said, "mend"))
+                continue
+            self._sequence.last = number
+            order.append(at)
+        return {at: self._numbered[at][1] for at in order}
 
-    def _take(self, answers, ended) -> dict[int, Refused]:
+    def _take(self, sent, answers, ended) -> dict[int, Refused]:
         """Takes the answers in. Those quotes that are to be sent again as they were, each with what was said of it."""
         again = {}
-        for at in list(self._open):
+        for at in sent:
             answer = answers.get(at)
             if isinstance(answer, Signed):
                 self._answers[at] = replace(answer, attempts=self._attempts[at])
-                self._open.remove(at)
                 continue
             refused = answer or ended or Refused("UNKNOWN", "", "the stream ended without an answer", "retry")
-            if answer is None and refused.action in ("renumber", "reissue"):
-                refused = replace(refused, action="retry")  # that is said of one quote, and this one may be signed
-            if refused.action == "retry":
+            # What is said of one quote alone is not said of one without an answer, which may be signed.
+            is_open = answer is None and refused.action in ("renumber", "reissue")
+            if is_open or refused.action == "retry":
                 again[at] = refused
             elif refused.action == "renumber" and self._renumbered[at] < RENUMBERED_MAX:
                 self._renumbered[at] += 1
@@ -391,10 +370,25 @@ class Batch:
                     ended = Refused("UNKNOWN", "", "the stream ended with another's fault", "retry")
         return again
 
+    def _wait(self, again: dict[int, Refused], in_vain: int) -> float:
+        """How long those wait that are sent again. Whose own wait is too long is given up, and no other with it."""
+        left, stay = self._end - time.monotonic(), {}
+        for at, refused in again.items():
+            if in_vain < ATTEMPTS_MAX and (refused.retry_after_s or 0.0) < left:
+                stay[at] = refused
+            else:
+                self._refuse(at, refused)
+        told = [refused.retry_after_s for refused in stay.values() if refused.retry_after_s is not None]
+        wait = pause(in_vain + 1, max(told, default=None)) if stay else 0.0
+        if wait < left:
+            return wait
+        for at, refused in stay.items():
+            self._refuse(at, refused)
+        return 0.0
+
     def _refuse(self, at: int, refused: Refused):
         own_id = f"{self._correlation_id}.{at}"
         self._answers[at] = replace(refused, attempts=self._attempts[at], correlation_id=own_id)
-        self._open.remove(at)
 
 
 class Unverified(Exception):

@@ -249,6 +249,7 @@ async fn keeps_the_contract(program: Program) {
         begun(&handle, move || decides_by_the_reason(program, "burst")),
         begun(&handle, move || decides_by_the_reason(program, "stream")),
         begun(&handle, move || goes_on_where_a_stream_ended(program)),
+        begun(&handle, move || keeps_the_order_over_streams(program)),
     ];
     for trial in trials {
         trial.await.unwrap();
@@ -418,11 +419,13 @@ fn all_signed(steps: &[Value], count: usize, last: &mut u64) {
     }
 }
 
-/// A gateway that answers the first call of each quote as it is told to, and signs at the second.
+/// A gateway that answers the first call of each quote as it is told to, and signs at the second unless told otherwise.
 #[derive(Clone, Default)]
 struct Scripted {
     /// What the first call of each quote is answered with; none where it is signed.
     answers: Arc<Mutex<VecDeque<Option<Status>>>>,
+    /// What later calls are answered with, in the order in which they come.
+    later: Arc<Mutex<VecDeque<Option<Status>>>>,
     /// The calls of each quote, by its id: when, with which payload and correlation id.
     calls: Arc<Mutex<HashMap<String, Vec<Sent>>>>,
     /// The ids, in the order in which they came.
@@ -477,9 +480,10 @@ impl Scripted {
         sent.push(Sent { at: Instant::now(), payload, correlation_id: correlation_id.to_owned() });
         if sent.len() == 1 {
             self.order.lock().unwrap().push(id);
-            if let Some(status) = self.answers.lock().unwrap().pop_front().flatten() {
-                return Err(status);
-            }
+        }
+        let told = if sent.len() == 1 { &self.answers } else { &self.later };
+        if let Some(status) = told.lock().unwrap().pop_front().flatten() {
+            return Err(status);
         }
         let sequence = quote["quote_sequence"].as_u64().unwrap();
         Ok(SignQuoteResponse { jws: "a.b.c".to_owned(), sequence, ..SignQuoteResponse::default() })
@@ -650,6 +654,34 @@ async fn decides_by_the_reason(program: Program, way: &str) {
     }
 }
 
+/// What ends a whole stream for this reason.
+fn ends(reason: &str) -> Status {
+    let code = answer(reasons().find(|one| name(*one) == reason).unwrap());
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, "quotesign.v1", HashMap::new());
+    Status::with_error_details(Code::from_i32(code.number()), ENDS, details)
+}
+
+/// What is sent again goes in the order of its numbers, whatever was numbered anew before a stream ended.
+async fn keeps_the_order_over_streams(program: Program) {
+    let site = Site::new();
+    let scripted = Scripted::default();
+    let refused = |code, reason| Some(refusal(code, "quotesign.v1", reason, false));
+    let overloaded = || refused(Code::ResourceExhausted, "OVERLOADED");
+    let first = [refused(Code::FailedPrecondition, "SEQUENCE_NOT_MONOTONIC"), overloaded(), overloaded()];
+    scripted.answers.lock().unwrap().extend(first);
+    scripted.later.lock().unwrap().push_back(Some(ends("STREAM_ENDED")));
+    let to = Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
+    let steps = to.run(program, &["--steps", "stream", "--count", "3"]).done().await;
+    let signed: Vec<_> = steps.iter().map(|line| line["sequence"].as_u64().unwrap() - SCRIPTED_LAST).collect();
+    assert_eq!(signed, [4, 2, 3], "{steps:#?}");
+    let mut sent: Vec<_> = scripted.calls.lock().unwrap().values().flatten().cloned().collect();
+    sent.sort_by_key(|sent| sent.at);
+    let number = |sent: &Sent| serde_json::from_slice::<Value>(&sent.payload).unwrap()["quote_sequence"].as_u64();
+    let numbers: Vec<_> = sent.iter().map(|sent| number(sent).unwrap() - SCRIPTED_LAST).collect();
+    assert_eq!(numbers, [1, 2, 3, 2, 2, 3, 4], "the second stream ended at its first quote");
+}
+
 async fn goes_on_where_a_stream_ended(program: Program) {
     for (reason, expected) in [
         // The one that could not be read is not sent again.
@@ -659,10 +691,7 @@ async fn goes_on_where_a_stream_ended(program: Program) {
     ] {
         let site = Site::new();
         let scripted = Scripted::default();
-        let code = answer(reasons().find(|one| name(*one) == reason).unwrap());
-        let mut details = ErrorDetails::new();
-        details.set_error_info(reason, "quotesign.v1", HashMap::new());
-        let ends = Status::with_error_details(Code::from_i32(code.number()), ENDS, details);
+        let ends = ends(reason);
         scripted.answers.lock().unwrap().extend([None, Some(ends)]);
         let to = Target { site: &site, address: scripted.serve(&site).await, jwks: "https://127.0.0.1:9/".to_owned() };
         let steps = to.run(program, &["--steps", "stream", "--count", "3"]).done().await;

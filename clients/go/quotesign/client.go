@@ -2,7 +2,8 @@
 //
 // It is made to be taken over into a pricing service. [Gateway.Sign] sends one quote until it is signed, refused for good, or
 // out of time; [Sequence.Issue] numbers quotes and has them signed, [Sequence.IssueAll] many at once over a stream; [Verifier]
-// checks a JWS as the operator would. It needs grpc, go-jose and what protoc makes of proto/quotesign/v1. What each refusal asks for is in docs/clients.md.
+// checks a JWS as the operator would. It needs grpc, go-jose and what protoc makes of proto/quotesign/v1. What each refusal asks
+// for is in docs/clients.md.
 package quotesign
 
 import (

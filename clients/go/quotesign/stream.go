@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -36,7 +37,6 @@ func (s *Sequence) IssueAll(ctx context.Context, quotes []func(number uint64) []
 	b := batch{sequence: s, end: end, id: correlationID(), quotes: make([]quote, len(quotes))}
 	for at, of := range quotes {
 		b.quotes[at].of = of
-		b.open = append(b.open, at)
 	}
 	b.issue(ctx)
 	answers := make([]Answer, len(quotes))
@@ -55,37 +55,41 @@ type quote struct {
 	answer               Answer
 }
 
-func (q *quote) isAnswered() bool {
-	return q.answer.Signed != nil || q.answer.Refused != nil
-}
-
 // batch is quotes that go over one stream after the other until each is signed or refused for good.
 type batch struct {
 	sequence *Sequence
 	end      time.Time
 	id       string
 	quotes   []quote
-	open     []int
+}
+
+// open is the quotes without an answer, in their order.
+func (b *batch) open() (open []int) {
+	for at := range b.quotes {
+		if answer := b.quotes[at].answer; answer.Signed == nil && answer.Refused == nil {
+			open = append(open, at)
+		}
+	}
+	return open
 }
 
 func (b *batch) issue(ctx context.Context) {
 	for stream, inVain := 1, 0; ; stream++ {
-		b.number(ctx)
-		if len(b.open) == 0 {
+		sent := b.number(ctx)
+		if len(sent) == 0 {
 			return
 		}
-		sent := slices.Clone(b.open)
 		for _, at := range sent {
 			b.quotes[at].attempts++
 		}
 		answers, ended := b.send(ctx, sent)
-		again := b.take(answers, ended)
+		again := b.take(sent, answers, ended)
 		inVain++
 		if len(again) < len(sent) {
 			inVain = 0
 		}
 		wait := b.wait(again, inVain)
-		line := []any{"correlation_id", b.id, "attempt", stream, "sent", len(sent), "open", len(b.open), "wait_s", wait.Seconds()}
+		line := []any{"correlation_id", b.id, "attempt", stream, "sent", len(sent), "open", len(b.open()), "wait_s", wait.Seconds()}
 		if ended != nil {
 			line = append(line, "code", ended.Code.String(), "reason", ended.Reason)
 		}
@@ -93,11 +97,7 @@ func (b *batch) issue(ctx context.Context) {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			for at, refused := range again {
-				if !b.quotes[at].isAnswered() {
-					b.refuse(at, refused)
-				}
-			}
+			b.refuseAll(again)
 		}
 	}
 }
@@ -105,63 +105,62 @@ func (b *batch) issue(ctx context.Context) {
 // wait is how long those wait that are sent again. Whose own wait is too long is given up, and no other with it.
 func (b *batch) wait(again map[int]*Refused, inVain int) time.Duration {
 	left := time.Until(b.end)
-	stay := map[int]*Refused{}
-	for at, refused := range again {
-		if inVain == attemptsMax || (refused.RetryAfter != nil && *refused.RetryAfter >= left) {
+	maps.DeleteFunc(again, func(at int, refused *Refused) bool {
+		over := inVain == attemptsMax || (refused.RetryAfter != nil && *refused.RetryAfter >= left)
+		if over {
 			b.refuse(at, refused)
-		} else {
-			stay[at] = refused
 		}
-	}
-	if len(stay) == 0 {
+		return over
+	})
+	if len(again) == 0 {
 		return 0
 	}
-	wait := pause(inVain+1, longest(stay))
+	wait := pause(inVain+1, longest(again))
 	if wait < left {
 		return wait
 	}
-	for at, refused := range stay {
-		b.refuse(at, refused)
-	}
+	b.refuseAll(again)
 	return 0
 }
 
-// number numbers what has no number: what has one goes first, as it was.
-func (b *batch) number(ctx context.Context) {
-	slices.SortFunc(b.open, func(one, other int) int {
-		// Without a number behind all that have one.
-		return cmp.Or(cmp.Compare(b.quotes[one].number-1, b.quotes[other].number-1), one-other)
-	})
-	kept := uint64(0)
-	for _, at := range slices.Clone(b.open) {
-		quote := &b.quotes[at]
-		if quote.number != 0 {
-			kept = max(kept, quote.number)
-			continue
+// number is what is to be sent, in its order. What has a number goes first, as it was; all others get one.
+func (b *batch) number(ctx context.Context) []int {
+	var order, fresh []int
+	for _, at := range b.open() {
+		if b.quotes[at].number != 0 {
+			order = append(order, at)
+		} else {
+			fresh = append(fresh, at)
 		}
+	}
+	slices.SortFunc(order, func(one, other int) int { return cmp.Compare(b.quotes[one].number, b.quotes[other].number) })
+	for done, at := range fresh {
 		if b.sequence.last == nil {
 			if err := b.sequence.resume(ctx); err != nil {
-				b.unknown(err)
-				return
+				b.unknown(fresh[done:], err)
+				return order
 			}
-			*b.sequence.last = max(*b.sequence.last, kept)
+			if len(order) > 0 {
+				*b.sequence.last = max(*b.sequence.last, b.quotes[order[len(order)-1]].number)
+			}
 		}
 		*b.sequence.last++
+		quote := &b.quotes[at]
 		quote.number = *b.sequence.last
 		quote.payload = quote.of(quote.number)
+		order = append(order, at)
 	}
+	return order
 }
 
 // unknown refuses what has no number, since nobody says where the sequence stands.
-func (b *batch) unknown(err error) {
+func (b *batch) unknown(fresh []int, err error) {
 	var refused *Refused
 	if !errors.As(err, &refused) {
 		refused = refusal(err)
 	}
-	for _, at := range slices.Clone(b.open) {
-		if b.quotes[at].number == 0 {
-			b.refuse(at, refused)
-		}
+	for _, at := range fresh {
+		b.refuse(at, refused)
 	}
 }
 
@@ -177,9 +176,10 @@ func (b *batch) send(ctx context.Context, sent []int) (map[int]Answer, *Refused)
 	if err != nil {
 		return answers, refusal(err)
 	}
-	requests := make([]*pb.SignQuotesRequest, len(sent))
+	requests, asked := make([]*pb.SignQuotesRequest, len(sent)), map[int]bool{}
 	for at, index := range sent {
 		quote := &pb.SignQuoteRequest{Environment: gateway.environment, Payload: b.quotes[index].payload}
+		asked[index] = true
 		requests[at] = &pb.SignQuotesRequest{Tag: uint64(index), Quote: quote}
 	}
 	go func() {
@@ -198,29 +198,30 @@ func (b *batch) send(ctx context.Context, sent []int) (map[int]Answer, *Refused)
 		if err != nil {
 			return answers, refusal(err)
 		}
-		if !slices.Contains(sent, int(answer.Tag)) || answers[int(answer.Tag)].Signed != nil {
+		at := int(answer.Tag)
+		if !asked[at] || answers[at].Signed != nil {
 			continue
 		}
 		if signed := answer.GetSigned(); signed != nil {
-			answers[int(answer.Tag)] = Answer{Signed: &Signed{JWS: signed.Jws, Kid: signed.Kid, Sequence: signed.Sequence, Replayed: signed.Replayed}}
+			answers[at] = Answer{Signed: &Signed{JWS: signed.Jws, Kid: signed.Kid, Sequence: signed.Sequence, Replayed: signed.Replayed}}
 		} else if refused := answer.GetRefused(); refused != nil {
 			told := &status.Status{Code: refused.Code, Message: refused.Message, Details: refused.Details}
 			if codes.Code(told.Code) == codes.OK {
 				told.Code = int32(codes.Unknown)
 			}
-			answers[int(answer.Tag)] = Answer{Refused: refusal(grpcstatus.ErrorProto(told))}
+			answers[at] = Answer{Refused: refusal(grpcstatus.ErrorProto(told))}
 		}
 	}
 }
 
 // take takes the answers in. It gives those quotes that are to be sent again as they were, each with what was said of it.
-func (b *batch) take(answers map[int]Answer, ended *Refused) map[int]*Refused {
+func (b *batch) take(sent []int, answers map[int]Answer, ended *Refused) map[int]*Refused {
 	again := map[int]*Refused{}
-	for _, at := range slices.Clone(b.open) {
+	for _, at := range sent {
 		answer, quote := answers[at], &b.quotes[at]
 		if answer.Signed != nil {
 			answer.Signed.Attempts, answer.Signed.CorrelationID = quote.attempts, b.idOf(at)
-			b.close(at, answer)
+			quote.answer = answer
 			continue
 		}
 		refused := answer.Refused
@@ -230,13 +231,10 @@ func (b *batch) take(answers map[int]Answer, ended *Refused) map[int]*Refused {
 		if refused == nil {
 			refused = &Refused{Code: codes.Unknown, Message: "the stream ended without an answer", Action: Retry}
 		}
-		if answer.Refused == nil && (refused.Action == Renumber || refused.Action == Reissue) {
-			// That is said of one quote, and this one may be signed.
-			open := *refused
-			open.Action, refused = Retry, &open
-		}
+		// What is said of one quote alone is not said of one without an answer, which may be signed.
+		isOpen := answer.Refused == nil && (refused.Action == Renumber || refused.Action == Reissue)
 		switch {
-		case refused.Action == Retry:
+		case isOpen || refused.Action == Retry:
 			again[at] = refused
 		case refused.Action == Renumber && quote.renumbered < renumberMax:
 			quote.renumbered++
@@ -255,12 +253,13 @@ func (b *batch) take(answers map[int]Answer, ended *Refused) map[int]*Refused {
 func (b *batch) refuse(at int, refused *Refused) {
 	own := *refused
 	own.Attempts, own.CorrelationID = b.quotes[at].attempts, b.idOf(at)
-	b.close(at, Answer{Refused: &own})
+	b.quotes[at].answer = Answer{Refused: &own}
 }
 
-func (b *batch) close(at int, answer Answer) {
-	b.quotes[at].answer = answer
-	b.open = slices.DeleteFunc(b.open, func(other int) bool { return other == at })
+func (b *batch) refuseAll(again map[int]*Refused) {
+	for at, refused := range again {
+		b.refuse(at, refused)
+	}
 }
 
 // idOf is the correlation id of a quote: the stream's, a full stop, and its tag.

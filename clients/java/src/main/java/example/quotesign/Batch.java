@@ -106,32 +106,26 @@ final class Batch {
         Comparator<Quote> fresh = Comparator.comparing(quote -> quote.payload == null);
         open.sort(fresh.thenComparing(quote -> quote.number).thenComparing(quote -> quote.tag));
         long kept = 0;
-        Refused unknown = null;
-        for (Quote quote : open) {
-            if (quote.payload != null) {
-                kept = Math.max(kept, quote.number);
-                continue;
-            }
-            try {
-                if (unknown != null) {
-                    throw unknown;
+        try {
+            for (Quote quote : open) {
+                if (quote.payload == null) {
+                    make(quote, sequence.next(kept, Duration.ofNanos(end - System.nanoTime())));
+                } else {
+                    kept = quote.number;
                 }
-                long number = sequence.next(kept, Duration.ofNanos(end - System.nanoTime()));
-                quote.payload = made(quote, number);
-                quote.number = number;
-            } catch (Refused refused) { // nobody says where the sequence stands, or this one cannot be made
-                unknown = refused.action == Refused.Action.MEND ? unknown : refused;
-                refuse(quote, refused);
             }
+        } catch (Refused unknown) { // nobody says where the sequence stands
+            open.stream().filter(quote -> quote.payload == null && quote.outcome == null).forEach(quote -> refuse(quote, unknown));
         }
         open.removeIf(quote -> quote.outcome != null);
     }
 
-    private static byte[] made(Quote quote, long number) throws Refused {
+    private void make(Quote quote, long number) {
         try {
-            return quote.of.apply(number);
+            quote.payload = quote.of.apply(number);
+            quote.number = number;
         } catch (RuntimeException fault) {
-            throw new Refused(Refused.Action.MEND, Status.Code.INVALID_ARGUMENT, "the quote could not be made", fault);
+            refuse(quote, new Refused(Refused.Action.MEND, Status.Code.INVALID_ARGUMENT, "the quote could not be made", fault));
         }
     }
 

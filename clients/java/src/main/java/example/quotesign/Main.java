@@ -26,9 +26,9 @@ public final class Main {
     private static final Map<String, String> DEFAULTS = Map.of(
             "environment", "development",
             "service-config", "../service-config.json",
-            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // burst and stream too
+            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // and burst and stream
             "count", "10", // how many quotes a burst or a stream has
-            "deadline", "30"); // seconds for a quote, retries and all
+            "deadline", "30"); // seconds for a quote or a stream, retries and all
 
     @FunctionalInterface
     private interface Call {
