@@ -50,6 +50,32 @@ async fn a_full_queue_refuses_at_once_and_loses_nothing() {
     token.close().await;
 }
 
+/// The gateway looks at its keys with orders of its own, and those take no room that was given away.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_place_is_never_told_that_there_is_no_room_to_wait() {
+    let softhsm = Backend::start("softhsm");
+    let probe_interval = Duration::from_millis(1);
+    let token = Token::start(TokenConfig { sessions: 1, queue_max: 2, probe_interval, ..softhsm.config() });
+    let mut keys = Vec::new();
+    for kid in ["quote-signing-a", "quote-signing-b", "quote-signing-c", "quote-signing-d"] {
+        keys.push(softhsm.bound(&token, &softhsm.generate(kid, 3072).await, kid));
+        contract::comes_to_serve(&**keys.last().unwrap()).await;
+    }
+    let (begun, mut signed, mut probed) = (Instant::now(), 0, false);
+    while begun.elapsed() < Duration::from_secs(3) {
+        let order = Order::new(Flow(7), Instant::now() + Duration::from_secs(5));
+        let Ok(_place) = keys[0].turns().place(order.flow, order.deadline) else {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        };
+        probed |= keys[0].turns().usage().places > 1;
+        keys[0].sign(&SigningInput::fresh_probe(), &order).await.unwrap();
+        signed += 1;
+    }
+    assert!(signed > 10 && probed, "{signed} signed; keys were looked at meanwhile: {probed}");
+    token.close().await;
+}
+
 /// The gateway may start before its token is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_comes_late_is_found_and_a_missing_module_is_named() {

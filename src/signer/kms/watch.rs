@@ -137,7 +137,9 @@ async fn probe(key: &Arc<Key>, shared: &Shared) {
     let opened = key.breaker(Breaker::opened);
     let input = SigningInput::fresh_probe();
     let order = Order::new(Flow::OWN, Instant::now() + TURN_MAX + shared.config.call_timeout);
-    // A test signature that finds no room says nothing; and what a call says of the key, the call has taken down.
+    // A test signature that finds no room says nothing, and takes none from whoever was given a place; and what a call says of the
+    // key, the call has taken down.
+    let Ok(_place) = shared.turns.place(order.flow, order.deadline) else { return };
     let Ok(turn) = shared.turns.turn(&order).await else { return };
     if let Ok(signature) = key.call(&input, &order, turn).await {
         if key.pinned.public.verifies(input.bytes(), signature.bytes()) {

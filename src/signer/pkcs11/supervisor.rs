@@ -318,7 +318,11 @@ impl<'s> Generation<'s> {
 async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
     let input = SigningInput::fresh_probe();
     let order = Order::new(Flow::OWN, Instant::now() + shared.config.call_timeout * 2);
-    let signed = shared.sign(&key, &input, &order).await;
+    // A place of its own: without one it would take the room of somebody who was given a place.
+    let signed = match shared.turns.place(order.flow, order.deadline) {
+        Ok(_place) => shared.sign(&key, &input, &order).await,
+        Err(_) => Err(SignError::Full),
+    };
     match signed {
         Ok(signature) if key.standing.public().verifies(input.bytes(), &signature.0) => {
             // A key that was distrusted meanwhile is to be probed at once, and this probe began before that.
