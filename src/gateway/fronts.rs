@@ -35,6 +35,8 @@ use crate::{
 
 /// How much larger a message may be than the quote in it.
 const MESSAGE_OVERHEAD_BYTES: usize = 4096;
+/// How large a question about health or the services may be: a name. They are read before anybody asks who the caller is.
+const PROBE_BYTES_MAX: usize = 4096;
 /// How long a connection to a listener of anyone's may be silent.
 const PUBLIC_IDLE_MAX: Duration = Duration::from_secs(15);
 /// How many requests such a connection may have under way.
@@ -117,6 +119,7 @@ impl Gateway {
             started_at: self.started_at,
         })
         .max_decoding_message_size(message_bytes);
+        let health = health.max_decoding_message_size(PROBE_BYTES_MAX);
         let grpc = Routes::new(health.clone()).add_service(quotes).add_service(keys);
         let admin = Routes::new(health).add_service(admin);
         let bounds = Bounds {
@@ -178,5 +181,7 @@ fn with_reflection(routes: Routes, section: &GrpcListener) -> Result<Routes, Sta
     };
     let (v1, v1alpha) = (build().build_v1(), build().build_v1alpha());
     let fault = |fault: tonic_reflection::server::Error| StartError::Machine(fault.to_string());
-    Ok(routes.add_service(v1.map_err(fault)?).add_service(v1alpha.map_err(fault)?))
+    let v1 = v1.map_err(fault)?.max_decoding_message_size(PROBE_BYTES_MAX);
+    let v1alpha = v1alpha.map_err(fault)?.max_decoding_message_size(PROBE_BYTES_MAX);
+    Ok(routes.add_service(v1).add_service(v1alpha))
 }
