@@ -12,11 +12,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::{
-    domain::{Kid, PartnerId},
+    clock::UtcTime,
+    domain::{KeyState, Kid, PartnerId},
     jwk::PublicKey,
     key_set::Shown,
-    ledger::{Kept, Lease, stops::Stops},
-    policy::timeline::Standing,
+    ledger::{Kept, Lease, Noted, stops::Stops},
+    policy::{
+        Bundle, Partner,
+        timeline::{Standing, TimedKey},
+    },
     stopped::Stopped,
 };
 
@@ -45,11 +49,14 @@ pub struct Count {
     pub shown_by_all: BTreeSet<Kid>,
     /// Why a gateway has no vote, by its name.
     pub no_vote: BTreeMap<String, String>,
-    /// Whether at least half of those that live have the newest bundle of all.
+    /// The serial of the newest bundle that one of those has that live; 0 where none lives.
+    pub newest: u64,
+    /// Whether at least half of those that live have it.
     pub is_newest_usual: bool,
 }
 
-/// Counts the votes. One that is stuck, or has not followed a bundle in time, cannot hold a rotation up.
+/// Counts the votes. One that is stuck, or has not followed in time a bundle that at least half have, cannot hold a rotation
+/// up. A bundle that fewer have takes nobody's vote: what it is to be verified by is not served by the others.
 #[must_use]
 pub fn count(leases: &[Lease]) -> Count {
     let is_alive = |lease: &&Lease| lease.age <= LEASE;
@@ -57,13 +64,14 @@ pub fn count(leases: &[Lease]) -> Count {
     let newest = alive.iter().map(|lease| lease.holding.serial).max().unwrap_or_default();
     let at_newest: Vec<_> = alive.iter().filter(|lease| lease.holding.serial == newest).collect();
     let newest_for = at_newest.iter().map(|lease| lease.bundle_age).max().unwrap_or_default();
-    let mut count = Count { is_newest_usual: at_newest.len().saturating_mul(2) >= alive.len(), ..Count::default() };
+    let is_newest_usual = at_newest.len().saturating_mul(2) >= alive.len();
+    let mut count = Count { newest, is_newest_usual, ..Count::default() };
     let mut shown: Option<BTreeSet<Kid>> = None;
     for lease in leases {
         let Lease { replica, age, holding, .. } = lease;
         if !is_alive(&lease) {
             count.no_vote.insert(replica.clone(), format!("not seen for {} s", age.as_secs()));
-        } else if holding.serial < newest && newest_for > GRACE {
+        } else if holding.serial < newest && newest_for > GRACE && is_newest_usual {
             let why = format!("has the bundle {} where others have {newest}", holding.serial);
             count.no_vote.insert(replica.clone(), why);
         } else {
@@ -72,6 +80,36 @@ pub fn count(leases: &[Lease]) -> Count {
     }
     count.shown_by_all = shown.unwrap_or_default();
     count
+}
+
+impl Count {
+    /// What has become of the keys of `bundle` that is not among what the ledger remembers of them. Only whoever has the newest
+    /// bundle tells: what is written never goes back, and an older bundle may end a key that the newest one lets sign on.
+    /// `is_at_url` says whether a partner's registered URL shows the key, or policy names none.
+    pub fn news<'a>(
+        &self,
+        bundle: &'a Bundle,
+        kids: &BTreeMap<Kid, Kept>,
+        is_at_url: impl Fn(&Partner, &PublicKey) -> bool,
+        now: UtcTime,
+    ) -> Vec<(&'a TimedKey, Noted)> {
+        let mut news = Vec::new();
+        if bundle.serial < self.newest {
+            return news;
+        }
+        for key in bundle.timeline.all() {
+            let Some(kept) = kids.get(&key.kid) else { continue };
+            let is_at_url = || bundle.partner(&key.partner).is_some_and(|partner| is_at_url(partner, &key.public));
+            if kept.served_since.is_none() && self.shown_by_all.contains(&key.kid) && is_at_url() {
+                news.push((&**key, Noted::Served));
+            }
+            let state = key.state(now);
+            if state > KeyState::Planned && kept.state < Some(state) {
+                news.push((&**key, Noted::Turned(state)));
+            }
+        }
+        news
+    }
 }
 
 impl Published {
@@ -223,6 +261,7 @@ mod tests {
     #[test]
     fn a_key_is_served_when_all_that_count_serve_it() {
         let both = ["quote-a", "quote-b"];
+        let behind_by = |replica| lease(replica, 0, 2, 900, &["quote-a"]);
         let (a, b) = (lease("a", 0, 2, 5, &both), lease("b", 1, 2, 3, &both));
         assert_eq!(agreed(&[]).0, Vec::<String>::new());
         assert_eq!(agreed(&[a.clone(), b.clone()]).0, both);
@@ -237,6 +276,9 @@ mod tests {
         );
         let silent = lease("c", 11, 2, 900, &[]);
         assert_eq!(agreed(&[a, b, silent]), (both.map(str::to_owned).to_vec(), vec!["c".to_owned()]));
+        // While fewer than half have the newest bundle, nothing of it is verified by what the others serve.
+        let tried_out = [lease("a", 0, 3, 900, &both), behind_by("b"), behind_by("c")];
+        assert_eq!(agreed(&tried_out), (vec!["quote-a".to_owned()], vec![]));
         // A silent one that had a newer bundle does not take the vote from those that are there.
         let newer = lease("c", 11, 3, 900, &[]);
         assert_eq!(agreed(&[long_since, newer]).0, both);

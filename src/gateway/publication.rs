@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     client,
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{KeyState, Kid},
+    domain::Kid,
     key_set,
     ledger::{Holding, LedgerError, Note, Noted},
     pipeline::Pipeline,
@@ -77,18 +77,10 @@ impl Publication {
             published.learn(kids);
             return Ok(());
         };
-        for key in bundle.timeline.all() {
-            let Some(kept) = kids.get(&key.kid) else { continue };
-            let at_url =
-                |partner: &Partner| partner.jwks_url.is_none() || published.is_at_url(&partner.id, &key.public);
-            let is_seen = count.shown_by_all.contains(&key.kid) && bundle.partner(&key.partner).is_some_and(at_url);
-            if kept.served_since.is_none() && is_seen {
-                self.note(&bundle, key, Noted::Served, now).await?;
-            }
-            let state = key.state(now);
-            if state > KeyState::Planned && kept.state < Some(state) {
-                self.note(&bundle, key, Noted::Turned(state), now).await?;
-            }
+        let is_at_url =
+            |partner: &Partner, key: &_| partner.jwks_url.is_none() || published.is_at_url(&partner.id, key);
+        for (key, noted) in count.news(&bundle, &kids, is_at_url, now) {
+            self.note(&bundle, key, noted, now).await?;
         }
         published.learn(ledger.kids().await?);
         Ok(())

@@ -110,6 +110,10 @@ fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &Hea
 }
 
 fn of(sets: &Sets, policy: &Bundle, partner: &Partner, headers: &HeaderMap) -> Response {
+    // Another gateway has it as it should be. Whoever keeps an old one keeps it better than an older one.
+    if sets.published.lags().is_some() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let set = match set_of(policy, &partner.id, &sets.stopped, &sets.published, SystemClock.now()) {
         Ok(set) => set,
         Err(NoSet::NotTold) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
@@ -125,4 +129,49 @@ fn of(sets: &Sets, policy: &Bundle, partner: &Partner, headers: &HeaderMap) -> R
         return (StatusCode::NOT_MODIFIED, fresh).into_response();
     }
     (fresh, [(header::CONTENT_TYPE, "application/json")], set).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path as File, time::Duration};
+
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{
+        domain::Environment,
+        ledger::{Holding, Lease, stops::Stops},
+        policy::files,
+    };
+
+    /// It is asked whatever a balancer makes of its readiness.
+    #[tokio::test]
+    async fn a_gateway_with_an_old_bundle_serves_no_set_where_others_have_the_new_one() {
+        let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policy-development");
+        let bundle = Bundle::check(&files::read(File::new(bundle)).unwrap()).unwrap();
+        let partner = bundle.partners().next().unwrap().id.clone();
+        let (stopped, published) = (Arc::new(Stopped::default()), Arc::new(Published::default()));
+        stopped.learn(Stops::default()).unwrap();
+        let policy = Arc::new(ArcSwap::from_pointee(bundle));
+        let sets = Sets { policy, stopped, published: Arc::clone(&published) };
+        let routes = routes(sets, Lines::new(Environment::Development, Arc::default()));
+        let asked = async || {
+            let request = Request::get(format!("/partners/{partner}/.well-known/jwks.json")).body(Body::empty());
+            routes.clone().oneshot(request.unwrap()).await.unwrap().status().as_u16()
+        };
+        let lease = |replica: &str, serial| Lease {
+            replica: replica.to_owned(),
+            age: Duration::ZERO,
+            bundle_age: Duration::from_mins(2),
+            holding: Holding { serial, shown: BTreeSet::new() },
+        };
+        assert_eq!(asked().await, 200);
+        published.meet("a", vec![lease("a", 1), lease("b", 2)]);
+        assert_eq!(asked().await, 503);
+        published.meet("a", vec![lease("a", 2), lease("b", 2)]);
+        assert_eq!(asked().await, 200);
+        published.meet("a", vec![lease("a", 2), lease("b", 3), lease("c", 2)]);
+        assert_eq!(asked().await, 200, "one tries a bundle out");
+    }
 }

@@ -24,8 +24,8 @@ use quotesign::{
         Commit, Done, Engine, Holding, Kept, Lease, Note, Noted, Numbering, Op, Propose, Publish, Refusal, Reserve,
         Reserved, Seed, Stop, StopAct, sqlite::Sqlite,
     },
-    policy::{Bundle, Files, files},
-    published::{Published, Standings},
+    policy::{Bundle, Files, files, timeline::TimedKey},
+    published::{Published, Standings, count},
     service::jwks::set_of,
     stopped::Stopped,
 };
@@ -367,18 +367,12 @@ impl World {
             }
             let count = self.gateways[at].published.meet(self.gateways[at].name, leases.clone());
             let kids = quotesign::ledger::Reads::kids(&mut self.ledger).unwrap();
-            let mut notes = Vec::new();
-            for key in self.bundles[self.gateways[at].bundle].1.timeline.all() {
-                let kept = &kids[&key.kid];
-                let mut note =
-                    |noted| notes.push(Op::Note(Note { kid: key.kid.clone(), noted, context: context(), now }));
-                if kept.served_since.is_none() && count.shown_by_all.contains(&key.kid) {
-                    note(Noted::Served);
-                }
-                if key.state(now) > KeyState::Planned && kept.state < Some(key.state(now)) {
-                    note(Noted::Turned(key.state(now)));
-                }
-            }
+            let bundle = &self.bundles[self.gateways[at].bundle].1;
+            let news = count.news(bundle, &kids, |_, _| true, now).into_iter();
+            let note = |(key, noted): (&TimedKey, Noted)| {
+                Op::Note(Note { kid: key.kid.clone(), noted, context: context(), now })
+            };
+            let notes: Vec<_> = news.map(note).collect();
             if !notes.is_empty() {
                 self.ledger.apply(&notes).unwrap();
                 self.gateways[at].published.learn(quotesign::ledger::Reads::kids(&mut self.ledger).unwrap());
@@ -614,4 +608,33 @@ fn a_year_with_too_short_a_propagation_time_is_found_out() {
     assert!(!told.broken.is_empty(), "{told:?}");
     let first: Value = json!(told.broken[0]);
     assert!(first.as_str().unwrap().contains("was refused by one who keeps the set"), "{first}");
+}
+
+/// The newest bundle lets a key sign for ten days more, which one of the gateways has not heard of.
+#[test]
+fn an_older_bundle_ends_no_key_that_the_newest_one_lets_sign_on() {
+    let base = files::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policy-development"))).unwrap();
+    let ends = |sign_until| [key("quote-signing-1", 0.0, 1.0, sign_until)];
+    let pairs = Keys::made(&[(0.0, ends(10.0).to_vec())]);
+    let [old, new] =
+        [(1, 10.0), (2, 20.0)].map(|(serial, until)| loaded(&base, serial, &ends(until), &pairs, PROPAGATION));
+    let kept =
+        Kept::new(pairs.public("quote-signing-1").to_jwk().to_string(), PARTNER.parse().unwrap(), "quote", day(0.0));
+    let kids = BTreeMap::from([("quote-signing-1".parse().unwrap(), kept)]);
+    let lease = |bundle: &Bundle, bundle_age| Lease {
+        replica: format!("gw-{}", bundle.serial),
+        age: Duration::ZERO,
+        bundle_age,
+        holding: Holding { serial: bundle.serial, shown: BTreeSet::new() },
+    };
+    let told = |leases: &[Lease], bundle: &Bundle, at| -> Vec<Noted> {
+        count(leases).news(bundle, &kids, |_, _| true, day(at)).into_iter().map(|(_, noted)| noted).collect()
+    };
+    let (alone, both) = ([lease(&old, DAY)], [lease(&old, DAY), lease(&new, Duration::ZERO)]);
+    assert_eq!(told(&alone, &old, 9.0), [Noted::Turned(KeyState::Active)]);
+    assert_eq!(told(&alone, &old, 10.5), [Noted::Turned(KeyState::Retiring)]);
+    for at in [9.0, 10.5] {
+        assert_eq!(told(&both, &old, at), []);
+        assert_eq!(told(&both, &new, at), [Noted::Turned(KeyState::Active)]);
+    }
 }
