@@ -11,6 +11,7 @@ use crate::{
     json::is_hidden,
     ledger::{Seed, Stop},
     pipeline::Pipeline,
+    policy::authority::Resource,
     proto::{self, Reason, admin_service_server::AdminService},
 };
 
@@ -89,7 +90,8 @@ impl AdminService for Admin {
         context.rule_ids = verdict.rule_ids;
         let scope = policy.scope(partner, corridor.as_ref());
         let act = format!("SeedSequence {scope} {floor}");
-        let (context, reason) = self.agreed(access::SEED_SEQUENCE, &call, &act, context, reason).await?;
+        let act = (&*act, Resource::Partner(&partner.id));
+        let (context, reason) = self.agreed(access::SEED_SEQUENCE, &call, act, context, reason).await?;
         let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
         let (previous, record) = self.pipeline.ledger.seed(seed).await.map_err(status::of_ledger_error)?;
         Ok(Response::new(proto::SeedSequenceResponse {

@@ -13,8 +13,8 @@ use std::{
 use quotesign::{
     clock::{Clock as _, SystemClock},
     proto::{
-        ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReportQuoteOutcomeRequest, ResumeRequest,
-        SuspendCallerRequest, halt_reach,
+        ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReloadPolicyRequest, ReportQuoteOutcomeRequest,
+        ResumeRequest, SeedSequenceRequest, SuspendCallerRequest, halt_reach,
     },
 };
 use rcgen::CertificateParams;
@@ -243,6 +243,38 @@ async fn acts_that_widen_need_two_where_policy_says_so() {
     assert_eq!(detail, "OPS-16 over (first asked for by spiffe://dev.quotesign.example/operator)");
     assert_eq!(resumed[0]["context"]["caller"], second);
     assert_eq!(site.journalled("act.agreed", 3).await.len(), 3);
+    assert!(gateway.stop().success());
+}
+
+/// A floor is never lowered again, and what policy says of it may be said of one partner.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asked_for_a_floor_and_lost_the_right_to_it_has_not_agreed() {
+    let site = Site::new();
+    let second = "spiffe://dev.quotesign.example/second";
+    site.edit_policy(|policy| {
+        policy["two_callers"]["acts"] = toml("['SeedSequence']");
+        let mut caller = policy["callers"][1].as_table().unwrap().clone();
+        caller["id"] = toml(&format!("'{second}'"));
+        policy["callers"].as_array_of_tables_mut().unwrap().push(caller);
+    });
+    site.admit("second", &[second], &[]);
+    let gateway = site.serve().await;
+    let seed = async |caller: &str| {
+        let (partner, corridor, reason) = (PARTNER.to_owned(), String::new(), "OPS-23".to_owned());
+        gateway.admin(caller).await.seed_sequence(SeedSequenceRequest { partner, corridor, floor: 7, reason }).await
+    };
+    let reload = async |what: fn(&mut toml_edit::DocumentMut)| {
+        site.edit_policy(what);
+        gateway.admin("operator").await.reload_policy(ReloadPolicyRequest {}).await.unwrap();
+    };
+    refused(seed("second").await, Code::FailedPrecondition, "SECOND_CALLER_NEEDED");
+    reload(|policy| {
+        let callers = policy["callers"].as_array_of_tables_mut().unwrap();
+        callers.retain(|caller| !caller["id"].as_str().unwrap().ends_with("/second"));
+    })
+    .await;
+    refused(seed("operator").await, Code::FailedPrecondition, "SECOND_CALLER_NEEDED");
+    assert_eq!(seed("second").await.unwrap_err().code(), Code::NotFound);
     assert!(gateway.stop().success());
 }
 

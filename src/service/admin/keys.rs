@@ -77,7 +77,8 @@ impl Admin {
         let now = SystemClock.now();
         may_be_activated(&self.pipeline.policy.load(), &kid, now)?;
         let act = format!("ActivateKey {kid}");
-        let (context, reason) = self.agreed(access::ACTIVATE_KEY, call, &act, context, reason).await?;
+        let (context, reason) =
+            self.agreed(access::ACTIVATE_KEY, call, (&act, Resource::Gateway), context, reason).await?;
         let note = Note { kid, noted: Noted::Activated { reason }, context, now };
         let record = self.pipeline.ledger.note(note).await.map_err(status::of_ledger_error)?;
         // So that the very next quote finds it.
@@ -100,16 +101,17 @@ impl Admin {
         told.collect()
     }
 
-    /// Goes on where policy does not want two operators for the act, or this is the second who asks for it: with both in
+    /// Goes on where policy does not want two operators for the act on this resource, or this is the second who asks for it: with both in
     /// the record.
     pub(super) async fn agreed(
         &self,
         rpc: access::Rpc,
         call: &Call,
-        act: &str,
+        act: (&str, Resource<'_>),
         context: audit::Context,
         reason: String,
     ) -> Result<(audit::Context, String), Status> {
+        let (act, resource) = act;
         let two_callers = self.pipeline.policy.load().two_callers.clone();
         if !two_callers.need(rpc.action) {
             return Ok((context, reason));
@@ -124,9 +126,9 @@ impl Admin {
         let (first, _) = self.pipeline.ledger.propose(propose.clone()).await.map_err(status::of_ledger_error)?;
         // Who asked first may have lost the right to it since: then this is the first.
         let policy = self.pipeline.policy.load_full();
-        let may = |first: &Caller| policy.authority.decide(first, rpc.action, Resource::Gateway, None).allowed;
+        let may = |first: &Caller| policy.authority.decide(first, rpc.action, resource, None).allowed;
         let first = match first {
-            Some(first) if !rpc.action.is_of_partner() && !may(&first) => {
+            Some(first) if !may(&first) => {
                 self.pipeline.ledger.propose(propose).await.map_err(status::of_ledger_error)?.0
             }
             first => first,

@@ -11,6 +11,7 @@ use crate::{
     control,
     domain::{Caller, Kid},
     ledger::{HoldAct, Reach, Stop, StopAct},
+    policy::authority::Resource,
     proto::{HaltReach, halt_reach},
     service::{
         access::{self, Rpc},
@@ -73,7 +74,7 @@ impl Admin {
         let context = self.allowed(rpc, call)?;
         let (stop, reason) = (stop?, why_of(reason)?);
         let act = format!("{} {stop}", rpc.action.name());
-        let (context, reason) = self.agreed(rpc, call, &act, context, reason).await?;
+        let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
         let named = stop.clone();
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
@@ -97,7 +98,7 @@ impl Admin {
         let context = self.allowed(rpc, call)?;
         let (id, since, reason) = (hold_of(id)?, since?, why_of(reason)?);
         let act = format!("{} {id}", rpc.action.name());
-        let (context, reason) = self.agreed(rpc, call, &act, context, reason).await?;
+        let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
         let act = HoldAct { id, since, reason, context, now: SystemClock.now() };
         self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
     }
