@@ -189,6 +189,36 @@ async fn a_key_that_is_let_go_is_looked_after_no_more_and_a_closed_kms_asks_noth
     assert_eq!(fake.signs(), before);
 }
 
+/// The gateway looks at its keys with orders of its own, and those take no room that was given away.
+#[tokio::test]
+async fn a_key_is_not_looked_at_while_all_places_are_given_away() {
+    let site = site(|config, _| {
+        (config.concurrency, config.queue_max, config.probe_interval) = (1, 1, Duration::from_millis(1));
+    });
+    let site = site.serving().await;
+    let before = site.fake.signs();
+    site.until(|site| site.fake.signs() > before).await;
+    let mut places = Vec::new();
+    for flow in [Flow(1), Flow(2)] {
+        let since = Instant::now();
+        places.push(loop {
+            match site.signer.turns().place(flow, Instant::now() + SOON) {
+                Ok(place) => break place,
+                Err(busy) => assert!(since.elapsed() < SOON, "{busy:?}"),
+            }
+            sleep(Duration::from_millis(1)).await;
+        });
+    }
+    let before = site.fake.signs();
+    sleep(PAUSE_MIN).await;
+    assert_eq!(site.fake.signs(), before, "no test signature");
+    for order in [site.order(SOON).0, site.order(SOON).0] {
+        order.await.unwrap().unwrap();
+    }
+    drop(places);
+    site.until(|site| site.fake.signs() > before + 2).await;
+}
+
 /// What waits for the share stands there in line by time. So only few may: the others wait for their turn, by caller.
 #[tokio::test]
 async fn a_flood_does_not_take_the_share_ahead_of_another_caller() {
