@@ -1,33 +1,55 @@
 //! What the gateway says of itself: log lines and metrics. No value of a quote ever gets here but the named few.
 
 use std::{
-    io::IsTerminal as _,
-    sync::atomic::{AtomicU64, Ordering},
+    io::{IsTerminal as _, stderr},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::{LogFormat, LogSection};
 
 mod metrics;
 pub mod otlp;
+mod share;
 mod tracer;
 
 pub use metrics::{Metrics, OpenStream};
+pub use share::{Entered, Share};
 pub use tracer::{Recorded, Tracer};
 
-/// Starts logging to standard error.
+/// So many lines wait for whoever takes them from standard error, some megabytes; what comes after that is counted and lost.
+const LINES_WAITING_MAX: usize = 8_192;
+
+static LOST_LINES: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Starts logging to standard error, from a thread of its own: nobody waits for whoever takes the lines. What is returned has
+/// them all written when it is dropped, within a second.
 ///
 /// # Errors
 /// Where the filter cannot be read.
-pub fn start_logging(log: &LogSection) -> Result<(), String> {
+pub fn start_logging(log: &LogSection) -> Result<WorkerGuard, String> {
     let filter = filter(log)?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX).thread_name("log");
+    let (writer, written) = builder.finish(stderr());
+    let lost = writer.error_counter();
+    let lines = fmt().with_env_filter(filter).with_writer(writer).with_ansi(stderr().is_terminal());
     let started = match log.format {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => lines.with_target(false).try_init(),
     };
-    started.map_err(|fault| fault.to_string())
+    started.map_err(|fault| fault.to_string())?;
+    LOST_LINES.get_or_init(|| lost);
+    Ok(written)
+}
+
+/// How many lines nobody took in time.
+fn lost_lines() -> u64 {
+    LOST_LINES.get().map_or(0, |lost| u64::try_from(lost.dropped_lines()).unwrap_or(u64::MAX))
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);

@@ -23,7 +23,7 @@ impl Serve {
 
 /// Serves until told to end. `ready` is called once every address is bound.
 pub(super) fn serve(config: Config, ready: impl FnOnce(&Gateway)) -> Result<(), Failure> {
-    telemetry::start_logging(&config.log).map_err(Failure::unfit)?;
+    let _written_at_the_end = telemetry::start_logging(&config.log).map_err(Failure::unfit)?;
     telemetry::count_panics();
     refuse_core_dumps()?;
     raise_file_limit();

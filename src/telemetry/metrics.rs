@@ -112,6 +112,7 @@ pub struct Metrics {
     certificates_refused: Family<FrontLabels, Gauge>,
     streams: Gauge,
     panics: Counter,
+    log_lines_lost: Counter,
 }
 
 /// A stream that is open, for as long as it is held.
@@ -222,6 +223,7 @@ impl Default for Metrics {
             ),
             streams: single(of, "streams", "How many streams of quotes are open"),
             panics: single(of, "panics", "Faults of the gateway that ended a task; each cost one call at most"),
+            log_lines_lost: single(of, "log_lines_lost", "Lines of the log that nobody took in time"),
             registry: Mutex::new(all),
         }
         .at_the_start()
@@ -424,6 +426,7 @@ impl Metrics {
     pub fn text(&self) -> String {
         self.clock.set(seconds(SystemClock.now()));
         self.panics.inner().store(super::panics(), Ordering::Relaxed);
+        self.log_lines_lost.inner().store(super::lost_lines(), Ordering::Relaxed);
         let mut text = String::new();
         match encode(&mut text, &self.registry.lock()) {
             Ok(()) => text,
@@ -492,6 +495,7 @@ mod tests {
             certificates_refused,
             streams: _,
             panics: _,
+            log_lines_lost: _,
         } = &metrics;
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);

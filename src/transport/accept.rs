@@ -24,7 +24,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock as _, SystemClock};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    telemetry::{Entered, Share},
+};
 
 use super::{live::Live, peer::Peer};
 
@@ -77,12 +80,12 @@ enum Stream {
 
 /// A place among the connections of a listener and of its address; dropping it gives both back.
 struct Place {
-    address: IpAddr,
+    holder: IpAddr,
     addresses: Arc<Addresses>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// How many connections each address holds.
+/// How many connections each address holds, by [`whose`] it is.
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
@@ -99,10 +102,10 @@ impl Addresses {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut held = self.addresses.0.lock();
-        if let Some(count) = held.get_mut(&self.address) {
+        if let Some(count) = held.get_mut(&self.holder) {
             *count -= 1;
             if *count == 0 {
-                held.remove(&self.address);
+                held.remove(&self.holder);
             }
         }
     }
@@ -123,7 +126,7 @@ fn to_give_way(under_way: &BTreeMap<u64, (IpAddr, AbortHandle)>) -> Option<u64> 
     most.map(|(_, Reverse(oldest))| oldest).or_else(|| under_way.first_key_value().map(|(id, _)| *id))
 }
 
-/// Whose handshakes come from an address: a network of IPv6 is given to one, who has all of its addresses.
+/// Whose connections come from an address: a network of IPv6 is given to one, who has all of its addresses.
 fn whose(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
@@ -156,6 +159,7 @@ struct Door {
     bounds: Bounds,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
+    lines: Share,
     ready: mpsc::Sender<Connection>,
 }
 
@@ -169,7 +173,7 @@ pub fn accept(
 ) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(bounds.connections_max));
-    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), ready });
+    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), lines: Share::default(), ready });
     let handshakes = Arc::new(Handshakes::default());
     tokio::spawn(async move {
         for id in 0.. {
@@ -192,24 +196,40 @@ pub fn accept(
 }
 
 impl Door {
-    async fn let_in(&self, socket: TcpStream, address: IpAddr) {
+    async fn let_in(self: &Arc<Self>, socket: TcpStream, address: IpAddr) {
         let _without_nodelay_it_is_slower = socket.set_nodelay(true);
         let (stream, peer) = match timeout(self.bounds.handshake_timeout, self.shake(socket)).await {
             Ok(Ok(shaken)) => shaken,
-            Ok(Err(fault)) => return tracing::info!(%address, %fault, "a handshake failed"),
-            Err(_) => return tracing::info!(%address, "a handshake took too long"),
+            Ok(Err(fault)) => return self.turned_away(address, &format!("a handshake failed: {fault}")),
+            Err(_) => return self.turned_away(address, "a handshake took too long"),
         };
         let Ok(permit) = self.places.clone().try_acquire_owned() else {
-            return tracing::info!(%address, "the listener holds as many connections as it may");
+            return self.turned_away(address, "the listener holds as many connections as it may");
         };
-        if !self.addresses.enter(address, self.bounds.connections_per_address_max) {
-            return tracing::info!(%address, "an address holds as many connections as it may");
+        let holder = whose(address);
+        if !self.addresses.enter(holder, self.bounds.connections_per_address_max) {
+            return self.turned_away(address, "an address holds as many connections as it may");
         }
-        let place = Place { address, addresses: self.addresses.clone(), _permit: permit };
+        let place = Place { holder, addresses: self.addresses.clone(), _permit: permit };
         let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
         let silent = Box::pin(tokio::time::sleep(self.bounds.handshake_timeout));
         let connection = Connection { stream, peer, ends, silent, idle_max: self.bounds.idle_max, _place: place };
         let _gone_when_stopped = self.ready.send(connection).await;
+    }
+
+    /// Tells of a connection that comes to nothing. Anybody can make as many of them as he likes.
+    fn turned_away(self: &Arc<Self>, address: IpAddr, why: &str) {
+        match self.lines.enter() {
+            Entered::Written => tracing::info!(%address, why, "a connection was turned away"),
+            Entered::LeftOut { first: true } => {
+                let door = Arc::clone(self);
+                tokio::spawn(async move {
+                    let connections = door.lines.left_out().await;
+                    tracing::info!(connections, "connections that were turned away without a line of their own");
+                });
+            }
+            Entered::LeftOut { first: false } => {}
+        }
     }
 
     async fn shake(&self, socket: TcpStream) -> io::Result<(Stream, Option<Arc<Peer>>)> {

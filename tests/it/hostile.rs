@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::harness::{Gateway, PATIENCE, Quote, Site, toml};
+use crate::harness::{Gateway, PATIENCE, Quote, Site, toml, until};
 
 const FRONTS: [&str; 4] = ["grpc", "admin", "jwks", "operations"];
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -355,4 +356,59 @@ async fn clients_that_do_not_read_or_are_slow_to_write_hold_only_themselves_up()
     drop(held);
     let gateway = Arc::into_inner(gateway).unwrap();
     assert!(gateway.stop().success());
+}
+
+/// Whatever takes the log may be stuck.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_log_that_nobody_takes_holds_nobody_up() {
+    let site = site().with("QUOTESIGN__LOG__FILTER", "trace");
+    let gateway = site.serve().await;
+    let (log, (stuck, is_stuck), (let_go, goes_on)) = (gateway.log.clone(), mpsc::channel(), mpsc::channel::<()>());
+    let taker = std::thread::spawn(move || {
+        let _held = log.lock().unwrap();
+        stuck.send(()).unwrap();
+        let _until = goes_on.recv();
+    });
+    is_stuck.recv().unwrap();
+    let pricing = gateway.quotes("pricing").await;
+    let lost = async || {
+        let (_, metrics) = gateway.operations("/metrics").await;
+        let line = metrics.lines().find(|line| line.starts_with("quotesign_log_lines_lost_total")).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
+    };
+    assert_eq!(lost().await, 0);
+    for number in 1.. {
+        timeout(PATIENCE, pricing.sign(&Quote::number(number))).await.expect("a call waits for the log").unwrap();
+        if lost().await > 0 {
+            break;
+        }
+        assert!(number < 5_000, "nothing was lost");
+    }
+    drop(let_go);
+    taker.join().unwrap();
+    assert_eq!(gateway.operations("/livez").await.0, 200);
+    assert!(gateway.stop().success());
+}
+
+/// Anybody can connect and go away as often as he likes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn strangers_that_are_turned_away_have_a_share_of_the_log() {
+    let site = site();
+    let gateway = site.serve().await;
+    let count = 400;
+    for _ in 0..count {
+        drop(TcpStream::connect(gateway.address("jwks")).await.unwrap());
+    }
+    let told = || {
+        let (mut own, mut together) = (0, 0);
+        for line in gateway.log.lock().unwrap().iter() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            own += u64::from(line["message"] == "a connection was turned away");
+            together += line["connections"].as_u64().unwrap_or_default();
+        }
+        (own, together)
+    };
+    until("all were told of", async || told().0 + told().1 == count).await;
+    let (own, together) = told();
+    assert!(own >= 20 && together > own, "{own} have a line of their own, {together} have one together");
 }

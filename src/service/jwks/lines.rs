@@ -12,17 +12,12 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use parking_lot::Mutex;
 
 use crate::{
     domain::{Environment, PartnerId},
-    telemetry::Metrics,
+    telemetry::{Entered, Metrics, Share},
     transport::edge,
 };
-
-/// So many lines are written in a window; the rest of it is told in one.
-const LINES_MAX: u32 = 20;
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// Writes the lines of one gateway.
 #[derive(Clone)]
@@ -31,39 +26,7 @@ pub struct Lines(Arc<Inner>);
 struct Inner {
     environment: Environment,
     metrics: Arc<Metrics>,
-    share: Mutex<Share>,
-}
-
-/// What was written of late.
-#[derive(Debug)]
-struct Share {
-    since: Instant,
-    written: u32,
-    left_out: u64,
-}
-
-/// What becomes of a request's line.
-#[derive(Debug, PartialEq, Eq)]
-enum Entered {
-    Written,
-    /// It is counted; the first one sees to it that the count is told.
-    LeftOut {
-        first: bool,
-    },
-}
-
-impl Share {
-    fn enter(&mut self, now: Instant) -> Entered {
-        if now.saturating_duration_since(self.since) >= WINDOW {
-            (self.since, self.written) = (now, 0);
-        }
-        if self.written < LINES_MAX {
-            self.written += 1;
-            return Entered::Written;
-        }
-        self.left_out = self.left_out.saturating_add(1);
-        Entered::LeftOut { first: self.left_out == 1 }
-    }
+    share: Share,
 }
 
 /// Whose set was asked for, as an extension of the answer.
@@ -74,15 +37,13 @@ impl Lines {
     /// Lines of a gateway of this environment.
     #[must_use]
     pub fn new(environment: Environment, metrics: Arc<Metrics>) -> Self {
-        let share = Mutex::new(Share { since: Instant::now(), written: 0, left_out: 0 });
-        Self(Arc::new(Inner { environment, metrics, share }))
+        Self(Arc::new(Inner { environment, metrics, share: Share::default() }))
     }
 
     fn write(&self, method: &str, correlation_id: &str, response: &Response, took: Duration) {
         let status = response.status().as_u16();
         self.0.metrics.jwks_request(status);
-        let entered = self.0.share.lock().enter(Instant::now());
-        match entered {
+        match self.0.share.enter() {
             Entered::Written => tracing::info!(
                 method,
                 status,
@@ -98,10 +59,8 @@ impl Lines {
         }
     }
 
-    /// Tells at the end of a window how many requests have no line of their own, whether or not another one comes.
     async fn tell(self) {
-        tokio::time::sleep(WINDOW).await;
-        let requests = std::mem::take(&mut self.0.share.lock().left_out);
+        let requests = self.0.share.left_out().await;
         tracing::info!(
             requests,
             environment = self.0.environment.as_str(),
@@ -128,24 +87,4 @@ pub(super) async fn answer(State(lines): State<Lines>, request: Request, next: N
 fn told(method: &Method, path: Option<&MatchedPath>) -> String {
     let method = if [Method::GET, Method::HEAD].contains(method) { method.as_str() } else { "other" };
     format!("{method} {}", path.map_or("unknown", MatchedPath::as_str))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_has_its_lines_and_one_that_tells_of_the_rest() {
-        let start = Instant::now();
-        let mut share = Share { since: start, written: 0, left_out: 0 };
-        let entered: Vec<_> = (0..1000).map(|_| share.enter(start)).collect();
-        assert!(entered[..20].iter().all(|entered| *entered == Entered::Written));
-        assert_eq!(entered[20], Entered::LeftOut { first: true });
-        assert!(entered[21..].iter().all(|entered| *entered == Entered::LeftOut { first: false }));
-        // What is still to be told is told once, also where the next window has begun.
-        let next = start + WINDOW;
-        let entered: Vec<_> = (0..21).map(|_| share.enter(next)).collect();
-        assert_eq!((&entered[19], &entered[20]), (&Entered::Written, &Entered::LeftOut { first: false }));
-        assert_eq!(share.left_out, 981);
-    }
 }
