@@ -159,6 +159,11 @@ impl ClientPath {
     }
 }
 
+/// An act of an emergency was done, and nobody knows what it was done to.
+fn misspelt(what: &str) -> Failure {
+    Failure { code: 6, text: format!("done, and {what}: is it misspelt? What was meant still signs") }
+}
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
 struct Failure {

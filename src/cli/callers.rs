@@ -66,6 +66,9 @@ impl Suspend {
             say!("`{caller}` is suspended on every gateway of this ledger until `quotesign callers reinstate`");
             say!("audit record {}", done.audit_record_id);
             tell(&done);
+            if done.unknown {
+                return Err(super::misspelt(&format!("the bundle declares no caller `{caller}`")));
+            }
             Ok(())
         })
     }

@@ -114,7 +114,13 @@ impl GoLive {
         let (url, ca) = self.public.of(config, partner);
         if let Some(url) = url {
             block_on(async {
-                online::look(url, ca, active.map(|key| &key.kid), now, &mut facts).await;
+                online::look(url, ca, active.map(|key| &*key.public), now, &mut facts).await;
+                Ok(())
+            })?;
+        }
+        if let Some((key, client)) = active.zip(self.client.load().ok()) {
+            block_on(async {
+                online::protected(&client, key, &mut facts).await;
                 Ok(())
             })?;
         }
@@ -135,6 +141,6 @@ impl GoLive {
             contacts: partner.contacts.clone(),
             answers: answers(&facts),
         };
-        Ok((dossier, calendar::svg(bundle, Window::of(bundle, now))))
+        Ok((dossier, calendar::svg(bundle, Some(&partner.id), Window::of(bundle, now))))
     }
 }

@@ -54,8 +54,8 @@ impl Act {
     pub(super) fn halt(self) -> Result<(), Failure> {
         self.run(
             async |mut gateway, reach, reason| {
-                let done = gateway.halt(HaltRequest { reach: Some(reach), reason }).await?;
-                Ok(done.into_inner().audit_record_id)
+                let done = gateway.halt(HaltRequest { reach: Some(reach), reason }).await?.into_inner();
+                Ok((done.audit_record_id, done.unknown))
             },
             |text| format!("is halted {text}, on every gateway of this ledger, until `quotesign resume` of the same"),
         )
@@ -65,7 +65,7 @@ impl Act {
         self.run(
             async |mut gateway, reach, reason| {
                 let done = gateway.resume(ResumeRequest { reach: Some(reach), reason }).await?;
-                Ok(done.into_inner().audit_record_id)
+                Ok((done.into_inner().audit_record_id, false))
             },
             |text| format!("is no longer halted {text}; `quotesign admin status` shows what else stands"),
         )
@@ -73,15 +73,18 @@ impl Act {
 
     fn run(
         self,
-        act: impl AsyncFnOnce(Gateway, HaltReach, String) -> Result<String, Status>,
+        act: impl AsyncFnOnce(Gateway, HaltReach, String) -> Result<(String, bool), Status>,
         told: impl FnOnce(String) -> String,
     ) -> Result<(), Failure> {
         let (client, (reach, text)) = (self.path.load()?, self.reach.reach());
         block_on(async {
             let record = act(gateway(&client).await?, reach, self.reason).await;
-            let record = record.map_err(|status| Failure::refused(&status))?;
-            say!("signing {}", told(text));
+            let (record, unknown) = record.map_err(|status| Failure::refused(&status))?;
+            say!("signing {}", told(text.clone()));
             say!("audit record {record}");
+            if unknown {
+                return Err(super::misspelt(&format!("neither bundle nor ledger knows what is halted {text}")));
+            }
             Ok(())
         })
     }

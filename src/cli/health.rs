@@ -3,7 +3,7 @@
 use clap::Args;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::{client::ClientFile, service::health::SIGNING};
+use crate::{client::ClientFile, domain::Kid, service::health::SIGNING};
 
 use super::{ClientPath, Failure, block_on, out::say};
 
@@ -31,8 +31,16 @@ impl Health {
 
 /// Asks the gateway whether it can sign, for `partner` where one is given.
 pub(super) async fn ask(client: &ClientFile, partner: Option<&str>) -> Result<ServingStatus, Failure> {
+    of(client, partner.map_or_else(|| SIGNING.to_owned(), |partner| format!("{SIGNING}/{partner}"))).await
+}
+
+/// Asks the gateway whether this key can sign.
+pub(super) async fn of_key(client: &ClientFile, kid: &Kid) -> Result<ServingStatus, Failure> {
+    of(client, format!("key/{kid}")).await
+}
+
+async fn of(client: &ClientFile, service: String) -> Result<ServingStatus, Failure> {
     let channel = client.grpc().await.map_err(Failure::failed)?;
-    let service = partner.map_or_else(|| SIGNING.to_owned(), |partner| format!("{SIGNING}/{partner}"));
     let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await;
     Ok(answer.map_err(|status| Failure::refused(&status))?.into_inner().status())
 }

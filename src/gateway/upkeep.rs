@@ -151,7 +151,7 @@ pub(super) async fn look_ahead(pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, s
     loop {
         let policy = pipeline.policy.load_full();
         let (now, standings) = (SystemClock.now(), pipeline.standings());
-        let mut notices = policy.ahead(now);
+        let mut notices = policy.ahead(now, |kid| standings.of(kid).is_revoked);
         if pipeline.has_joined().is_ok() {
             notices.extend(policy.obstacles(now, |kid| standings.of(kid)));
         }
@@ -160,10 +160,9 @@ pub(super) async fn look_ahead(pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, s
         for notice in notices.iter().filter(is_new) {
             tracing::warn!(partner = %notice.partner, at = %notice.at, "{}", notice.text);
         }
-        for partner in policy.partners() {
-            let count = notices.iter().filter(|notice| notice.partner == partner.id).count();
-            metrics.timeline_warnings(partner.id.as_str(), count);
-        }
+        metrics.timeline_warnings(policy.partners().map(|partner| {
+            (partner.id.as_str(), notices.iter().filter(|notice| notice.partner == partner.id).count())
+        }));
         told = notices;
         tokio::select! {
             () = stop.cancelled() => return,

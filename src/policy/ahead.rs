@@ -40,21 +40,21 @@ impl Bundle {
     }
 
     /// What is to be warned of at `now`, by partner and time: gaps in signing, one key upon which everything hangs, and
-    /// keys that the operator has not confirmed.
+    /// keys that the operator has not confirmed. A key that was revoked closes no gap and stands in for nobody.
     #[must_use]
-    pub fn ahead(&self, now: UtcTime) -> Vec<Notice> {
-        self.ahead_within(now, self.warn_ahead)
+    pub fn ahead(&self, now: UtcTime, is_revoked: impl Fn(&Kid) -> bool) -> Vec<Notice> {
+        self.ahead_within(now, self.warn_ahead, is_revoked)
     }
 
     /// The same of another time ahead than the bundle's own.
     #[must_use]
-    pub fn ahead_within(&self, now: UtcTime, span: Duration) -> Vec<Notice> {
+    pub fn ahead_within(&self, now: UtcTime, span: Duration, is_revoked: impl Fn(&Kid) -> bool) -> Vec<Notice> {
         let until = now.plus(span);
         let mut notices = Vec::new();
         for partner in self.partners.keys() {
             let mut tell = |at, text| notices.push(Notice { partner: partner.clone(), at, text });
             let mut alone = None;
-            for span in self.timeline.spans(partner, now, until) {
+            for span in self.timeline.spans(partner, (now, until), &is_revoked) {
                 let Some(key) = span.key else {
                     let text = match span.until {
                         Some(end) if end < until => {
@@ -65,7 +65,7 @@ impl Bundle {
                     tell(span.from, text);
                     continue;
                 };
-                let others = |kid: &_| if *kid == key.kid { Standing::REVOKED } else { Standing::PLANNED };
+                let others = |kid: &Kid| Standing::planned(*kid == key.kid || is_revoked(kid));
                 if alone.is_none() && self.timeline.current(partner, span.from, others).is_none() {
                     alone = Some(span.from);
                     tell(
@@ -74,7 +74,7 @@ impl Bundle {
                     );
                 }
             }
-            for key in self.timeline.of(partner).filter(|key| key.confirmed.is_none()) {
+            for key in self.timeline.of(partner).filter(|key| key.confirmed.is_none() && !is_revoked(&key.kid)) {
                 if matches!(key.state(now), KeyState::Prepared | KeyState::Active) && key.sign_from < until {
                     let text =
                         format!("`{}` is not confirmed by the operator; obtain it and write `confirmed`", key.kid);

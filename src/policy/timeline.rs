@@ -67,8 +67,11 @@ impl Standing {
         last_expiry: None,
     };
 
-    /// As planned, and revoked.
-    pub const REVOKED: Self = Self { is_revoked: true, ..Self::PLANNED };
+    /// As planned, unless the key was revoked.
+    #[must_use]
+    pub const fn planned(is_revoked: bool) -> Self {
+        Self { is_revoked, ..Self::PLANNED }
+    }
 }
 
 impl TimedKey {
@@ -224,9 +227,15 @@ impl Timeline {
         turns.filter(|turn| *turn > now).min()
     }
 
-    /// Which key signs for `partner` from `from` to `until`, in spans that follow each other without a gap.
+    /// Which key signs for `partner` from `from` to `until`, in spans that follow each other without a gap: as planned, but for
+    /// keys that are revoked.
     #[must_use]
-    pub fn spans<'t>(&'t self, partner: &'t PartnerId, from: UtcTime, until: UtcTime) -> Vec<Span<'t>> {
+    pub fn spans<'t>(
+        &'t self,
+        partner: &'t PartnerId,
+        (from, until): (UtcTime, UtcTime),
+        is_revoked: impl Fn(&Kid) -> bool,
+    ) -> Vec<Span<'t>> {
         let turns = self.of(partner).flat_map(|key| {
             let confirmed = key.confirmed.as_ref().map(|confirmation| confirmation.at);
             [Some(key.sign_from), Some(key.sign_until), Some(key.publish_at.plus(self.propagation)), confirmed]
@@ -236,7 +245,7 @@ impl Timeline {
         turns.dedup();
         let mut spans: Vec<Span<'t>> = Vec::new();
         for turn in turns {
-            let key = self.current(partner, turn, |_| Standing::PLANNED);
+            let key = self.current(partner, turn, |kid| Standing::planned(is_revoked(kid)));
             match spans.last_mut() {
                 Some(last) if last.key.map(|key| &key.kid) == key.map(|key| &key.kid) => {}
                 Some(last) => {
@@ -385,7 +394,7 @@ mod tests {
             let timeline = Timeline { environment, propagation: Duration::from_secs(propagation), late_acceptance: LATE, keys };
             let partner: PartnerId = "partner-0".parse().unwrap();
             let (from, until) = (UtcTime::from_millis(5_000), UtcTime::from_millis(105_000));
-            let spans = timeline.spans(&partner, from, until);
+            let spans = timeline.spans(&partner, (from, until), |_| false);
             prop_assert_eq!(spans[0].from, from);
             prop_assert!(spans.windows(2).all(|pair| pair[0].until == Some(pair[1].from)));
             prop_assert_eq!(spans[spans.len() - 1].until, None);

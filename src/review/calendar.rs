@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     clock::UtcTime,
+    domain::PartnerId,
     policy::{
         Bundle, Partner,
         timeline::{Span, TimedKey},
@@ -62,24 +63,25 @@ pub fn text(bundle: &Bundle, window: Window) -> String {
             lines.push(format!("    {from} {until}: {who}"));
         }
     }
-    let notices = bundle.ahead(window.now).into_iter();
+    let notices = bundle.ahead(window.now, |_| false).into_iter();
     lines.extend(notices.map(|notice| format!("warning: {} {}: {}", notice.partner, notice.at, notice.text)));
     lines.join("\n")
 }
 
 /// From the first instant at which anything could have signed: what was before it is no gap.
 fn spans<'b>(bundle: &'b Bundle, partner: &'b Partner, window: Window) -> Vec<Span<'b>> {
-    let spans = bundle.timeline.spans(&partner.id, window.from, window.until);
+    let spans = bundle.timeline.spans(&partner.id, (window.from, window.until), |_| false);
     spans.into_iter().skip_while(|span| span.key.is_none()).collect()
 }
 
-/// As a self-contained SVG.
+/// As a self-contained SVG: of one partner, or of all.
 #[must_use]
-pub fn svg(bundle: &Bundle, window: Window) -> String {
-    let rows: usize = bundle.partners().map(|partner| 2 + bundle.timeline.of(&partner.id).count()).sum();
+pub fn svg(bundle: &Bundle, only: Option<&PartnerId>, window: Window) -> String {
+    let partners = || bundle.partners().filter(|partner| only.is_none_or(|only| *only == partner.id));
+    let rows: usize = partners().map(|partner| 2 + bundle.timeline.of(&partner.id).count()).sum();
     let height = HEAD + ROW * i64::try_from(rows).unwrap_or(i64::MAX / ROW / 2) + 20;
     let mut picture = Picture { text: String::new(), y: HEAD, window };
-    for partner in bundle.partners() {
+    for partner in partners() {
         picture.partner(bundle, partner);
     }
     let Window { from, until, now } = window;

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Where cases lie in a bundle's directory.
-const FOLDER: &str = "cases";
+pub const FOLDER: &str = "cases";
 
 /// A file of cases.
 #[derive(Debug, Deserialize)]

@@ -153,8 +153,9 @@ impl AdminService for Admin {
         let call = access::HALT.call(&request)?;
         let proto::HaltRequest { reach, reason } = request.into_inner();
         let stop = stops::reach_of(reach).map(Stop::Halted);
+        let unknown = stop.as_ref().is_ok_and(|stop| !self.knows(stop));
         let record = self.put_stop(access::HALT, &call, stop, true, reason).await?;
-        Ok(Response::new(proto::HaltResponse { audit_record_id: record.to_string() }))
+        Ok(Response::new(proto::HaltResponse { audit_record_id: record.to_string(), unknown }))
     }
 
     async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
@@ -174,13 +175,15 @@ impl AdminService for Admin {
         let since = signed_since.map(|since| instant("signed_since", since)).transpose();
         let suspended = stops::caller_of(&caller, Some(&call)).and_then(|caller| since.map(|since| (caller, since)));
         let stop = suspended.clone().map(|(caller, _)| Stop::Suspended(caller));
+        let unknown = stop.as_ref().is_ok_and(|stop| !self.knows(stop));
         let record = self.put_stop(access::SUSPEND_CALLER, &call, stop, true, reason).await?;
         let (caller, since) = suspended?;
         let (signed, has_more) = match since {
             Some(since) => self.signed_by(&caller, since).await?,
             None => (Vec::new(), false),
         };
-        Ok(Response::new(proto::SuspendCallerResponse { audit_record_id: record.to_string(), signed, has_more }))
+        let audit_record_id = record.to_string();
+        Ok(Response::new(proto::SuspendCallerResponse { audit_record_id, signed, has_more, unknown }))
     }
 
     async fn reinstate_caller(

@@ -103,6 +103,7 @@ impl Watch {
     /// Tells which keys may sign and which ones verifiers can know, what is stopped, and how the quotes of each key fare.
     fn look_at_keys(&self) {
         let (policy, standings) = (self.pipeline.policy.load(), self.pipeline.standings());
+        self.metrics.policy(&policy.digest.to_string(), policy.serial);
         for key in policy.timeline.all() {
             self.metrics.served(key.kid.as_str(), standings.of(&key.kid).served_since.is_some());
         }
@@ -112,7 +113,6 @@ impl Watch {
             let next = policy.timeline.next_change(&partner.id, now);
             self.metrics.partner(partner.id.as_str(), active.is_some(), next);
         }
-        self.metrics.policy(&policy.digest.to_string(), policy.serial);
         self.metrics.stops(&self.pipeline.stopped.known());
         for fate in self.pipeline.outcomes.look(now) {
             self.metrics.fate(&fate);

@@ -271,11 +271,14 @@ impl Metrics {
         self.verifications.get_or_create(&labels).inc();
     }
 
-    /// Which bundle is in force.
+    /// Which bundle is in force. What was told of the partners and keys of another one is forgotten: it may not have them.
     pub fn policy(&self, digest: &str, serial: u64) {
         let labels = DigestLabels { digest: digest.to_owned() };
         if self.policy.get(&labels).is_none() {
             self.policy.clear();
+            self.active.clear();
+            self.next_change.clear();
+            self.served.clear();
         }
         self.policy.get_or_create(&labels).set(i64::try_from(serial).unwrap_or(i64::MAX));
     }
@@ -415,10 +418,13 @@ impl Metrics {
         self.spike.get_or_create(&KeyLabels { kid }).set(i64::from(fate.is_spike));
     }
 
-    /// How much is to be warned of on a partner's timeline.
-    pub fn timeline_warnings(&self, partner: &str, count: usize) {
-        let labels = PartnerLabels { partner: partner.to_owned() };
-        self.ahead.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// How much is to be warned of on each partner's timeline; of others nothing any more.
+    pub fn timeline_warnings<'p>(&self, partners: impl Iterator<Item = (&'p str, usize)>) {
+        self.ahead.clear();
+        for (partner, count) in partners {
+            let labels = PartnerLabels { partner: partner.to_owned() };
+            self.ahead.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// All of it, as OpenMetrics text.
@@ -573,5 +579,12 @@ mod tests {
         assert!(metrics.text().contains(next), "{}", metrics.text());
         metrics.partner("acme-remit", false, None);
         assert!(!metrics.text().contains("next_change_timestamp_seconds{"));
+        // A partner that is no more has no key, and nobody is to be alarmed for it.
+        metrics.served("quote-a", true);
+        metrics.timeline_warnings([("acme-remit", 2)].into_iter());
+        metrics.policy("cc", 3);
+        metrics.timeline_warnings([("borealis-pay", 0)].into_iter());
+        let text = metrics.text();
+        assert!(!text.contains("acme-remit") && !text.contains("quote-a") && text.contains("borealis-pay"), "{text}");
     }
 }

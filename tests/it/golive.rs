@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs, process::Output};
 
 use quotesign::{
     clock::{Clock as _, SystemClock},
-    proto::{ActivateKeyRequest, QuoteOutcome, ReportQuoteOutcomeRequest, SeedSequenceRequest},
+    proto::{
+        ActivateKeyRequest, HaltReach, HaltRequest, QuoteOutcome, ReportQuoteOutcomeRequest, SeedSequenceRequest,
+        halt_reach,
+    },
 };
 use serde_json::{Value, json};
 
@@ -50,7 +53,7 @@ fn golive(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_machine_can_show_is_shown_with_evidence_that_can_be_found() {
-    let (site, gateway, _cdn) = sandbox().await;
+    let (site, gateway, cdn) = sandbox().await;
     let pricing = gateway.quotes("pricing").await;
     let quote = Quote::number(1);
     pricing.sign_in("sandbox", quote.bytes()).await.unwrap();
@@ -116,6 +119,44 @@ async fn what_a_machine_can_show_is_shown_with_evidence_that_can_be_found() {
     let shared = golive(&site, &gateway, &["--apart-from", other.config().to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&shared.stdout).contains("| FAILED |"));
     assert!(failed(shared, 1).contains("rows have failed"));
+    // Of partners there is one in what he is sent.
+    let jwks = fs::read_to_string(&cdn.file).unwrap();
+    let rows = |args: &[&str]| {
+        let told = golive(&site, &gateway, &[&["--format", "json"], args].concat());
+        let dossier: Value = serde_json::from_slice(&told.stdout).unwrap();
+        let failed = dossier["answers"].as_array().unwrap().iter().filter(|answer| answer["outcome"] == "failed");
+        failed.map(|answer| answer["asks"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let propagated = "It was served for the propagation time";
+    assert_eq!(rows(&[]), [propagated]);
+    // A key of the same name that is not the key, and one that stands there twice.
+    let own: Value = serde_json::from_str(&jwks).unwrap();
+    let mut others = own.clone();
+    let modulus = own["keys"][0]["n"].as_str().unwrap();
+    others["keys"][0]["n"] = json!(format!("{}AAAB", &modulus[..modulus.len() - 4]));
+    let mut twice = own.clone();
+    twice["keys"].as_array_mut().unwrap().push(own["keys"][0].clone());
+    for set in [others, twice] {
+        fs::write(&cdn.file, set.to_string()).unwrap();
+        assert_eq!(rows(&[]), ["It has the active kid", propagated, "The active kid is registered and visible"]);
+    }
+    fs::write(&cdn.file, jwks).unwrap();
+    // The operator's API takes it no more, and then nothing is signed.
+    let refused = ReportQuoteOutcomeRequest {
+        partner: PARTNER.to_owned(),
+        quote_id: quote.id().to_owned(),
+        outcome: QuoteOutcome::Refused.into(),
+        error_code: "quote.signatureInvalid".to_owned(),
+        verification_failed: true,
+        correlation_id: "op-4714".to_owned(),
+        ..ReportQuoteOutcomeRequest::default()
+    };
+    pricing.0.clone().report_quote_outcome(refused).await.unwrap();
+    let taken = ["The operator's API has taken a quote", propagated, "The operator's sandbox verifies them"];
+    assert_eq!(rows(&[]), taken);
+    let reach = Some(HaltReach { to: Some(halt_reach::To::All(true)) });
+    gateway.admin("operator").await.halt(HaltRequest { reach, reason: "OPS-21".to_owned() }).await.unwrap();
+    assert!(rows(&[]).contains(&"The signing key is active".to_owned()));
     // What must not be submitted is not, whoever wrote it where.
     site.edit_policy(|policy| policy["partners"][0]["contacts"]["technical"] = toml("'Bearer abcdef'"));
     let kept = golive(&site, &gateway, &[]);

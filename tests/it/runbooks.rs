@@ -53,10 +53,13 @@ async fn a_planned_rotation_goes_by_the_page_and_no_step_can_be_skipped() {
     let [begin] = &steps[0][..] else { panic!("step 1 is one command") };
     let early = production.bad(&begin.replace("2027-06-01T09", "2027-05-21T09"), 1);
     assert!(early.contains("the earliest start is 2027-05-21T10:00:00Z"), "{early}");
+    fs::create_dir_all(production.site.path("policy/cases")).unwrap();
+    fs::write(production.site.path("policy/cases/tried.toml"), "[settings]\nenvironment = 'production'\n").unwrap();
     production.bad(begin, 3);
     let [check, diff, copy, remove, reload, look] = &steps[1][..] else { panic!("step 2 is six commands") };
     production.good(check);
     let changes = production.good(diff);
+    assert!(production.site.path("policy.next/cases/tried.toml").exists(), "it is tried on the change");
     for change in ["public key of `quote-signing-2027-06`", "retire_at", "serial: raised from"] {
         assert!(changes.contains(change), "{change}: {changes}");
     }
@@ -102,6 +105,11 @@ async fn a_planned_rotation_goes_by_the_page_and_no_step_can_be_skipped() {
     for state in ["prepared", "active, before prepared", "retired, before active"] {
         assert!(told.iter().any(|told| told == state), "{state}: {told:?}");
     }
+    production.good(
+        "quotesign keys revoke quote-signing-2027-06 --cause key-may-be-compromised --reason INC-8 --client operator.toml",
+    );
+    let lost = production.bad(&steps[5][0], 1);
+    assert!(lost.contains("which was to follow `quote-signing-2026-12`, was revoked"), "{lost}");
     assert!(gateway.stop().success());
     production.good("quotesign audit verify");
 }

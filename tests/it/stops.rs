@@ -118,6 +118,16 @@ async fn a_halt_stands_until_that_very_one_is_resumed() {
     ] {
         assert!(!run(bad).status.success(), "{bad:?}");
     }
+    // A name that nobody knows is halted, and whoever gave it is told at once that what he meant still signs.
+    for (reach, name) in [("--partner", "acme-remmit"), ("--kid", "quote-signing-2206-12")] {
+        let told = failed(run(&["halt", reach, name, "--reason", "OPS-12"]), 6);
+        assert!(told.contains("is it misspelt?") && told.contains(name), "{told}");
+        done(run(&["resume", reach, name, "--reason", "OPS-12"]));
+    }
+    let nobody = "spiffe://dev.quotesign.example/prizing";
+    let told = failed(run(&["callers", "suspend", nobody, "--reason", "OPS-12"]), 6);
+    assert!(told.contains("is it misspelt?") && told.contains(nobody), "{told}");
+    pricing.sign(&Quote::number(3)).await.unwrap();
     // What another gateway, or another hand, has put into the ledger is known within a second.
     done(run(&["halt", "--partner", PARTNER, "--reason", "OPS-11"]));
     until("health says so", async || {
@@ -133,7 +143,7 @@ async fn a_halt_stands_until_that_very_one_is_resumed() {
     .await;
     done(client(&site, &gateway, &["resume", "--partner", PARTNER, "--reason", "OPS-11"]));
     pricing.sign(&first).await.unwrap();
-    let halted = site.journalled("signing.halted", 4).await;
+    let halted = site.journalled("signing.halted", 6).await;
     assert_eq!(halted[0]["facts"]["stop"], "halted/all");
     assert_eq!(halted[0]["context"]["caller"], "spiffe://dev.quotesign.example/operator");
 }

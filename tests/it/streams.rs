@@ -348,6 +348,33 @@ async fn each_quote_has_a_deadline_of_its_own_and_the_stream_has_its_callers() {
     assert_eq!((ended.code(), reason(&ended)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
 }
 
+/// It has ended its side, as it should, and goes before the answers come: its quotes must not take turns before those that it sends again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_left_ends_also_where_its_last_quote_was_sent() {
+    let site = Site::new();
+    let shim = Shim::before(&site);
+    site.edit_signer("call_timeout_ms", 20_000.into());
+    site.edit_signer("sessions", 1.into());
+    shim.rules("");
+    let gateway = site.serve().await;
+    shim.rules("C_Sign delay 8000");
+    let pricing = gateway.quotes("pricing").await;
+    let mut sending = Sending::open(&pricing).await;
+    let quotes = numbered(1..=3);
+    for (tag, quote) in (1..).zip(&quotes) {
+        sending.send(tag, quote).await;
+    }
+    let (closed, _) = mpsc::channel(1);
+    drop(std::mem::replace(&mut sending.quotes, closed));
+    let open = async || gateway.operations("/metrics").await.1.contains("quotesign_streams 1");
+    until("a quote is at the device", async || site.stage(&quotes[0]).is_some()).await;
+    assert!(open().await);
+    let left = std::time::Instant::now();
+    drop(sending);
+    until("the stream has ended", async || !open().await).await;
+    assert!(left.elapsed() < Duration::from_secs(5), "its quotes were waited for: {:?}", left.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_runs_while_a_quote_waits_for_its_place() {
     // Four quotes of a caller may be under way. Each takes longer than half of its time, and has enough where nothing is before it.

@@ -638,3 +638,22 @@ fn an_older_bundle_ends_no_key_that_the_newest_one_lets_sign_on() {
         assert_eq!(told(&both, &new, at), [Noted::Turned(KeyState::Active)]);
     }
 }
+
+#[test]
+fn what_is_revoked_closes_no_gap_and_stands_in_for_nobody() {
+    let base = files::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policy-development"))).unwrap();
+    let standby = Planned { standby: true, ..key("quote-standby", 0.0, 1.0, 60.0) };
+    let keys = [key("quote-signing-1", 0.0, 1.0, 20.0), key("quote-signing-2", 4.0, 10.0, 60.0), standby];
+    let pairs = Keys::made(&[(0.0, keys.to_vec())]);
+    let ahead = |keys: &[Planned], revoked: &str| {
+        let bundle = loaded(&base, 1, keys, &pairs, PROPAGATION);
+        let notices = bundle.ahead_within(day(5.0), DAY * 30, |kid| kid.as_str() == revoked);
+        notices.into_iter().map(|notice| notice.text).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(ahead(&keys, ""), "");
+    let alone = |kid| format!("were `{kid}` revoked, nothing could sign; add a key with `standby = true`");
+    assert_eq!(ahead(&keys, "quote-standby"), alone("quote-signing-1"));
+    assert_eq!(ahead(&keys, "quote-signing-2"), alone("quote-standby"));
+    let gap = format!("no key signs from {} on; add one, published early enough", day(20.0));
+    assert_eq!(ahead(&keys[..2], "quote-signing-2"), format!("{}\n{gap}", alone("quote-signing-1")));
+}

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use crate::{
     clock::UtcTime,
     config::{Config, LimitsSection},
-    domain::Environment,
+    domain::{Environment, Kid},
     gateway,
     json::Limits,
     ledger::{Reach, Stop},
@@ -152,7 +152,8 @@ fn look_at_signing(
 
 /// What will go wrong unless somebody acts.
 fn look_ahead(bundle: &Bundle, standings: Option<&Standings>, now: UtcTime, report: &mut Report) {
-    let mut notices = bundle.ahead_within(now, AHEAD);
+    let is_revoked = |kid: &Kid| standings.is_some_and(|standings| standings.of(kid).is_revoked);
+    let mut notices = bundle.ahead_within(now, AHEAD, is_revoked);
     if let Some(standings) = standings {
         let obstacles = bundle.obstacles(now, |kid| standings.of(kid));
         // What stands in the way already is told by another check.

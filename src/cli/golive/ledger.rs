@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::{
     audit::Event,
-    ledger::Journal,
+    ledger::{Journal, Reach, Stop, stops::Stops},
     outcomes::Outcome,
-    policy::{AttributesRule, timeline::TimedKey},
+    policy::timeline::TimedKey,
     published::Standings,
     review::golive::Facts,
 };
@@ -20,12 +20,13 @@ const RECORDS_MAX: u32 = 20_000;
 /// What was read.
 pub(super) struct Book {
     standings: Standings,
+    stops: Stops,
 }
 
 pub(super) fn read(here: &Here<'_>) -> Result<Book, Failure> {
     let mut reads = here.ledger.reads()?;
     let (stops, kids) = (reads.stops().map_err(Failure::failed)?, reads.kids().map_err(Failure::failed)?);
-    Ok(Book { standings: Standings::of_ledger(stops, kids) })
+    Ok(Book { standings: Standings::of_ledger(stops.clone(), kids), stops })
 }
 
 impl Book {
@@ -56,15 +57,19 @@ impl Book {
             Ok(lines) => put(facts, "audit.chain", true, lines.join("; ")),
             Err(failure) => put(facts, "audit.chain", false, failure.text),
         }
-        if let Some(evidence) = Self::accepted(&*journal, here)? {
-            put(facts, "outcome.accepted", true, evidence);
+        if let Some((accepted, evidence)) = Self::accepted(&*journal, here, active)? {
+            put(facts, "outcome.accepted", accepted, evidence);
         }
         Ok(())
     }
 
     fn of_key(&self, here: &Here<'_>, key: &TimedKey, facts: &mut Facts) {
         let TimedKey { kid, sign_from, sign_until, .. } = key;
-        put(facts, "key.active", true, format!("`{kid}` signs from {sign_from} to {sign_until}"));
+        let halts = [Reach::All, Reach::Partner(here.partner.id.clone()), Reach::Kid(kid.clone())].map(Stop::Halted);
+        match halts.iter().find(|halt| self.stops.contains(halt)) {
+            Some(halt) => put(facts, "key.active", false, format!("`{kid}` would sign, but for {halt}")),
+            None => put(facts, "key.active", true, format!("`{kid}` signs from {sign_from} to {sign_until}")),
+        }
         match &key.confirmed {
             Some(confirmed) => {
                 let evidence =
@@ -83,29 +88,28 @@ impl Book {
             }
             None => put(facts, "key.served", false, format!("`{kid}` was not seen to be served by every gateway")),
         }
-        let places: Vec<_> = key.places.iter().map(|(signer, _)| signer.as_str()).collect();
-        let places = places.join(", ");
-        let (holds, evidence) = match key.attributes {
-            AttributesRule::Require => {
-                (true, format!("on {places}, which states that it was generated there and cannot leave it"))
-            }
-            AttributesRule::Warn => {
-                (true, format!("on {places}; policy says why the device cannot state that it never left it"))
-            }
-            AttributesRule::Off => (false, format!("on {places}; nobody looks at its attributes")),
-        };
-        put(facts, "key.protected", holds, evidence);
     }
 
-    /// The newest report, of the newest records, that the operator's API took a quote of the partner.
-    fn accepted(journal: &dyn Journal, here: &Here<'_>) -> Result<Option<String>, Failure> {
+    /// The newest report, of the newest records, on whether the operator's API takes what the key signs, or of any key of the
+    /// partner where none signs: whether it does, and where that stands.
+    fn accepted(
+        journal: &dyn Journal,
+        here: &Here<'_>,
+        active: Option<&Arc<TimedKey>>,
+    ) -> Result<Option<(bool, String)>, Failure> {
         let newest = journal.tail(RECORDS_MAX).map_err(Failure::failed)?;
         for stored in newest.iter().rev() {
             let record = stored.record().map_err(Failure::failed)?;
             let said = record.facts.detail.as_deref().unwrap_or_default();
             let is_theirs = record.context.partner.as_ref() == Some(&here.partner.id);
-            if record.event == Event::OutcomeReported && is_theirs && said.starts_with(Outcome::Accepted.as_str()) {
-                return Ok(Some(format!("{} {said} (audit record {})", record.at, record.id)));
+            let is_of_key = active.is_none_or(|active| record.facts.kid.as_ref() == Some(&active.kid));
+            if record.event != Event::OutcomeReported || !is_theirs || !is_of_key {
+                continue;
+            }
+            let told = |outcome: Outcome| said.starts_with(outcome.as_str());
+            if told(Outcome::Accepted) || told(Outcome::Unverified) {
+                let evidence = format!("{} {said} (audit record {})", record.at, record.id);
+                return Ok(Some((told(Outcome::Accepted), evidence)));
             }
         }
         Ok(None)

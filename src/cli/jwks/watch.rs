@@ -148,17 +148,18 @@ impl Watch {
         let mut seen: Option<Keys> = None;
         let mut told: BTreeSet<String> = BTreeSet::new();
         let mut bundle: Option<Bundle> = None;
-        let standing = |kid: &Kid| {
-            if self.revoked.iter().any(|revoked| revoked == kid.as_str()) {
-                Standing::REVOKED
-            } else {
-                Standing::PLANNED
-            }
-        };
         loop {
             let now = SystemClock.now();
             // A bundle that is being changed keeps what was expected before for this look.
             bundle = self.policy.as_deref().and_then(|dir| Bundle::load(dir).ok()).or(bundle);
+            // A replacement of a key that was lost signs before its time, once it is activated: verifiers need it from now on.
+            let is_replacement = |kid: &Kid| {
+                bundle.as_ref().and_then(|bundle| bundle.key(kid)).is_some_and(|key| key.emergency.is_some())
+            };
+            let standing = |kid: &Kid| Standing {
+                is_activated: is_replacement(kid),
+                ..Standing::planned(self.revoked.iter().any(|revoked| revoked == kid.as_str()))
+            };
             let planned = bundle.as_ref().zip(partner.as_ref());
             let current = planned.and_then(|(bundle, partner)| bundle.timeline.current(partner, now, standing));
             let active = active.clone().or_else(|| current.map(|key| key.kid.clone()));

@@ -22,7 +22,7 @@ use super::{
 
 /// Exit codes: 0 revoked and gone from the public URL where there is one, 1 refused, 2 not understood, 4 revoked and the
 /// public URL still shows it or cannot be read, 5 not yet durable: the gateway that was asked keeps trying, 6 revoked, and nobody
-/// knows a key of that kid: it may be misspelt.
+/// knows a key of that kid: it may be misspelt, 7 revoked, and what it has signed could not be read.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Revoke {
     #[command(flatten)]
@@ -104,6 +104,7 @@ impl Revoke {
             } else {
                 signed_since(&client, &self.kid, since).await
             };
+            let unread = quotes.as_ref().err().map(|failure| failure.text.clone());
             report.put(quotes, SystemClock.now());
             let gone = self.until_gone(&kid, &done).await;
             if let Some(gone) = &gone {
@@ -122,7 +123,10 @@ impl Revoke {
                 Some(Step { done: false, what, .. }) => {
                     Err(Failure { code: 4, text: format!("incomplete: {what}; purge its caches, and ask again") })
                 }
-                _ => Ok(()),
+                _ => unread.map_or(Ok(()), |why| {
+                    let text = format!("revoked, and what it has signed could not be read: {why}; `quotesign keys report {kid}` tries again");
+                    Err(Failure { code: 7, text })
+                }),
             }
         })
     }

@@ -238,8 +238,16 @@ impl Rotate {
 
     /// Where the newest key's rotation stands.
     fn show(&self, config: &Config, client: &ClientFile, bundle: &Bundle, partner: &PartnerId) -> Result<(), Failure> {
-        let new = newest(bundle, partner, &revoked(client, partner)?)
+        let revoked = revoked(client, partner)?;
+        let new = newest(bundle, partner, &revoked)
             .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        if let Some(lost) = newest(bundle, partner, &[]).filter(|lost| lost.sign_from > new.sign_from) {
+            return Err(Failure::failed(format!(
+                "`{}`, which was to follow `{}`, was revoked, and `{}` ends at {}; begin anew with --start and another --kid, or \
+                 where that is too late with --emergency",
+                lost.kid, new.kid, new.kid, new.sign_until
+            )));
+        }
         let steps = self.look(config, client, bundle, partner)?;
         say!("rotation of {partner} to `{}`, which signs from {} on", new.kid, new.sign_from);
         for (at, (name, step)) in NAMES.iter().zip(&steps).enumerate() {

@@ -28,19 +28,22 @@ impl Calendar {
         let bundle = self.dir.load()?;
         let window = Window::of(&bundle, self.at.time()?);
         if let Some(path) = &self.svg {
-            write_private(path, calendar::svg(&bundle, window).as_bytes())?;
+            write_private(path, calendar::svg(&bundle, None, window).as_bytes())?;
         }
         match self.dir.format {
             Format::Text => say!("{}", calendar::text(&bundle, window)),
             Format::Json => {
                 let partners = bundle.partners().map(|partner| {
-                    let spans = bundle.timeline.spans(&partner.id, window.from, window.until).into_iter().map(|span| {
-                        json!({
-                            "from": span.from.to_string(),
-                            "until": span.until.map(|until| until.to_string()),
-                            "kid": span.key.map(|key| key.kid.to_string()),
-                        })
-                    });
+                    let spans =
+                        bundle.timeline.spans(&partner.id, (window.from, window.until), |_| false).into_iter().map(
+                            |span| {
+                                json!({
+                                    "from": span.from.to_string(),
+                                    "until": span.until.map(|until| until.to_string()),
+                                    "kid": span.key.map(|key| key.kid.to_string()),
+                                })
+                            },
+                        );
                     json!({ "partner": partner.id, "spans": spans.collect::<Vec<_>>() })
                 });
                 say!("{:#}", json!({ "partners": partners.collect::<Vec<_>>() }));

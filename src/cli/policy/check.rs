@@ -62,7 +62,7 @@ fn show(bundle: &Bundle, now: UtcTime, cases: usize) {
             say!("{:<20} no key may sign now", partner.id);
         }
     }
-    for notice in bundle.ahead(now) {
+    for notice in bundle.ahead(now, |_| false) {
         say!("warning: {} {}: {}", notice.partner, notice.at, notice.text);
     }
 }
@@ -73,7 +73,7 @@ fn told(bundle: &Bundle, now: UtcTime, cases: usize) -> Value {
         json!({ "partner": partner.id, "signs_now": current })
     });
     let notices = bundle
-        .ahead(now)
+        .ahead(now, |_| false)
         .into_iter()
         .map(|notice| json!({ "partner": notice.partner, "at": notice.at.to_string(), "text": notice.text }));
     json!({

@@ -45,6 +45,7 @@ const APPROVAL: &str = "Go-live 23, 26: approval";
 
 const LOOK: &str = "give the public URL: `jwks_url` in policy, or --url";
 const PROBE: &str = "in sandbox, give --quote and --client";
+const KEY: &str = "no key signs now, or there is no gateway to ask: give --client";
 const OTHER: &str = "give the other environment's config: --apart-from";
 
 /// All of them.
@@ -93,11 +94,11 @@ pub const ROWS: &[Row] = &[
         SIGNING,
         "The operator's API has taken a quote",
         "outcome.accepted",
-        "no report of it is among the newest 20,000 records; have callers send `ReportQuoteOutcome`",
+        "no report of the key that signs is among the newest 20,000 records; have callers send `ReportQuoteOutcome`",
     ),
     fact(SIGNING, "A signature is in the journal", "audit.record", PROBE),
     fact(SIGNING, "The journal's chain holds", "audit.chain", ""),
-    fact(SIGNING, "The private key is protected", "key.protected", "no key signs now"),
+    fact(SIGNING, "The private key is protected", "key.protected", KEY),
     people(LOGGING, "Logs hold what support needs and nothing that is forbidden", "a sample that was read"),
     people(SUPPORT, "The way of escalation was tried, and support knows what never to ask for", "when, and by whom"),
     fact(DEPLOYMENT, "The key set is live", "jwks.status", LOOK),
@@ -119,7 +120,7 @@ pub const ROWS: &[Row] = &[
     people(EVIDENCE, "Correlation ids of the app's flows", "the app's own test report"),
     fact(CERTIFICATION, "The URL is final", "jwks.registered", "write `jwks_url` in policy"),
     fact(CERTIFICATION, "The sandbox has its own", "apart", OTHER),
-    fact(CERTIFICATION, "The private key is stored securely", "key.protected", "no key signs now"),
+    fact(CERTIFICATION, "The private key is stored securely", "key.protected", KEY),
     fact(CERTIFICATION, "The active kid is registered and visible", "jwks.active", LOOK),
     fact(CERTIFICATION, "Only approved keys sign", "key.approved", ""),
     fact(CERTIFICATION, "Quotes verify locally", "probe.verified", PROBE),
@@ -127,7 +128,7 @@ pub const ROWS: &[Row] = &[
         CERTIFICATION,
         "The operator's sandbox verifies them",
         "outcome.accepted",
-        "no report of it is among the newest 20,000 records; have callers send `ReportQuoteOutcome`",
+        "no report of the key that signs is among the newest 20,000 records; have callers send `ReportQuoteOutcome`",
     ),
     fact(CERTIFICATION, "No private field is in the key set", "jwks.private", LOOK),
     people(APPROVAL, "Launch date, way back and approvals are agreed", "names, dates and signatures of both sides"),

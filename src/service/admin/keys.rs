@@ -41,15 +41,17 @@ impl Admin {
         } else if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act) {
             tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger is back would forget it");
         }
-        let known =
-            self.pipeline.policy.load().key(&kid).is_some() || self.pipeline.published.kids().contains_key(&kid);
+        let known = self.knows(&Stop::Revoked(kid.clone()));
         Ok(proto::RevokeKeyResponse { unknown_kid: !known, ..self.told(&kid, record, now) })
     }
 
     fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
         let policy = self.pipeline.policy.load();
         let standings = self.pipeline.standings();
-        let partner = policy.key(kid).and_then(|key| policy.partner(&key.partner));
+        // A key that the bundle in force has no more, or not yet, is still its partner's.
+        let of_ledger = || self.pipeline.published.kids().get(kid).map(|kept| kept.partner.clone());
+        let partner = policy.key(kid).map(|key| key.partner.clone()).or_else(of_ledger);
+        let partner = partner.and_then(|partner| policy.partner(&partner));
         let replacement =
             partner.and_then(|partner| policy.timeline.current(&partner.id, now, |kid| standings.of(kid)));
         proto::RevokeKeyResponse {

@@ -103,6 +103,19 @@ impl Admin {
         self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
     }
 
+    /// Whether there is anything that `stop` would stop: by the bundle in force, and for kids by the ledger too.
+    pub(super) fn knows(&self, stop: &Stop) -> bool {
+        let policy = self.pipeline.policy.load();
+        match stop {
+            Stop::Halted(Reach::All) => true,
+            Stop::Halted(Reach::Partner(partner)) => policy.partner(partner).is_some(),
+            Stop::Halted(Reach::Kid(kid)) | Stop::Revoked(kid) => {
+                policy.key(kid).is_some() || self.pipeline.published.kids().contains_key(kid)
+            }
+            Stop::Suspended(caller) => policy.callers().any(|declared| declared == caller),
+        }
+    }
+
     pub(super) fn allowed(&self, rpc: Rpc, call: &Call) -> Result<audit::Context, Status> {
         let policy = self.pipeline.policy.load_full();
         let verdict = rpc.with_gateway(&self.pipeline, &policy, call)?;

@@ -91,11 +91,7 @@ impl QuoteStream {
                 biased;
                 () = answers.closed() => return line.close(),
                 () = self.retiring.cancelled() => break Some(elsewhere()),
-                // Its client waits no longer: what has no answer is asked for again.
-                () = passed(self.source.edge.until()) => {
-                    let _nobody_may_be_there = answers.try_send(Err(edge::deadline_exceeded()));
-                    return line.close();
-                }
+                () = passed(self.source.edge.until()) => return self.is_late(&answers, &mut line),
                 Some(_told) = under_way.join_next() => {}
                 place = self.open.place(), if read.is_some() => {
                     if let Some((item, edge)) = read.take() {
@@ -113,10 +109,24 @@ impl QuoteStream {
                 },
             }
         };
-        while under_way.join_next().await.is_some() {}
+        // Whoever has sent his last quote may leave, too, and his quotes must not take the turns of those that he sends again.
+        loop {
+            tokio::select! {
+                biased;
+                () = answers.closed() => return line.close(),
+                () = passed(self.source.edge.until()) => return self.is_late(&answers, &mut line),
+                told = under_way.join_next() => if told.is_none() { break },
+            }
+        }
         if let Some(status) = end {
             let _nobody_may_be_there = answers.send(Err(status)).await;
         }
+    }
+
+    /// Its client waits no longer: what has no answer is asked for again.
+    fn is_late(&self, answers: &Answers, line: &mut Line) {
+        let _nobody_may_be_there = answers.try_send(Err(edge::deadline_exceeded()));
+        line.close();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The change of a bundle that a rotation asks for, made beside the bundle for people to review, and checked.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use crate::{
     domain::Kid,
     policy::{Bundle, Files, files, timeline::TimedKey},
     published::Standings,
-    review::diff::diff,
+    review::{cases, diff::diff},
     signer::provision::Provisioned,
 };
 
@@ -128,7 +128,8 @@ impl<'b> Stage<'b> {
         for (name, bytes) in &self.files {
             put(&out.join(name), bytes)?;
         }
-        Ok(())
+        // What the bundle must do is no part of it, and is tried on the change before that is put in place.
+        put_all(&self.dir.join(cases::FOLDER), &out.join(cases::FOLDER))
     }
 
     /// Writes the change into the bundle itself, what refers to a file after the file.
@@ -147,8 +148,27 @@ impl<'b> Stage<'b> {
     }
 }
 
+/// Writes all that is in the folder `from`, which need not be there, to `to`.
+fn put_all(from: &Path, to: &Path) -> Result<(), Failure> {
+    let named = |fault: io::Error| Failure::failed(format!("{}: {fault}", from.display()));
+    let entries = match fs::read_dir(from) {
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(named)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(named)?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            put_all(&path, &to)?;
+        } else {
+            put(&to, &fs::read(&path).map_err(named)?)?;
+        }
+    }
+    Ok(())
+}
+
 fn put(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let named = |fault: std::io::Error| Failure::failed(format!("{}: {fault}", path.display()));
+    let named = |fault: io::Error| Failure::failed(format!("{}: {fault}", path.display()));
     fs::create_dir_all(disk::folder_of(path)).map_err(named)?;
     disk::put(path, bytes).map_err(named)
 }
