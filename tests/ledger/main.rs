@@ -10,6 +10,7 @@
 )]
 
 mod contract;
+mod holds;
 mod model;
 mod ops;
 mod postgres;
