@@ -36,7 +36,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use condition::{AnchorState, Condition, ServerClock};
-pub use front::{Ledger, LedgerConfig, Load};
+pub use front::{Ledger, LedgerConfig, Load, Recalled};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
@@ -435,6 +435,10 @@ pub trait Engine: Reads + Send + 'static {
 
     /// How another connection to the same store is opened, that only reads.
     fn reads(&self) -> OpenReads;
+
+    /// Whether what such a connection shows is durable wherever it must be. It is not where a commit waits for another server: one
+    /// whose wait was cut off is shown all the same.
+    fn reads_are_durable(&self) -> bool;
 
     /// Carries a batch out by [`batch::run`], appends the records with one link, and commits once. A refused operation
     /// is refused alone.

@@ -87,6 +87,10 @@ impl Engine for Absent {
         Box::new(move || place.reads())
     }
 
+    fn reads_are_durable(&self) -> bool {
+        self.place.reads_are_durable()
+    }
+
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         self.engine()?.apply(batch)
     }

@@ -325,6 +325,10 @@ impl Engine for Anchored {
         self.inner.reads()
     }
 
+    fn reads_are_durable(&self) -> bool {
+        self.inner.reads_are_durable()
+    }
+
     fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
         self.apply_growing(&mut batch)
     }

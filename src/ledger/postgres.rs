@@ -189,10 +189,7 @@ impl Inner {
         open.session.was_warned();
         // `query` alone ends after the commit: rows can arrive before it.
         match open.session.client.query(&open.apply, &arguments).await {
-            Ok(_) if open.session.was_warned() => {
-                Err(EngineError::Unknown("the server warned of a commit: it may be on one server alone".to_owned()))
-            }
-            Ok(_) => Ok(true),
+            Ok(_) => open.session.unwarned().map(|()| true),
             Err(error) if has_moved(&error) => Ok(false),
             Err(error) => Err(definite(error)),
         }
@@ -211,7 +208,10 @@ impl Inner {
     async fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
         self.open = None;
         let open = self.connect().await?;
+        open.session.was_warned();
         let lane = open.retake(&self.settings.replica, &self.owner).await?;
+        // What was before it is everywhere once it is.
+        open.session.unwarned()?;
         let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
         if !applied && self.lane.position != lane.position {
             return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned()));
@@ -335,6 +335,10 @@ impl Engine for Postgres {
     fn reads(&self) -> OpenReads {
         let server = self.inner.settings.server.clone();
         Box::new(move || Ok(Box::new(Reader::open(&server)?)))
+    }
+
+    fn reads_are_durable(&self) -> bool {
+        self.inner.settings.server.shows_durable()
     }
 
     fn heads(&self) -> Heads {

@@ -183,6 +183,10 @@ impl Engine for Sqlite {
         Box::new(move || Ok(Box::new(Reader::open(&path)?)))
     }
 
+    fn reads_are_durable(&self) -> bool {
+        true
+    }
+
     fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
         self.apply_growing(&mut batch)
     }

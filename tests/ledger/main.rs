@@ -10,6 +10,7 @@
 )]
 
 mod contract;
+mod failover;
 mod holds;
 mod model;
 mod ops;

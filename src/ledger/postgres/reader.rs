@@ -56,12 +56,7 @@ impl Reader {
     pub(in crate::ledger) fn note(&self, line: &str) -> Result<(), EngineError> {
         self.session.was_warned();
         self.runtime.block_on(in_time(self.timeout, readings::note(&self.session.client, line)))?;
-        if self.session.was_warned() {
-            return Err(EngineError::Unknown(
-                "the server warned of a commit: it may be on one server alone".to_owned(),
-            ));
-        }
-        Ok(())
+        self.session.unwarned()
     }
 }
 
