@@ -36,7 +36,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use condition::{AnchorState, Condition, ServerClock};
-pub use front::{Ledger, LedgerConfig, Load, Recalled};
+pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};

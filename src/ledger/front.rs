@@ -32,7 +32,8 @@ mod readings;
 mod writer;
 
 use desk::Desk;
-use openings::{Opening, Openings};
+pub use openings::Opening;
+use openings::Openings;
 pub use queue::Load;
 use queue::{Job, Outcome, Queue};
 use writer::Writer;
@@ -396,6 +397,12 @@ impl Ledger {
             }
         }
         Ok(voided)
+    }
+
+    /// What a connection that is opened now counts for: while this is the same the writer is where it was.
+    #[must_use]
+    pub fn opening(&self) -> Opening {
+        self.0.openings.now()
     }
 
     /// Whether the ledger does its part.

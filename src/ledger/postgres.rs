@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
@@ -28,11 +27,13 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
+use own::Own;
 use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
 mod condition;
 mod lease;
+mod own;
 mod read;
 mod reader;
 mod readings;
@@ -58,7 +59,7 @@ pub struct Settings {
 /// The one writer of a lane.
 pub struct Postgres {
     /// Of this engine alone; it runs while a call is under way.
-    runtime: Runtime,
+    runtime: Own,
     inner: Inner,
 }
 
@@ -90,7 +91,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is newer or another environment's.
     pub fn migrate(server: &Server, environment: Environment) -> Result<(), EngineError> {
-        runtime()?.block_on(async {
+        Own::new()?.block_on(async {
             let mut session = Session::open(server).await?;
             schema::migrate(&mut session.client, environment).await
         })
@@ -101,7 +102,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is of another environment or version.
     pub fn check(server: &Server, environment: Environment) -> Result<(), EngineError> {
-        runtime()?.block_on(async { schema::check(&Session::open(server).await?.client, environment).await })
+        Own::new()?.block_on(async { schema::check(&Session::open(server).await?.client, environment).await })
     }
 
     /// Connects, and takes the lane over. Not to be called where tasks run: it waits.
@@ -109,7 +110,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is of another environment or version.
     pub fn open(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
-        let runtime = runtime()?;
+        let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
         let mut inner = Inner { settings, environment, owner, lane, seen: Heads::new(), open: None, undecided: None };
@@ -391,11 +392,6 @@ impl Engine for Postgres {
             Ok((newest > 0).then(|| UtcTime::from_millis(newest)))
         })
     }
-}
-
-fn runtime() -> Result<Runtime, EngineError> {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| EngineError::Unfit(format!("no runtime for the ledger's connection: {error}")))
 }
 
 /// What is not answered in time has an unknown outcome.

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -539,8 +540,12 @@ async fn the_lane_of_a_gateway_that_is_gone_is_shipped_by_another() {
     sink.start();
     sink.has_all(&site, &[]).await;
     assert_eq!(sink.records().keys().collect::<Vec<_>>(), ["gw-a", "gw-b"]);
+    let log = stays.log.clone();
     assert!(stays.stop().success());
     sink.has_all(&site, &[]).await;
+    until("the end of its log", async || Arc::strong_count(&log) == 1).await;
+    let panicked: Vec<_> = log.lock().unwrap().iter().filter(|line| line.contains("panicked")).cloned().collect();
+    assert!(panicked.is_empty(), "{panicked:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,6 +151,19 @@ fn a_lost_connection_is_found_and_made_again() {
     assert!(one(&mut engine, Op::Reserve(reserve("q1", 1))).is_ok());
 }
 
+#[test]
+fn what_reads_is_let_go_of_also_where_tasks_run() {
+    let database = Cluster::shared().database();
+    let (reader, engine) = (Reader::open(&database.server()).unwrap(), database.open("gw-1"));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { drop((reader, engine)) });
+    let open =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'quotesign' AND datname = current_database()";
+    while database.sql(open) != "0" {
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Several gateways on one scope: exactly one wins each number, and whoever loses learns the true last one.
 #[test]
 fn of_several_gateways_one_wins_each_number() {
