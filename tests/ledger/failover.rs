@@ -1,12 +1,6 @@
 //! What a gateway reads and tells while its database fails over: the server of before lives on, or a standby never had what is shown.
 
 use std::{
-    io::copy,
-    net::{Shutdown, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -24,38 +18,10 @@ use tokio::runtime::Runtime;
 
 use crate::{
     ops::{A, commit, context, identity, now, one, pending, reserve, seed, stop},
-    server::{Cluster, Database},
+    server::{Address, Cluster, Database},
 };
 
 const CONFIG: LedgerConfig = LedgerConfig { queue_max: 64, batch_max: 16 };
-
-/// An address that leads to whichever server it is told; connections that there are stay where they are.
-struct Address {
-    port: u16,
-    leads_to: Arc<AtomicU16>,
-}
-
-impl Address {
-    fn of(port: u16) -> Self {
-        let (listener, leads_to) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicU16::new(port)));
-        let address = Self { port: listener.local_addr().unwrap().port(), leads_to: leads_to.clone() };
-        thread::spawn(move || {
-            for client in listener.incoming() {
-                let client = client.unwrap();
-                let Ok(server) = TcpStream::connect(("127.0.0.1", leads_to.load(Ordering::SeqCst))) else { continue };
-                let carry = |mut from: TcpStream, mut to: TcpStream| {
-                    thread::spawn(move || {
-                        let _ = copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                };
-                carry(client.try_clone().unwrap(), server.try_clone().unwrap());
-                carry(server, client);
-            }
-        });
-        address
-    }
-}
 
 /// A server with a standby, which is named as one that commits wait for where `waits`.
 fn pair(waits: bool) -> (Cluster, Database, Cluster) {
@@ -110,19 +76,8 @@ fn what_is_read_after_a_failover_is_of_the_server_that_is_written_to() {
         ledger.seed(seed("GB-IN", 0)).await.unwrap();
         assert!(ledger.stops().await.unwrap().iter().next().is_none());
     });
-    let replayed = "SELECT pg_last_wal_replay_lsn() >= '0/0'::pg_lsn + ";
-    let written = database.sql("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn");
-    let new = Database { port: standby.port, name: database.name.clone() };
-    until(|| new.sql(&format!("{replayed}{written}")) == "t");
-    new.sql("SELECT pg_promote()");
-    address.leads_to.store(standby.port, Ordering::SeqCst);
-    // The connection that writes is lost; the one that reads is not.
-    let ended = database.sql(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-         WHERE application_name = 'quotesign' AND query LIKE 'SELECT apply(%'",
-    );
-    assert_eq!(ended, "1");
-    let mut second = opened(settings(&database, standby.port, "gw-2", false));
+    let new = database.fails_over_to(&standby, &address);
+    let mut second = opened(settings(&new, new.port, "gw-2", false));
     one(&mut second, Op::Stop(stop(&format!("revoked/{A}"), true))).unwrap();
     runtime.block_on(async {
         // Whoever was told that it is unavailable asks again.
