@@ -786,6 +786,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_journalled_record_that_fails_is_as_many_as_it_stands_for() {
+        let bench = bench(&[Fault::RolledBack, Fault::RolledBack], CONFIG, |_| {});
+        bench.ledger.journal(Record { facts: Facts { count: Some(7), ..Facts::default() }, ..refused() });
+        bench.ledger.close().await;
+        assert_eq!((bench.journal().records, bench.ledger.dropped_records()), (1, 7));
+    }
+
+    #[tokio::test]
     async fn one_bad_operation_fails_alone() {
         let (open, gate) = mpsc::channel();
         let bench = bench(&[], CONFIG, |engine| {

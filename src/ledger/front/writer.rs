@@ -56,11 +56,13 @@ impl Writer {
             if !batch.ops().is_empty() {
                 queue.batch_took(batch.ops().len(), began.elapsed());
             }
-            for (answer, outcome) in batch.answers.drain(..).zip(&mut outcomes) {
-                match answer {
+            let answers = std::mem::take(&mut batch.answers);
+            for ((op, answer), outcome) in batch.ops().iter().zip(answers).zip(&mut outcomes) {
+                match (answer, op) {
                     // A caller that went away asks again and finds what became of it.
-                    Some(answer) => drop(answer.send(outcome)),
-                    None => queue.drop_records(usize::from(outcome.is_err())),
+                    (Some(answer), _) => drop(answer.send(outcome)),
+                    (None, Op::Record(record)) if outcome.is_err() => queue.drop_record(record),
+                    (None, _) => {}
                 }
             }
             // What was asked for meanwhile.
