@@ -478,11 +478,11 @@ pub trait Engine: Reads + Send + 'static {
     /// Where the store cannot be read.
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError>;
 
-    /// The newest record; absent in an empty journal.
+    /// The newest record of each lane that has any.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    fn newest_record(&mut self) -> Result<Option<audit::Record>, EngineError>;
+    fn newest_records(&mut self) -> Result<Vec<audit::Record>, EngineError>;
 
     /// The greatest time of any record of a reservation and what became of it: those alone are made only while the
     /// clock is trusted. Absent where there is none.

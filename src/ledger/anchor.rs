@@ -364,8 +364,8 @@ impl Engine for Anchored {
         self.inner.expired(now, count)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        self.inner.newest_record()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        self.inner.newest_records()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

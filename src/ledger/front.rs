@@ -355,12 +355,12 @@ impl Ledger {
         self.look(move |reads| reads.last_taken(&scope)).await
     }
 
-    /// The newest record; absent in an empty journal.
+    /// The newest record of each lane that has any.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub async fn newest_record(&self) -> Result<Option<Record>, LedgerError> {
-        self.read(Engine::newest_record).await
+    pub async fn newest_records(&self) -> Result<Vec<Record>, LedgerError> {
+        self.read(Engine::newest_records).await
     }
 
     /// The greatest time of any record that was made while the clock was trusted; absent where there is none.
@@ -658,8 +658,8 @@ mod tests {
             self.inner.expired(now, count)
         }
 
-        fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-            self.inner.newest_record()
+        fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+            self.inner.newest_records()
         }
 
         fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

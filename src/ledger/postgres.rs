@@ -379,10 +379,10 @@ impl Engine for Postgres {
         self.read(async |open| read::expired(&open.session.client, now, count).await)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        let newest =
-            self.read(async |open| read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await)?;
-        newest.first().map(StoredRecord::record).transpose()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        let sql = "WHERE (lane, idx) IN (SELECT lane, next_idx - 1 FROM lane)";
+        let newest = self.read(async |open| read::records(&open.session.client, sql, &[]).await)?;
+        newest.iter().map(StoredRecord::record).collect()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

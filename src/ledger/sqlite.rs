@@ -230,8 +230,8 @@ impl Engine for Sqlite {
         rows::expired(self.connection()?, now, count)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        journal::tail(self.connection()?, 1)?.pop().map(|stored| stored.record()).transpose()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        journal::tail(self.connection()?, 1)?.iter().map(StoredRecord::record).collect()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
