@@ -101,10 +101,9 @@ fn what_a_standby_may_never_have_had_is_not_given_again() {
     let ledger = Ledger::start(engine, CONFIG);
     let held = runtime.block_on(async {
         ledger.seed(seed("GB-IN", 0)).await.unwrap();
-        match ledger.reserve(reserve("q1", 1)).await.unwrap() {
-            Reserved::Pending(held) => held,
-            other => panic!("{other:?}"),
-        }
+        let reserved = ledger.reserve(reserve("q1", 1)).await.unwrap();
+        let Reserved::Pending(held) = reserved else { panic!("{reserved:?}") };
+        held
     });
     standby.crash();
     let wanted = reserve("q1", 1);
