@@ -36,7 +36,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use condition::{AnchorState, Condition, ServerClock};
-pub use front::{Ledger, LedgerConfig, Load};
+pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
@@ -436,6 +436,10 @@ pub trait Engine: Reads + Send + 'static {
     /// How another connection to the same store is opened, that only reads.
     fn reads(&self) -> OpenReads;
 
+    /// Whether what such a connection shows is durable wherever it must be. It is not where a commit waits for another server: one
+    /// whose wait was cut off is shown all the same.
+    fn reads_are_durable(&self) -> bool;
+
     /// Carries a batch out by [`batch::run`], appends the records with one link, and commits once. A refused operation
     /// is refused alone.
     ///
@@ -474,11 +478,11 @@ pub trait Engine: Reads + Send + 'static {
     /// Where the store cannot be read.
     fn expired(&mut self, now: UtcTime, count: usize) -> Result<Vec<Identity>, EngineError>;
 
-    /// The newest record; absent in an empty journal.
+    /// The newest record of each lane that has any.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    fn newest_record(&mut self) -> Result<Option<audit::Record>, EngineError>;
+    fn newest_records(&mut self) -> Result<Vec<audit::Record>, EngineError>;
 
     /// The greatest time of any record of a reservation and what became of it: those alone are made only while the
     /// clock is trusted. Absent where there is none.

@@ -1,6 +1,7 @@
 //! How a gateway takes its place at the ledger: what it must know before it signs, and what the ledger must know of it.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -51,17 +52,18 @@ impl From<LedgerError> for NotJoined {
     }
 }
 
-/// Holds the bundle against the newest record, learns what is stopped and how late it is, makes the kids known, and
+/// Holds the bundle against the newest record of every gateway, learns what is stopped and how late it is, makes the kids known, and
 /// journals the start. From then on the gateway signs.
 pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), NotJoined> {
     let (ledger, policy) = (&pipeline.ledger, pipeline.policy.load_full());
-    let last = ledger.newest_record().await?;
-    let newest = last.as_ref().map(|last| last.at);
-    if let Some(last) = last {
-        let refused = control::follows(&policy, last.context.policy_serial, &last.context.policy_digest);
-        if let Some(problem) = refused {
-            return Err(NotJoined::Unfit(vec![format!("{}/{problem}", control.dir.display())]));
-        }
+    let mut records = ledger.newest_records().await?;
+    let newest = records.iter().map(|record| record.at).max();
+    // Who still runs an older bundle may have written last.
+    records.sort_by_key(|record| Reverse(record.context.policy_serial));
+    let follows =
+        |Record { context, .. }: &Record| control::follows(&policy, context.policy_serial, &context.policy_digest);
+    if let Some(problem) = records.iter().find_map(follows) {
+        return Err(NotJoined::Unfit(vec![format!("{}/{problem}", control.dir.display())]));
     }
     if let Some(newest) = ledger.newest_record_at().await? {
         pipeline.clock.journal_reached(newest);

@@ -17,7 +17,7 @@ use super::lanes::OwnLanes;
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     config::OtlpSection,
-    ledger::{EngineError, Journal, Place, Quarantined, Shipment, Stretch},
+    ledger::{EngineError, Journal, Opening, Place, Quarantined, Shipment, Stretch},
     pipeline::Pipeline,
     signer::jittered,
     telemetry::otlp::{
@@ -73,6 +73,8 @@ struct Lanes {
     saved: BTreeMap<String, u64>,
     saved_at: Option<Instant>,
     journal: Option<Box<dyn Journal>>,
+    /// As of when that counts.
+    opened: Opening,
     /// Those that no collector would take.
     aside: BTreeSet<(String, u64)>,
     /// When it was last read which those are.
@@ -236,7 +238,11 @@ impl Shipping {
 
     /// What is to be shipped next, read beside everything, and whether that is all that waits where it can be shipped.
     async fn next_page(&self, lanes: &mut Lanes) -> Result<Option<(Page, bool)>, EngineError> {
-        let (place, own, journal) = (self.place.clone(), self.own.clone(), lanes.journal.take());
+        // Where the writer has opened the ledger anew, it can be another server's.
+        let opened = self.pipeline.ledger.opening();
+        let journal = lanes.journal.take().filter(|_| lanes.opened == opened);
+        lanes.opened = opened;
+        let (place, own) = (self.place.clone(), self.own.clone());
         let (mut next, mut aside) = (std::mem::take(&mut lanes.next), std::mem::take(&mut lanes.aside));
         let is_aside_old = lanes.aside_at.is_none_or(|at| at.elapsed() >= SAVE);
         let (mut room, behind) = (std::mem::take(&mut lanes.room), lanes.behind.clone());

@@ -87,6 +87,10 @@ impl Engine for Absent {
         Box::new(move || place.reads())
     }
 
+    fn reads_are_durable(&self) -> bool {
+        self.place.reads_are_durable()
+    }
+
     fn apply(&mut self, batch: &[Op]) -> Result<Replies, EngineError> {
         self.engine()?.apply(batch)
     }
@@ -123,8 +127,8 @@ impl Engine for Absent {
         self.engine()?.expired(now, count)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        self.engine()?.newest_record()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        self.engine()?.newest_records()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

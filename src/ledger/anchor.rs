@@ -325,6 +325,10 @@ impl Engine for Anchored {
         self.inner.reads()
     }
 
+    fn reads_are_durable(&self) -> bool {
+        self.inner.reads_are_durable()
+    }
+
     fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
         self.apply_growing(&mut batch)
     }
@@ -360,8 +364,8 @@ impl Engine for Anchored {
         self.inner.expired(now, count)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        self.inner.newest_record()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        self.inner.newest_records()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

@@ -157,6 +157,8 @@ pub struct Changes<'a> {
     pub pruned: Vec<Identity>,
     /// Holds, and since when they keep what there is; absent where they are released.
     pub holds: Vec<(String, Option<UtcTime>)>,
+    /// All holds as they were, where anything is forgotten or a hold is changed.
+    pub held: Option<Holds>,
     /// Acts that wait for a second person from now on, or no longer.
     pub proposals: Vec<(String, Option<Proposal>)>,
     /// The signed checkpoints to add: how many links the one before has, how many it has, and its JWS.
@@ -199,6 +201,7 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
         stops: Vec::new(),
         pruned: Vec::new(),
         holds: Vec::new(),
+        held: None,
         proposals: Vec::new(),
         checkpoints: Vec::new(),
         cuts: Vec::new(),
@@ -267,7 +270,12 @@ impl Snapshot {
 impl Changes<'_> {
     /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
     fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
-        let Self { after, quotes, scopes, quotas, kids, stops, pruned, holds, proposals, checkpoints, cuts, .. } = self;
+        let Self {
+            after, quotes, scopes, quotas, kids, stops, pruned, holds, held, proposals, checkpoints, cuts, ..
+        } = self;
+        if step.pruned.is_some() || step.cut.is_some() || step.hold.is_some() {
+            held.get_or_insert_with(|| after.holds.clone());
+        }
         if let Some((identity, quote)) = step.quote {
             let signed = matches!(quote.stage, Stage::Signed { .. }).then_some(index);
             let before = after.quotes.get(&identity).map(version);

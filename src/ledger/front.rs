@@ -20,17 +20,20 @@ use super::{
     step::Quote, stops::Stops,
 };
 use crate::{
-    audit::{Context, Record},
+    audit::{Context, Facts, Record},
     clock::UtcTime,
     domain::{Caller, Environment, Identity, Kid, PartnerId, QuoteId, Scope, SequenceNumber},
 };
 
 mod desk;
+mod openings;
 mod queue;
 mod readings;
 mod writer;
 
 use desk::Desk;
+pub use openings::Opening;
+use openings::Openings;
 pub use queue::Load;
 use queue::{Job, Outcome, Queue};
 use writer::Writer;
@@ -55,9 +58,29 @@ pub struct Ledger(Arc<Handle>);
 struct Handle {
     queue: Arc<Queue>,
     desk: Desk,
+    openings: Openings,
+    /// Whether what is read beside the writer is as durable as what the writer says.
+    reads_are_durable: bool,
     /// The last number that this gateway has seen taken in each scope.
     passed: Mutex<HashMap<Scope, SequenceNumber>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A JWS of an earlier call, read beside the writer.
+#[derive(Debug)]
+pub struct Recalled {
+    /// The quote.
+    pub quote: Quote,
+    released: Released,
+    as_of: Opening,
+}
+
+impl Recalled {
+    /// What a record says of it, where it is given again.
+    #[must_use]
+    pub fn given(&self, context: &Context) -> Facts {
+        self.quote.given(&self.released.jws, context)
+    }
 }
 
 impl Drop for Handle {
@@ -71,12 +94,14 @@ impl Ledger {
     /// Starts the writer over `engine`, which is open.
     #[must_use]
     pub fn start(engine: Box<dyn Engine>, config: LedgerConfig) -> Self {
-        let queue = Arc::new(Queue::new(config));
-        let (desk, reader) = Desk::start(engine.reads(), config.queue_max);
-        let writer = Writer::new(engine, Arc::clone(&queue), reader);
+        let (queue, openings) = (Arc::new(Queue::new(config)), Openings::default());
+        let reads_are_durable = engine.reads_are_durable();
+        let (desk, reader) = Desk::start(engine.reads(), openings.clone(), config.queue_max);
+        let writer = Writer::new(engine, Arc::clone(&queue), openings.clone(), reader);
         // A thread that cannot start drops the writer, which closes the queue: every call is then refused.
         let writer = thread::Builder::new().name("ledger-writer".to_owned()).spawn(move || writer.run());
-        Self(Arc::new(Handle { queue, desk, passed: Mutex::default(), writer: Mutex::new(writer.ok()) }))
+        let (passed, writer) = (Mutex::default(), Mutex::new(writer.ok()));
+        Self(Arc::new(Handle { queue, desk, openings, reads_are_durable, passed, writer }))
     }
 
     /// Binds a number and a key to a payload; ends once that is durable. It has its place among all operations by the time
@@ -247,17 +272,31 @@ impl Ledger {
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub async fn released(
-        &self,
-        identity: Identity,
-        caller: Option<Caller>,
-    ) -> Result<Option<(Quote, Released)>, LedgerError> {
-        self.look(move |reads| {
+    pub async fn released(&self, identity: Identity, caller: Option<Caller>) -> Result<Option<Recalled>, LedgerError> {
+        let found = self.look_as_of(move |reads| {
             let Some(quote) = reads.quote(&identity)? else { return Ok(None) };
             let stopped = reads.stops()?.on(&identity, &quote.kid, caller.as_ref()).is_some();
             Ok(quote.released().filter(|_| !stopped).map(|released| (quote, released)))
-        })
-        .await
+        });
+        let (found, as_of) = found.await?;
+        Ok(found.map(|(quote, released)| Recalled { quote, released, as_of }))
+    }
+
+    /// Journals that what was read is given again, by `record`: with the next batch. Where a server shows what a failover could
+    /// still lose, it returns once the record is durable: what was before that on the same server is so then, too.
+    ///
+    /// # Errors
+    /// Where it may not be given: the record cannot be made durable, or the store is not the one that was read any more.
+    pub async fn give_again(&self, recalled: Recalled, record: Record) -> Result<Released, LedgerError> {
+        if self.0.reads_are_durable {
+            self.journal(record);
+            return Ok(recalled.released);
+        }
+        self.record(record).await?;
+        if self.0.openings.now() != recalled.as_of {
+            return Err(LedgerError::Unavailable("the ledger was opened anew since the quote was read".to_owned()));
+        }
+        Ok(recalled.released)
     }
 
     /// At most `count` records whose ids are greater than `id`, by their ids, which rise with time.
@@ -316,12 +355,12 @@ impl Ledger {
         self.look(move |reads| reads.last_taken(&scope)).await
     }
 
-    /// The newest record; absent in an empty journal.
+    /// The newest record of each lane that has any.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub async fn newest_record(&self) -> Result<Option<Record>, LedgerError> {
-        self.read(Engine::newest_record).await
+    pub async fn newest_records(&self) -> Result<Vec<Record>, LedgerError> {
+        self.read(Engine::newest_records).await
     }
 
     /// The greatest time of any record that was made while the clock was trusted; absent where there is none.
@@ -358,6 +397,12 @@ impl Ledger {
             }
         }
         Ok(voided)
+    }
+
+    /// What a connection that is opened now counts for: while this is the same the writer is where it was.
+    #[must_use]
+    pub fn opening(&self) -> Opening {
+        self.0.openings.now()
     }
 
     /// Whether the ledger does its part.
@@ -405,8 +450,15 @@ impl Ledger {
     /// Reads on the connection that only reads, as of the last commit.
     async fn look<T: Send + 'static>(
         &self,
-        mut read: impl FnMut(&mut dyn Reads) -> Result<T, EngineError> + Send + 'static,
+        read: impl FnMut(&mut dyn Reads) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, LedgerError> {
+        self.look_as_of(read).await.map(|(found, _)| found)
+    }
+
+    async fn look_as_of<T: Send + 'static>(
+        &self,
+        mut read: impl FnMut(&mut dyn Reads) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<(T, Opening), LedgerError> {
         let (answer, outcome) = oneshot::channel();
         self.0.desk.ask(Box::new(move |reader| {
             let found = reader.read(&mut read).map_err(|error| LedgerError::Unavailable(error.to_string()));
@@ -446,7 +498,14 @@ fn misplaced() -> LedgerError {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, sync::mpsc, time::Duration};
+    use std::{
+        collections::VecDeque,
+        sync::{
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        time::Duration,
+    };
 
     use tempfile::TempDir;
 
@@ -489,6 +548,9 @@ mod tests {
         poison: Option<Identity>,
         gate: Option<mpsc::Receiver<()>>,
         lost: Option<Vec<Result<Done, Refusal>>>,
+        /// How many connections were opened to read.
+        opened: Arc<AtomicUsize>,
+        shows_what_may_be_lost: bool,
     }
 
     impl Reads for Flaky {
@@ -535,7 +597,11 @@ mod tests {
         }
 
         fn reads(&self) -> OpenReads {
-            self.inner.reads()
+            let (open, opened) = (self.inner.reads(), self.opened.clone());
+            Box::new(move || {
+                opened.fetch_add(1, Ordering::Relaxed);
+                open()
+            })
         }
 
         fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
@@ -576,6 +642,10 @@ mod tests {
             self.inner.reopen().map(|replies| self.lost.take().or(replies))
         }
 
+        fn reads_are_durable(&self) -> bool {
+            !self.shows_what_may_be_lost
+        }
+
         fn heads(&self) -> chain::Heads {
             self.inner.heads()
         }
@@ -588,8 +658,8 @@ mod tests {
             self.inner.expired(now, count)
         }
 
-        fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-            self.inner.newest_record()
+        fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+            self.inner.newest_records()
         }
 
         fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
@@ -609,7 +679,15 @@ mod tests {
         let mut inner = Sqlite::open(&path, Environment::Sandbox).unwrap();
         inner.apply(&[Op::Seed(seed(0))]).unwrap();
         let faults = faults.iter().copied().collect();
-        let mut engine = Flaky { inner, faults, poison: None, gate: None, lost: None };
+        let mut engine = Flaky {
+            inner,
+            faults,
+            poison: None,
+            gate: None,
+            lost: None,
+            opened: Arc::default(),
+            shows_what_may_be_lost: false,
+        };
         change(&mut engine);
         Bench { ledger: Ledger::start(Box::new(engine), config), home }
     }
@@ -705,6 +783,14 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert!(sign(&bench.ledger, "q1", 1, "x").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_journalled_record_that_fails_is_as_many_as_it_stands_for() {
+        let bench = bench(&[Fault::RolledBack, Fault::RolledBack], CONFIG, |_| {});
+        bench.ledger.journal(Record { facts: Facts { count: Some(7), ..Facts::default() }, ..refused() });
+        bench.ledger.close().await;
+        assert_eq!((bench.journal().records, bench.ledger.dropped_records()), (1, 7));
     }
 
     #[tokio::test]
@@ -825,7 +911,7 @@ mod tests {
         let waiting = bench.ledger.begin(Op::Reserve(reserve("q2", 2))).unwrap();
         bench.taken().await;
         let found = bench.ledger.released(identity("q1"), None).await.unwrap();
-        assert_eq!(found.map(|(_, released)| released), Some(released));
+        assert_eq!(found.map(|found| found.released), Some(released));
         assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(1));
         assert!(bench.ledger.stops().await.unwrap().iter().next().is_none());
         drop(open);
@@ -834,6 +920,60 @@ mod tests {
         bench.ledger.close().await;
         assert!(matches!(bench.ledger.stops().await, Err(LedgerError::Unavailable(why)) if why == CLOSED));
         assert!(!bench.home.path().join("ledger.sqlite-wal").exists(), "the writer's connection closed last");
+    }
+
+    /// A connection that lives on can be one to the server of before.
+    #[tokio::test]
+    async fn where_the_writer_opens_its_store_anew_what_is_read_is_read_anew() {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let bench = bench(&[Fault::LostAfter, Fault::LostAfter], CONFIG, |engine| engine.opened = opened.clone());
+        for _ in 0..2 {
+            bench.ledger.stops().await.unwrap();
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+        bench.ledger.seed(seed(7)).await.unwrap();
+        assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(7));
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+        // Nor is the answer to a question of before given after that.
+        let ((begun, begins), (open, gate)) = (mpsc::channel(), mpsc::channel::<()>());
+        let ledger = bench.ledger.clone();
+        let asked = tokio::spawn(async move {
+            let read = move |reads: &mut dyn Reads| {
+                let last = reads.last_taken(&scope("GB-IN"))?;
+                let _ = (begun.send(()), gate.recv());
+                Ok(last.map(SequenceNumber::get))
+            };
+            ledger.look(read).await.unwrap()
+        });
+        tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+        bench.ledger.seed(seed(9)).await.unwrap();
+        drop(open);
+        assert_eq!((asked.await.unwrap(), opened.load(Ordering::Relaxed)), (Some(9), 3));
+    }
+
+    #[tokio::test]
+    async fn what_a_failover_could_lose_is_given_again_once_it_is_durable_where_it_was_read() {
+        let cases: [(&[Fault], bool); 4] = [
+            (&[], true),
+            (&[Fault::LostBefore], false),
+            (&[Fault::LostAfter], false),
+            (&[Fault::LostBefore, Fault::Shut], false),
+        ];
+        for (faults, is_given) in cases {
+            let bench = bench(faults, CONFIG, |engine| {
+                engine.shows_what_may_be_lost = true;
+                let reserved = engine.inner.apply(&[Op::Reserve(reserve("q1", 1))]).unwrap().remove(0);
+                let Ok(Done::Reserved(Reserved::Pending(held))) = reserved else { panic!("{reserved:?}") };
+                engine.inner.apply(&[Op::Commit(commit(&held, "e30.e30.x"))]).unwrap();
+            });
+            let recalled = bench.ledger.released(identity("q1"), None).await.unwrap().unwrap();
+            let record = Record::new(Event::Replayed, at(1), context(), recalled.given(&context()));
+            let given = bench.ledger.give_again(recalled, record).await;
+            assert_eq!(given.is_ok(), is_given, "{faults:?}: {given:?}");
+            if is_given {
+                assert_eq!(bench.journal().records, 4, "it is durable");
+            }
+        }
     }
 
     #[tokio::test]

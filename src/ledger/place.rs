@@ -116,6 +116,13 @@ impl Place {
 }
 
 impl Place {
+    pub(super) fn reads_are_durable(&self) -> bool {
+        match &self.store {
+            Store::Sqlite(_) => true,
+            Store::Postgres(settings) => settings.server.shows_durable(),
+        }
+    }
+
     /// Opens it to read, also while gateways write it. Waits, like [`Place::open`].
     ///
     /// # Errors

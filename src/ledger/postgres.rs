@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
@@ -28,11 +27,13 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
+use own::Own;
 use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
 mod condition;
 mod lease;
+mod own;
 mod read;
 mod reader;
 mod readings;
@@ -58,7 +59,7 @@ pub struct Settings {
 /// The one writer of a lane.
 pub struct Postgres {
     /// Of this engine alone; it runs while a call is under way.
-    runtime: Runtime,
+    runtime: Own,
     inner: Inner,
 }
 
@@ -90,7 +91,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is newer or another environment's.
     pub fn migrate(server: &Server, environment: Environment) -> Result<(), EngineError> {
-        runtime()?.block_on(async {
+        Own::new()?.block_on(async {
             let mut session = Session::open(server).await?;
             schema::migrate(&mut session.client, environment).await
         })
@@ -101,7 +102,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is of another environment or version.
     pub fn check(server: &Server, environment: Environment) -> Result<(), EngineError> {
-        runtime()?.block_on(async { schema::check(&Session::open(server).await?.client, environment).await })
+        Own::new()?.block_on(async { schema::check(&Session::open(server).await?.client, environment).await })
     }
 
     /// Connects, and takes the lane over. Not to be called where tasks run: it waits.
@@ -109,7 +110,7 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is of another environment or version.
     pub fn open(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
-        let runtime = runtime()?;
+        let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
         let mut inner = Inner { settings, environment, owner, lane, seen: Heads::new(), open: None, undecided: None };
@@ -189,10 +190,7 @@ impl Inner {
         open.session.was_warned();
         // `query` alone ends after the commit: rows can arrive before it.
         match open.session.client.query(&open.apply, &arguments).await {
-            Ok(_) if open.session.was_warned() => {
-                Err(EngineError::Unknown("the server warned of a commit: it may be on one server alone".to_owned()))
-            }
-            Ok(_) => Ok(true),
+            Ok(_) => open.session.unwarned().map(|()| true),
             Err(error) if has_moved(&error) => Ok(false),
             Err(error) => Err(definite(error)),
         }
@@ -211,7 +209,10 @@ impl Inner {
     async fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
         self.open = None;
         let open = self.connect().await?;
+        open.session.was_warned();
         let lane = open.retake(&self.settings.replica, &self.owner).await?;
+        // What was before it is everywhere once it is.
+        open.session.unwarned()?;
         let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
         if !applied && self.lane.position != lane.position {
             return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned()));
@@ -337,6 +338,10 @@ impl Engine for Postgres {
         Box::new(move || Ok(Box::new(Reader::open(&server)?)))
     }
 
+    fn reads_are_durable(&self) -> bool {
+        self.inner.settings.server.shows_durable()
+    }
+
     fn heads(&self) -> Heads {
         let mut heads = self.inner.seen.clone();
         heads.insert(self.inner.settings.replica.clone(), self.inner.lane.position);
@@ -374,10 +379,10 @@ impl Engine for Postgres {
         self.read(async |open| read::expired(&open.session.client, now, count).await)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        let newest =
-            self.read(async |open| read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await)?;
-        newest.first().map(StoredRecord::record).transpose()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        let sql = "WHERE (lane, idx) IN (SELECT lane, next_idx - 1 FROM lane)";
+        let newest = self.read(async |open| read::records(&open.session.client, sql, &[]).await)?;
+        newest.iter().map(StoredRecord::record).collect()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
@@ -387,11 +392,6 @@ impl Engine for Postgres {
             Ok((newest > 0).then(|| UtcTime::from_millis(newest)))
         })
     }
-}
-
-fn runtime() -> Result<Runtime, EngineError> {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| EngineError::Unfit(format!("no runtime for the ledger's connection: {error}")))
 }
 
 /// What is not answered in time has an unknown outcome.

@@ -183,6 +183,10 @@ impl Engine for Sqlite {
         Box::new(move || Ok(Box::new(Reader::open(&path)?)))
     }
 
+    fn reads_are_durable(&self) -> bool {
+        true
+    }
+
     fn apply(&mut self, mut batch: &[Op]) -> Result<Replies, EngineError> {
         self.apply_growing(&mut batch)
     }
@@ -226,8 +230,8 @@ impl Engine for Sqlite {
         rows::expired(self.connection()?, now, count)
     }
 
-    fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        journal::tail(self.connection()?, 1)?.pop().map(|stored| stored.record()).transpose()
+    fn newest_records(&mut self) -> Result<Vec<Record>, EngineError> {
+        journal::tail(self.connection()?, 1)?.iter().map(StoredRecord::record).collect()
     }
 
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {

@@ -190,8 +190,6 @@ pub struct Cut {
     pub from: Position,
     /// Where it is to begin.
     pub to: Position,
-    /// The newest time of a record between the two.
-    pub newest: UtcTime,
 }
 
 impl Step {

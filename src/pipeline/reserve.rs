@@ -9,7 +9,10 @@ use crate::{
     clock::UtcTime,
     domain::{Environment, Kid, SequenceNumber},
     jws::{Draft, SigningInput},
-    ledger::{Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved},
+    ledger::{
+        Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved,
+        step::Quote,
+    },
     policy::{Bundle, Quotas, timeline::TimedKey},
     signer::keyring::BoundKey,
     stopped::Stopped,
@@ -104,10 +107,10 @@ pub async fn reserve(
 }
 
 /// What an earlier call had signed: no key, device or place is needed to give it again, and no transaction. It is
-/// journalled with the next batch.
+/// journalled with the next batch; where the ledger must be on two servers, before it is given.
 ///
 /// # Errors
-/// Where the ledger cannot be read.
+/// Where the ledger cannot be read, or the JWS may not be on both.
 pub async fn recall(
     mark: &Mark,
     ledger: &Ledger,
@@ -115,16 +118,14 @@ pub async fn recall(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Option<Stored>, LedgerError> {
-    let signed = ledger.released(mark.identity.clone(), trail.caller.clone()).await?;
+    let found = ledger.released(mark.identity.clone(), trail.caller.clone()).await?;
     // What this replica knows to be stopped counts too: a store that has gone back may have lost it.
     let may_go = |kid: &Kid| stopped.known().on(&mark.identity, kid, trail.caller.as_ref()).is_none();
-    let signed =
-        signed.filter(|(quote, _)| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid));
-    Ok(signed.map(|(quote, released)| {
-        let facts = quote.given(&released.jws, trail);
-        ledger.journal(Record::new(Event::Replayed, now, trail.clone(), facts));
-        Stored { released }
-    }))
+    let is_it = |quote: &Quote| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid);
+    let Some(recalled) = found.filter(|found| is_it(&found.quote)) else { return Ok(None) };
+    let record = Record::new(Event::Replayed, now, trail.clone(), recalled.given(trail));
+    let released = ledger.give_again(recalled, record).await?;
+    Ok(Some(Stored { released }))
 }
 
 fn numbering(unsigned: &Unsigned) -> Numbering {

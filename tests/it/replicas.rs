@@ -17,7 +17,7 @@ use std::{
 
 use quotesign::{
     ledger::{self, Place},
-    proto::{GetJwksRequest, ReinstateCallerRequest, RevokeKeyRequest, SuspendCallerRequest},
+    proto::{GetJwksRequest, ReinstateCallerRequest, ReloadPolicyRequest, RevokeKeyRequest, SuspendCallerRequest},
 };
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
@@ -402,6 +402,32 @@ async fn a_commit_whose_fate_is_asked_more_than_once_does_not_stop_the_gateway()
 }
 
 /// Once the act has been answered by one gateway, the other signs nothing for the caller, and gives nothing again.
+/// The newest record of all is of a gateway that has not taken the new bundle yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_gateway_starts_with_a_bundle_older_than_one_that_any_of_them_has_taken() {
+    let cluster = Cluster::shared();
+    let replicas = Replicas::new(cluster.empty(), 3, &[]).await;
+    let (first, second) = (replicas.start(0), replicas.start(1));
+    first.signing().await;
+    second.signing().await;
+    replicas.key_is_known().await;
+    let policy = replicas.site.path("policy/policy.toml");
+    let older = std::fs::read_to_string(&policy).unwrap();
+    replicas.site.edit_policy(|_| {});
+    let taken = first.admin("operator").await.reload_policy(ReloadPolicyRequest {}).await.unwrap().into_inner();
+    assert!(first.stop().success());
+    second.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    std::fs::write(&policy, older).unwrap();
+    // Its own lane tells the one that was there before, and the other's one that is new.
+    for at in [0, 2] {
+        let log =
+            Gateway::try_spawn(replicas.command(at), &replicas.site).err().expect("it starts with an older bundle");
+        let told = format!("is below {}, which was in force; a serial never falls", taken.policy_serial);
+        assert!(log.iter().any(|line| line.contains(&told)), "{log:#?}");
+    }
+    second.quotes("pricing").await.sign(&Quote::number(2)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_is_suspended_on_every_gateway_once_that_is_answered() {
     let cluster = Cluster::shared();

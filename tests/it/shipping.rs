@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +23,7 @@ use tonic::Code;
 use crate::{
     collector::Collector,
     harness::{Gateway, Quote, Site, done, failed, refused, toml, until, wait},
-    server::Cluster,
+    server::{Address, Cluster},
 };
 
 /// The sink of `tests/external/otlp_sink.py`.
@@ -539,8 +540,32 @@ async fn the_lane_of_a_gateway_that_is_gone_is_shipped_by_another() {
     sink.start();
     sink.has_all(&site, &[]).await;
     assert_eq!(sink.records().keys().collect::<Vec<_>>(), ["gw-a", "gw-b"]);
+    let log = stays.log.clone();
     assert!(stays.stop().success());
     sink.has_all(&site, &[]).await;
+    until("the end of its log", async || Arc::strong_count(&log) == 1).await;
+    let panicked: Vec<_> = log.lock().unwrap().iter().filter(|line| line.contains("panicked")).cloned().collect();
+    assert!(panicked.is_empty(), "{panicked:#?}");
+}
+
+/// The server of before lives on, and so does the connection by which the journal was read to be shipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_the_journal_is_shipped_from_where_it_is_written() {
+    let cluster = Cluster::new(&[]);
+    let (database, site) = (cluster.empty(), Site::new());
+    let sink = Sink::running(&site, &[]);
+    let address = Address::of(cluster.port);
+    site.keep_ledger_in(&format!("postgresql://postgres@127.0.0.1:{}/{}", address.port, database.name), "");
+    let standby = cluster.standby();
+    ship_to(&site, &grpc(&sink), "");
+    let gateway = site.serve().await;
+    sign(&gateway, [1]).await;
+    sink.has_all(&site, &[]).await;
+    database.fails_over_to(&standby, &address);
+    let pricing = gateway.quotes("pricing").await;
+    until("it signs again", async || pricing.sign(&Quote::number(2)).await.is_ok()).await;
+    sink.has_all(&site, &[]).await;
+    assert!(gateway.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,7 +92,8 @@ fn signed_and_replayed(store: &dyn Store) {
     assert_eq!(events(&records), [Event::Seeded, Event::Reserved, Event::Committed, Event::Replayed, Event::Replayed]);
     assert_eq!(records[2].id, first.record);
     assert_eq!(records[1].facts.previous_sequence, Some(SequenceNumber::ZERO));
-    assert_eq!(engine.newest_record().unwrap().map(|record| record.id), records.last().map(|record| record.id));
+    let newest: Vec<_> = engine.newest_records().unwrap().into_iter().map(|record| record.id).collect();
+    assert_eq!(newest, [records.last().unwrap().id]);
     assert_eq!(engine.newest_record_at().unwrap(), Some(records[2].at));
 }
 

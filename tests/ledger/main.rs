@@ -10,6 +10,8 @@
 )]
 
 mod contract;
+mod failover;
+mod holds;
 mod model;
 mod ops;
 mod postgres;

@@ -10,7 +10,7 @@ use quotesign::{
     domain::{InputDigest, Kid, PayloadDigest, SequenceNumber},
     jws::CompactJws,
     ledger::{
-        Commit, Done, Numbering, Op, Prune, PruneJournal, Refusal, Reservation, Reserve, Reserved, StopAct,
+        Commit, Done, HoldAct, Numbering, Op, Prune, PruneJournal, Refusal, Reservation, Reserve, Reserved, StopAct,
         chain::Position,
         step::{Holds, Quotas, Quote, Stage, State, Step, step},
         stops::Stops,
@@ -578,26 +578,32 @@ fn after(batches: u8) -> Position {
     }
 }
 
+/// A ledger that holds nothing but these.
+fn empty<'a>(quotas: &'a Quotas, stops: &'a Stops, holds: &'a Holds) -> State<'a> {
+    State {
+        quote: None,
+        last: None,
+        quotas,
+        recorded: false,
+        stops,
+        kept: None,
+        pruned: None,
+        prunable: &[],
+        holds,
+        proposal: None,
+        checkpoint: 0,
+        beginning: None,
+    }
+}
+
 impl Lane {
     fn apply(&self, op: &Op) -> Step {
         let holds = self.hold.map(|(since, _)| ("case-1".to_owned(), journalled(since))).into_iter().collect();
         // As engines have it: where the lane holds the link, and something after it.
         let holds_link = |op: &PruneJournal| (self.first + 1..self.written).any(|at| after(at) == op.to);
         let beginning = matches!(op, Op::PruneJournal(op) if holds_link(op)).then(|| after(self.first));
-        let state = State {
-            quote: None,
-            last: None,
-            quotas: &Quotas::new(),
-            recorded: false,
-            stops: &Stops::default(),
-            kept: None,
-            pruned: None,
-            prunable: &[],
-            holds: &holds,
-            proposal: None,
-            checkpoint: 0,
-            beginning,
-        };
+        let (quotas, stops) = (Quotas::new(), Stops::default());
+        let state = State { beginning, ..empty(&quotas, &stops, &holds) };
         step(&state, op).unwrap()
     }
 }
@@ -668,6 +674,133 @@ impl Model for Cutting {
 #[test]
 fn whatever_cuts_a_lane_leaves_what_is_held_and_what_the_rest_hangs_on() {
     let checked = Cutting.checker().threads(2).spawn_bfs().join();
+    println!("{} states, {} steps deep", checked.unique_state_count(), checked.max_depth());
+    checked.assert_properties();
+}
+
+/// What can happen to three quotes that have expired and to a hold on them: two gateways that decide, by `step`, what they forget
+/// and whether the hold is set, moved or released, and write it later, when the other may have been first. What is written, and
+/// when it is not, is as in the engine of PostgreSQL.
+struct Keeping;
+
+const QUOTES: u8 = 3;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Shelf {
+    gone: [bool; QUOTES as usize],
+    /// Since which quote it keeps.
+    hold: Option<u8>,
+    /// What each gateway has decided, and the hold that it decided by.
+    decided: [Option<(Option<u8>, Decided)>; 2],
+    was_late: bool,
+    /// What was done and must not have been.
+    fault: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Decided {
+    Forget([bool; QUOTES as usize]),
+    Hold(Option<u8>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Keeper {
+    Prune(usize),
+    Hold(usize, Option<u8>),
+    Write(usize),
+}
+
+impl Shelf {
+    fn step(&self, op: &Op) -> Option<Step> {
+        let holds = self.hold.map(|since| ("case-1".to_owned(), journalled(since))).into_iter().collect();
+        let there = (0..QUOTES).filter(|quote| !self.gone[usize::from(*quote)]);
+        let prunable: Vec<_> = there.map(|quote| (identity(&format!("q{quote}")), journalled(quote))).collect();
+        let (quotas, stops) = (Quotas::new(), Stops::default());
+        step(&State { prunable: &prunable, ..empty(&quotas, &stops, &holds) }, op).ok()
+    }
+
+    fn prune(&self) -> Option<Decided> {
+        let (before, now) = (journalled(QUOTES), journalled(QUOTES));
+        let step = self.step(&Op::Prune(Prune { before, count_max: QUOTES.into(), context: context(), now }))?;
+        let (gone, _) = step.pruned?;
+        Some(Decided::Forget([0, 1, 2].map(|quote| gone.contains(&identity(&format!("q{quote}"))))))
+    }
+
+    fn set(&self, since: Option<u8>) -> Option<Decided> {
+        let (id, reason, now) = ("case-1".to_owned(), "LEGAL-1".to_owned(), journalled(QUOTES));
+        let act = HoldAct { id, since: since.map(journalled), reason, context: context(), now };
+        self.step(&Op::Hold(act)).map(|_| Decided::Hold(since))
+    }
+
+    fn write(&mut self, decided: Decided) {
+        match decided {
+            Decided::Forget(quotes) => {
+                let is_held = |quote: u8| self.hold.is_some_and(|since| since <= quote);
+                let (mut forgotten, gone) = ((0..QUOTES).filter(|quote| quotes[usize::from(*quote)]), self.gone);
+                if forgotten.any(|quote| is_held(quote) && !gone[usize::from(quote)]) {
+                    self.fault = Some("what is held is forgotten");
+                }
+                self.gone = [0, 1, 2].map(|quote| self.gone[quote] || quotes[quote]);
+            }
+            Decided::Hold(since) => {
+                match (self.hold, since) {
+                    (None, None) => self.fault = Some("what does not stand is released"),
+                    (Some(present), Some(since)) if since > present => self.fault = Some("a hold is narrowed"),
+                    _ => {}
+                }
+                self.hold = since;
+            }
+        }
+    }
+}
+
+impl Model for Keeping {
+    type State = Shelf;
+    type Action = Keeper;
+
+    fn init_states(&self) -> Vec<Shelf> {
+        vec![Shelf::default()]
+    }
+
+    fn actions(&self, _: &Shelf, acts: &mut Vec<Keeper>) {
+        for gateway in [0, 1] {
+            acts.extend([Keeper::Prune(gateway), Keeper::Hold(gateway, None), Keeper::Write(gateway)]);
+            acts.extend((0..=QUOTES).map(|since| Keeper::Hold(gateway, Some(since))));
+        }
+    }
+
+    fn next_state(&self, before: &Shelf, act: Keeper) -> Option<Shelf> {
+        let mut shelf = before.clone();
+        match act {
+            Keeper::Prune(gateway) => shelf.decided[gateway] = Some((before.hold, before.prune()?)),
+            Keeper::Hold(gateway, since) => shelf.decided[gateway] = Some((before.hold, before.set(since)?)),
+            Keeper::Write(gateway) => match shelf.decided[gateway].take()? {
+                (seen, decided) if seen == before.hold => shelf.write(decided),
+                _ => shelf.was_late = true,
+            },
+        }
+        Some(shelf)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("nothing goes that is held, and no hold is narrowed", |_, shelf: &Shelf| {
+                shelf.fault.is_none()
+            }),
+            Property::sometimes("all goes", |_, shelf: &Shelf| shelf.gone == [true; 3]),
+            Property::sometimes("what comes before the hold goes, and no more", |_, shelf: &Shelf| {
+                shelf.gone == [true, true, false] && shelf.hold == Some(2)
+            }),
+            Property::sometimes("one is late, and writes nothing", |_, shelf: &Shelf| {
+                shelf.was_late && shelf.hold.is_some() && shelf.gone == [false; 3]
+            }),
+        ]
+    }
+}
+
+#[test]
+fn whatever_prunes_quotes_and_sets_holds_forgets_nothing_that_is_held() {
+    let checked = Keeping.checker().threads(2).spawn_bfs().join();
     println!("{} states, {} steps deep", checked.unique_state_count(), checked.max_depth());
     checked.assert_properties();
 }

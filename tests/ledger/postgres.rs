@@ -89,6 +89,28 @@ fn a_database_that_is_not_ours_is_refused_in_a_line() {
 }
 
 #[test]
+fn a_database_of_the_version_before_is_brought_up_with_all_it_holds() {
+    let database = Cluster::shared().empty();
+    database.sql("CREATE SCHEMA quotesign");
+    for version in [
+        include_str!("../../src/ledger/postgres/v1.sql"),
+        include_str!("../../src/ledger/postgres/v2.sql"),
+        include_str!("../../src/ledger/postgres/v3.sql"),
+    ] {
+        database.sql(version);
+    }
+    database.sql("INSERT INTO meta (one, version, environment) VALUES (true, 3, 'sandbox')");
+    database.sql("INSERT INTO hold VALUES ('case-1', 4)");
+    let refusal = Postgres::open(database.settings("gw-1"), Environment::Sandbox).err().unwrap().to_string();
+    assert!(refusal.ends_with("has an older schema: run `quotesign ledger migrate`"), "{refusal}");
+    Postgres::migrate(&database.server(), Environment::Sandbox).unwrap();
+    one(&mut database.open("gw-1"), Op::Seed(seed("GB-IN", 0))).unwrap();
+    assert_eq!(database.sql("SELECT id, since FROM hold"), "case-1|4");
+    // Gateways of the version before go on until they are restarted.
+    assert_eq!(database.sql("SELECT count(*) FROM pg_proc WHERE proname = 'apply'"), "4");
+}
+
+#[test]
 fn a_server_that_could_lose_what_it_acknowledged_is_refused() {
     for (setting, told) in [("fsync=off", "fsync = off"), ("full_page_writes=off", "full_page_writes = off")] {
         let cluster = Cluster::new(&[setting]);
@@ -149,6 +171,19 @@ fn a_lost_connection_is_found_and_made_again() {
     assert!(matches!(engine.apply(&[Op::Reserve(reserve("q1", 1))]), Err(EngineError::Unknown(_))));
     assert_eq!(engine.reopen().unwrap(), None);
     assert!(one(&mut engine, Op::Reserve(reserve("q1", 1))).is_ok());
+}
+
+#[test]
+fn what_reads_is_let_go_of_also_where_tasks_run() {
+    let database = Cluster::shared().database();
+    let (reader, engine) = (Reader::open(&database.server()).unwrap(), database.open("gw-1"));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { drop((reader, engine)) });
+    let open =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'quotesign' AND datname = current_database()";
+    while database.sql(open) != "0" {
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Several gateways on one scope: exactly one wins each number, and whoever loses learns the true last one.

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    io::copy,
+    net::{Shutdown, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU16, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -199,6 +200,34 @@ impl Drop for Cluster {
     }
 }
 
+/// An address that leads to whichever server it is told; connections that there are stay where they are.
+pub struct Address {
+    pub port: u16,
+    leads_to: Arc<AtomicU16>,
+}
+
+impl Address {
+    pub fn of(port: u16) -> Self {
+        let (listener, leads_to) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicU16::new(port)));
+        let address = Self { port: listener.local_addr().unwrap().port(), leads_to: leads_to.clone() };
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let Ok(server) = TcpStream::connect(("127.0.0.1", leads_to.load(Ordering::SeqCst))) else { continue };
+                let carry = |mut from: TcpStream, mut to: TcpStream| {
+                    thread::spawn(move || {
+                        let _ = copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                };
+                carry(client.try_clone().unwrap(), server.try_clone().unwrap());
+                carry(server, client);
+            }
+        });
+        address
+    }
+}
+
 /// One database of a cluster.
 pub struct Database {
     pub port: u16,
@@ -232,5 +261,24 @@ impl Database {
 
     pub fn sql(&self, sql: &str) -> String {
         psql(self.port, &self.name, &format!("SET search_path = quotesign; {sql}"))
+    }
+
+    /// Makes `standby`, which follows this server, the one that `address` leads to. This one lives on, and so do connections to it
+    /// but the oldest, which is the one that writes.
+    pub fn fails_over_to(&self, standby: &Cluster, address: &Address) -> Self {
+        let new = Self { port: standby.port, name: self.name.clone() };
+        address.leads_to.store(0, Ordering::SeqCst);
+        let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                   WHERE application_name = 'quotesign' AND datname = current_database() ORDER BY backend_start LIMIT 1";
+        assert_eq!(self.sql(end), "t");
+        let written = self.sql("SELECT pg_current_wal_flush_lsn()");
+        let until = Instant::now() + Duration::from_secs(30);
+        while new.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")) != "t" {
+            assert!(Instant::now() < until, "the standby does not follow");
+            thread::sleep(Duration::from_millis(20));
+        }
+        new.sql("SELECT pg_promote()");
+        address.leads_to.store(standby.port, Ordering::SeqCst);
+        new
     }
 }

@@ -10,9 +10,10 @@ use crate::{
 
 use super::super::Failure;
 
-/// A command decides under no policy of its own: the one that the newest record names is in force still.
+/// A command decides under no policy of its own: of those that gateways' newest records name the newest is in force still.
 pub(super) fn trail(engine: &mut dyn Engine, config: &Config) -> Result<Context, Failure> {
-    let newest = engine.newest_record().map_err(Failure::failed)?.map(|newest| newest.context);
+    let newest = engine.newest_records().map_err(Failure::failed)?.into_iter().map(|newest| newest.context);
+    let newest = newest.max_by_key(|context| context.policy_serial);
     let (digest, serial) = newest.map_or_else(Default::default, |newest| (newest.policy_digest, newest.policy_serial));
     Ok(Context::new(CorrelationId::made(), config.environment, digest, serial))
 }

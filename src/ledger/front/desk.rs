@@ -11,8 +11,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::queue::CLOSED;
+use super::{
+    openings::{Opening, Openings},
+    queue::CLOSED,
+};
 use crate::ledger::{EngineError, LedgerError, OpenReads, Reads};
+
+/// How often a question is put anew where its connection was lost meanwhile, or does not count any more.
+const TRIES: usize = 3;
 
 type Question = Box<dyn FnOnce(&mut Reader) + Send>;
 
@@ -24,19 +30,23 @@ pub(super) struct Desk {
     fault: Arc<Mutex<Option<String>>>,
 }
 
-/// A connection, opened when it is needed.
+/// A connection, opened when it is needed, and anew where the writer opens its own.
 pub(super) struct Reader {
     open: OpenReads,
     reads: Option<Box<dyn Reads>>,
+    openings: Openings,
+    /// As of when the connection counts.
+    opened: Opening,
     fault: Arc<Mutex<Option<String>>>,
 }
 
 impl Desk {
     /// Starts the thread; it ends when the desk is closed.
-    pub(super) fn start(open: OpenReads, waiting_max: usize) -> (Self, Option<JoinHandle<()>>) {
+    pub(super) fn start(open: OpenReads, openings: Openings, waiting_max: usize) -> (Self, Option<JoinHandle<()>>) {
         let (questions, asked) = mpsc::sync_channel::<Question>(waiting_max.max(1));
         let fault = Arc::new(Mutex::new(None));
-        let mut reader = Reader { open, reads: None, fault: Arc::clone(&fault) };
+        let opened = openings.now();
+        let mut reader = Reader { open, reads: None, openings, opened, fault: Arc::clone(&fault) };
         let answer = move || {
             for question in asked {
                 // Its caller learns of a panic from the answer that never comes.
@@ -70,18 +80,42 @@ impl Desk {
 }
 
 impl Reader {
-    /// Reads; once more on a new connection where the one there is was lost meanwhile.
+    /// Reads, and says as of when that counts; again on a new connection where the one there is was lost meanwhile, or the writer
+    /// has opened its own anew.
     pub(super) fn read<T>(
         &mut self,
         mut read: impl FnMut(&mut dyn Reads) -> Result<T, EngineError>,
-    ) -> Result<T, EngineError> {
-        let was_open = self.reads.is_some();
-        let answer = match self.try_read(&mut read) {
-            Err(_) if was_open => self.try_read(&mut read),
-            answer => answer,
-        };
+    ) -> Result<(T, Opening), EngineError> {
+        let mut answer = Err(EngineError::Unknown("the ledger was opened anew while it was read".to_owned()));
+        for _ in 0..TRIES {
+            let was_open = self.follow();
+            let found = self.try_read(&mut read);
+            let counts = self.openings.now() == self.opened;
+            match found {
+                Ok(found) if counts => {
+                    answer = Ok((found, self.opened));
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    answer = Err(error);
+                    if counts && !was_open {
+                        break;
+                    }
+                }
+            }
+        }
         *self.fault.lock() = answer.as_ref().err().map(ToString::to_string);
         answer
+    }
+
+    /// Lets go of a connection that does not count any more; says whether there is one.
+    fn follow(&mut self) -> bool {
+        let now = self.openings.now();
+        if self.opened != now {
+            (self.reads, self.opened) = (None, now);
+        }
+        self.reads.is_some()
     }
 
     fn try_read<T>(

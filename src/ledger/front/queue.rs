@@ -200,8 +200,7 @@ impl Queue {
     pub fn journal(&self, record: Record) {
         let mut waiting = self.waiting.lock();
         if waiting.closed || waiting.records.len() >= self.config.queue_max {
-            // One that stands for many is as many.
-            self.drop_records(record.facts.count.and_then(|count| usize::try_from(count).ok()).unwrap_or(1));
+            self.drop_record(&record);
             return;
         }
         waiting.records.push_back(record);
@@ -224,8 +223,9 @@ impl Queue {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    pub fn drop_records(&self, count: usize) {
-        self.dropped.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// One that stands for many is as many.
+    pub fn drop_record(&self, record: &Record) {
+        self.dropped.fetch_add(record.facts.count.unwrap_or(1), Ordering::Relaxed);
     }
 
     /// What waits, as soon as anything does; nothing at `until`; absent once closed and empty.
@@ -258,7 +258,7 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         waiting.closed = true;
         waiting.jobs.clear();
-        self.drop_records(waiting.records.drain(..).count());
+        waiting.records.drain(..).for_each(|record| self.drop_record(&record));
     }
 }
 
@@ -401,6 +401,18 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(told.collect::<Vec<_>>(), ["0", "1", "5", "2", "6", "7"]);
+    }
+
+    #[test]
+    fn a_dropped_record_that_stands_for_many_counts_as_many() {
+        let queue = Queue::new(LedgerConfig { queue_max: 1, batch_max: 4 });
+        let facts = |count| audit::Facts { count: Some(count), ..audit::Facts::default() };
+        let record = |count| Record::new(audit::Event::Refused, at(0), context(), facts(count));
+        queue.journal(record(5));
+        queue.journal(record(30));
+        assert_eq!(queue.dropped_records(), 30);
+        queue.abandon();
+        assert_eq!(queue.dropped_records(), 35);
     }
 
     #[test]

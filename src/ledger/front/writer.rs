@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::queue::{Batch, Outcome, Queue, Read};
+use super::{
+    openings::Openings,
+    queue::{Batch, Outcome, Queue, Read},
+};
 use crate::ledger::{
     Engine, EngineError, LedgerError, Op,
     batch::{Growing as _, Replies},
@@ -24,6 +27,8 @@ pub(super) struct Writer {
     engine: Box<dyn Engine>,
     queue: Arc<Queue>,
     outage: Option<Outage>,
+    /// Followed by who reads beside.
+    openings: Openings,
     /// The thread that reads. It ends first: the connection that closes last folds the store's log.
     reader: Option<JoinHandle<()>>,
 }
@@ -36,8 +41,8 @@ struct Outage {
 }
 
 impl Writer {
-    pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>, reader: Option<JoinHandle<()>>) -> Self {
-        Self { engine, queue, outage: None, reader }
+    pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>, openings: Openings, reader: Option<JoinHandle<()>>) -> Self {
+        Self { engine, queue, outage: None, openings, reader }
     }
 
     /// Until the queue is closed and empty.
@@ -51,11 +56,13 @@ impl Writer {
             if !batch.ops().is_empty() {
                 queue.batch_took(batch.ops().len(), began.elapsed());
             }
-            for (answer, outcome) in batch.answers.drain(..).zip(&mut outcomes) {
-                match answer {
+            let answers = std::mem::take(&mut batch.answers);
+            for ((op, answer), outcome) in batch.ops().iter().zip(answers).zip(&mut outcomes) {
+                match (answer, op) {
                     // A caller that went away asks again and finds what became of it.
-                    Some(answer) => drop(answer.send(outcome)),
-                    None => queue.drop_records(usize::from(outcome.is_err())),
+                    (Some(answer), _) => drop(answer.send(outcome)),
+                    (None, Op::Record(record)) if outcome.is_err() => queue.drop_record(record),
+                    (None, _) => {}
                 }
             }
             // What was asked for meanwhile.
@@ -129,7 +136,7 @@ impl Writer {
     fn again(&mut self, ops: &[Op], first: Result<Replies, EngineError>) -> Result<Replies, EngineError> {
         match first {
             Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
-            Err(EngineError::Unknown(_)) => match self.guarded(<dyn Engine>::reopen) {
+            Err(EngineError::Unknown(_)) => match self.reopen() {
                 Ok(Some(replies)) => Ok(replies),
                 Ok(None) => self.guarded(|engine| engine.apply(ops)),
                 // Still unknown, whatever kept the store from being opened: nothing of it may be tried again.
@@ -137,6 +144,13 @@ impl Writer {
             },
             decided => decided,
         }
+    }
+
+    /// Opens the store anew. Before anybody hears of it, whoever reads beside does so, too.
+    fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
+        let reopened = self.guarded(<dyn Engine>::reopen);
+        self.openings.next();
+        reopened
     }
 
     /// After a panic nothing is known of the engine but that it can be opened again.
@@ -148,7 +162,7 @@ impl Writer {
     /// Opens the store again where it failed and its pause is over.
     fn recover(&mut self) {
         let Some(outage) = self.outage.take_if(|outage| outage.retry_at <= Instant::now()) else { return };
-        match self.guarded(<dyn Engine>::reopen) {
+        match self.reopen() {
             // Those who asked were told that it is unavailable: the replies of their batch are nobody's now.
             Ok(_) => self.queue.set_fault(None),
             Err(error) => self.fail(&error.to_string(), outage.pause.saturating_mul(2).min(PAUSES.1)),
@@ -156,6 +170,7 @@ impl Writer {
     }
 
     fn fail(&mut self, why: &str, pause: Duration) {
+        self.openings.next();
         self.queue.set_fault(Some(why.to_owned()));
         self.outage = Some(Outage { why: why.to_owned(), retry_at: Instant::now() + pause, pause });
     }

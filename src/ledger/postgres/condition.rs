@@ -1,7 +1,9 @@
 //! A look at a ledger's database that changes nothing: see [`crate::ledger::Condition`].
 
 use super::{
-    Settings, distance, in_time, read, regressed, runtime, schema,
+    Settings, distance, in_time,
+    own::Own,
+    read, regressed, schema,
     session::{Session, definite},
 };
 use crate::{
@@ -16,7 +18,7 @@ pub(in crate::ledger) fn condition(
     environment: Environment,
     anchored: &Heads,
 ) -> Result<Condition, EngineError> {
-    let runtime = runtime()?;
+    let runtime = Own::new()?;
     let session = runtime.block_on(async {
         let session = Session::open(&settings.server).await?;
         schema::check(&session.client, environment).await?;

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tokio::runtime::Runtime;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
-    in_time, read, readings, runtime,
+    in_time,
+    own::Own,
+    read, readings,
     session::{Server, Session},
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 
 /// A connection that only reads.
 pub struct Reader {
-    runtime: Runtime,
+    runtime: Own,
     session: Session,
     /// How long an exchange may take.
     timeout: Duration,
@@ -37,18 +38,18 @@ impl Reader {
     /// # Errors
     /// Where the server cannot be used.
     pub fn open(server: &Server) -> Result<Self, EngineError> {
-        let runtime = runtime()?;
+        let runtime = Own::new()?;
         let session = runtime.block_on(Session::open(server))?;
         Ok(Self::of(runtime, session, server.timeout))
     }
 
     /// On a session that is open.
-    pub(super) fn of(runtime: Runtime, session: Session, timeout: Duration) -> Self {
+    pub(super) fn of(runtime: Own, session: Session, timeout: Duration) -> Self {
         Self { runtime, session, timeout }
     }
 
     /// What it reads by.
-    pub(super) fn parts(&self) -> (&Runtime, &Client) {
+    pub(super) fn parts(&self) -> (&Own, &Client) {
         (&self.runtime, &self.session.client)
     }
 
@@ -56,12 +57,7 @@ impl Reader {
     pub(in crate::ledger) fn note(&self, line: &str) -> Result<(), EngineError> {
         self.session.was_warned();
         self.runtime.block_on(in_time(self.timeout, readings::note(&self.session.client, line)))?;
-        if self.session.was_warned() {
-            return Err(EngineError::Unknown(
-                "the server warned of a commit: it may be on one server alone".to_owned(),
-            ));
-        }
-        Ok(())
+        self.session.unwarned()
     }
 }
 

@@ -33,6 +33,13 @@ pub struct Server {
     pub timeout: Duration,
 }
 
+impl Server {
+    /// Whether what it shows to a connection that reads is durable wherever it must be.
+    pub(in crate::ledger) fn shows_durable(&self) -> bool {
+        !self.high_availability
+    }
+}
+
 /// A connection, and whether the server said that a commit may not be where it should be.
 pub(super) struct Session {
     pub client: Client,
@@ -121,6 +128,18 @@ impl Session {
     /// this server alone.
     pub fn was_warned(&self) -> bool {
         self.warned.swap(false, Ordering::SeqCst)
+    }
+
+    /// That it did not.
+    ///
+    /// # Errors
+    /// Where it did: what became of the commit is unknown.
+    pub fn unwarned(&self) -> Result<(), EngineError> {
+        if self.was_warned() {
+            let why = "the server warned of a commit: it may be on one server alone";
+            return Err(EngineError::Unknown(why.to_owned()));
+        }
+        Ok(())
     }
 }
 

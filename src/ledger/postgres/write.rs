@@ -1,5 +1,7 @@
 //! A batch's changes as the arguments of the one statement that writes them.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::ToSql;
 
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
 };
 
 /// How many arguments `apply` takes.
-const ARGUMENTS: usize = 62;
+const ARGUMENTS: usize = 63;
 
 /// The statement.
 pub(super) fn sql() -> String {
@@ -64,7 +66,13 @@ pub(super) fn arguments<'a>(
     arguments.extend(records(changes));
     arguments.extend(checkpoints(changes)?);
     arguments.extend(cuts(changes)?);
+    arguments.extend(held(changes));
     Ok(arguments)
+}
+
+fn held<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
+    let held: Vec<_> = changes.held.iter().flatten().collect();
+    vec![Box::new(column(&held, |(id, _)| id.as_str())), Box::new(column(&held, |(_, since)| since.millis()))]
 }
 
 fn checkpoints<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {
@@ -85,16 +93,18 @@ fn cuts<'a>(changes: &'a Changes<'a>) -> Result<Arguments<'a>, EngineError> {
         Box::new(places(|cut| cut.from.next_index)?),
         Box::new(places(|cut| cut.to.next_index)?),
         Box::new(column(&changes.cuts, |cut| cut.to.link.as_slice())),
-        Box::new(column(&changes.cuts, |cut| cut.newest.millis())),
     ])
 }
 
 fn keeping<'a>(changes: &'a Changes<'a>) -> Arguments<'a> {
+    // The last word on each is what stands.
+    let holds: BTreeMap<&str, Option<UtcTime>> =
+        changes.holds.iter().map(|(id, since)| (id.as_str(), *since)).collect();
     vec![
         Box::new(column(&changes.pruned, Identity::as_str)),
         Box::new(changes.after.pruned.map_or(0, UtcTime::millis)),
-        Box::new(column(&changes.holds, |(id, _)| id.as_str())),
-        Box::new(column(&changes.holds, |(_, since)| since.map(UtcTime::millis))),
+        Box::new(holds.keys().copied().collect::<Vec<_>>()),
+        Box::new(holds.values().map(|since| since.map(UtcTime::millis)).collect::<Vec<_>>()),
         Box::new(column(&changes.proposals, |(act, _)| act.as_str())),
         Box::new(column(&changes.proposals, |(_, waits)| waits.as_ref().map(|waits| waits.caller.to_string()))),
         Box::new(column(&changes.proposals, |(_, waits)| waits.as_ref().map(|waits| waits.until.millis()))),

@@ -36,7 +36,7 @@ pub(super) fn prune_journal(state: &State<'_>, op: &PruneJournal) -> Step {
     }
     let detail = Some(op.detail());
     let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
-    let cut = Cut { lane: op.lane.clone(), from: op.from, to: op.to, newest: op.newest };
+    let cut = Cut { lane: op.lane.clone(), from: op.from, to: op.to };
     Step { cut: Some(cut), record: Some(record), ..Step::unchanged(Done::PrunedJournal(count)) }
 }
 
