@@ -375,8 +375,7 @@ impl Engine for Postgres {
     }
 
     fn newest_record(&mut self) -> Result<Option<Record>, EngineError> {
-        let newest =
-            self.read(async |open| read::records(&open.session.client, "ORDER BY record_id DESC LIMIT 1", &[]).await)?;
+        let newest = self.read(async |open| read::newest(&open.session.client, 1).await)?;
         newest.first().map(StoredRecord::record).transpose()
     }
 

@@ -27,13 +27,19 @@ use quotesign::{
         sqlite::{Reader, Sqlite},
     },
 };
+use rusqlite::Connection;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 struct File(TempDir);
 
 impl File {
     fn path(&self) -> std::path::PathBuf {
         self.0.path().join("ledger.sqlite")
+    }
+
+    fn shell(&self, sql: &str) {
+        Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
     }
 }
 
@@ -62,6 +68,14 @@ impl Store for File {
 
     fn reader(&self) -> Box<dyn Journal> {
         Box::new(Reader::open(&self.path()).unwrap())
+    }
+
+    fn put_id(&self, index: u64, id: Uuid) {
+        self.shell(&format!("UPDATE audit SET record_id = x'{}' WHERE idx = {index}", id.simple()));
+    }
+
+    fn begin_at(&self, index: u64) {
+        self.shell(&format!("UPDATE chain SET first_idx = {index}"));
     }
 }
 

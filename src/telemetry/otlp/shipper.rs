@@ -167,7 +167,7 @@ mod tests {
     fn records(range: std::ops::Range<u64>) -> LogRecords {
         let mut writer = LogWriter::default();
         for index in range {
-            let stored = StoredRecord { index, bytes: b"{}".to_vec(), leaf: [0; 32], link: None };
+            let stored = StoredRecord { index, bytes: b"{}".to_vec(), leaf: [0; 32], link: None, id: None };
             assert!(writer.add("", &stored, usize::MAX));
         }
         writer.into_records()
