@@ -392,6 +392,7 @@ fn journal_pruned(store: &dyn Store) {
         to,
         newest,
         before: later,
+        again: Vec::new(),
         context: context(),
         now: later,
     };
@@ -426,7 +427,9 @@ fn journal_pruned(store: &dyn Store) {
     assert_eq!(one(&mut *engine, prune(place(3), place(5))), nothing, "it is held again");
     let replies = engine.apply(&[hold(None), prune(place(3), place(5))]).unwrap();
     assert_eq!(replies[1], Ok(Done::PrunedJournal(2)));
-    assert_eq!(one(&mut *engine, prune(place(0), place(3))), nothing, "it is gone");
+    let again = vec![PruneJournal::again("records 0 to 9 of lane gone, journalled before then")];
+    let late = Op::PruneJournal(PruneJournal { again: again.clone(), ..cut(place(0), place(3)) });
+    assert_eq!(one(&mut *engine, late), nothing, "it is gone");
 
     // The rest hangs on the link, whoever looks.
     let begins = || store.reader().lanes().unwrap().into_iter().find(|stretch| stretch.lane == lane).unwrap().first;
@@ -453,7 +456,15 @@ fn journal_pruned(store: &dyn Store) {
     let before = left.iter().rev().skip(1).find(|stored| stored.link.is_some()).unwrap();
     let last = before.index + 1;
     let to = Position { next_index: last, link: before.link.unwrap() };
-    assert_eq!(one(&mut *engine, prune(place(5), to)), Ok(Done::PrunedJournal(last - 5)));
+    let of_another = Op::PruneJournal(PruneJournal { again: again.clone(), ..cut(place(5), to) });
+    assert_eq!(one(&mut *engine, of_another), Ok(Done::PrunedJournal(last - 5)));
+    // What went said something that is said nowhere else: it is, in the same batch.
+    let [told, again_told] =
+        &store.journal()[..].last_chunk::<2>().unwrap().clone().map(|stored| stored.record().unwrap());
+    assert_eq!(told.facts.detail, Some(detail(&format!("5 to {}", last - 1))));
+    assert_eq!((again_told.event, &again_told.facts.detail), (Event::Pruned, &Some(again[0].clone())));
+    assert_eq!(PruneJournal::told(&again[0]), Some(("gone".to_owned(), 9)));
+    assert_eq!(PruneJournal::again(&again[0]), again[0], "however often");
     drop(engine);
     let mut engine = store.open();
     let replay = one(&mut *engine, Op::Reserve(reserve("q1", 1)));

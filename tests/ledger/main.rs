@@ -106,7 +106,7 @@ fn a_journal_that_is_pruned_does_not_grow_its_file() {
             let (from, to) = (places[round - 60], places[round - 50]);
             let from = if round == 60 { chain::Position::GENESIS } else { from };
             let (lane, context, newest, now) = (String::new(), ops::context(), ops::now(), later);
-            let cut = PruneJournal { lane, from, to, newest, before: later, context, now };
+            let cut = PruneJournal { lane, from, to, newest, before: later, again: Vec::new(), context, now };
             assert!(matches!(ops::one(&mut *engine, Op::PruneJournal(cut)), Ok(Done::PrunedJournal(1..))));
         }
         if round % 50 == 0 {

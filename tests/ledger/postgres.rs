@@ -329,6 +329,7 @@ fn the_lane_of_a_gateway_that_is_gone_is_pruned_once_and_nothing_that_is_held() 
             to: place(to),
             newest,
             before: later,
+            again: Vec::new(),
             context: ops::context(),
             now: later,
         })
