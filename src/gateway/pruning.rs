@@ -2,7 +2,7 @@
 //! is held by nobody. It is verified once more before it goes: what does not hold stays, for whoever looks into it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lanes::OwnLanes;
 use crate::{
+    audit::{Event, Record},
     clock::UtcTime,
     ledger::{
         EngineError, Journal, LedgerError, Place, PruneJournal, Stretch,
@@ -122,9 +123,9 @@ impl Pruning {
             while cuts < CUTS_MAX && !stop.is_cancelled() {
                 cuts += 1;
                 let Some(cut) = next_cut(&*journal, &lane, until, before)? else { break };
-                let Cut { from, to, newest } = cut;
+                let Cut { from, to, newest, again } = cut;
                 let context = access::own_trail(self.pipeline.environment, &self.pipeline.policy.load());
-                let op = PruneJournal { lane: lane.clone(), from, to, newest, before, context, now };
+                let op = PruneJournal { lane: lane.clone(), from, to, newest, before, again, context, now };
                 let began = Instant::now();
                 match runs.block_on(self.pipeline.ledger.prune_journal(op))? {
                     // Another was first, or somebody holds it now.
@@ -215,10 +216,45 @@ struct Cut {
     from: Position,
     to: Position,
     newest: UtcTime,
+    /// What its records say of other lanes, to be journalled again.
+    again: Vec<String>,
 }
 
-/// What goes next of a lane, verified; nothing where its oldest batch has to stay.
+/// What goes next of a lane; nothing where its oldest batch has to stay.
 fn next_cut(journal: &dyn Journal, lane: &str, until: u64, before: UtcTime) -> Result<Option<Cut>, Fault> {
+    let mut told = Vec::new();
+    let Some(cut) = whole_batches(journal, lane, until, before, &mut told)? else { return Ok(None) };
+    told.retain(|(index, _)| *index < cut.to.next_index);
+    let again = if told.is_empty() { Vec::new() } else { still_so(lane, &journal.lanes()?, told) };
+    Ok(Some(Cut { again, ..cut }))
+}
+
+/// What records say that go with `lane`, of other lanes that begin where those say: of one that is written no more nothing else may
+/// ever say it again, and without that its front would seem to have been cut off. The lanes are as they were after the records were
+/// read: whoever cut one since then journalled that.
+fn still_so(lane: &str, lanes: &[Stretch], told: Vec<(u64, String)>) -> Vec<String> {
+    let is_so = |detail: &String| {
+        let Some((of, last)) = PruneJournal::told(detail) else { return false };
+        let begins = |stretch: &Stretch| stretch.lane == of && stretch.first.next_index == last.saturating_add(1);
+        of != lane && lanes.iter().any(begins)
+    };
+    let again: BTreeSet<_> = told
+        .iter()
+        .map(|(_, detail)| detail)
+        .filter(|detail| is_so(detail))
+        .map(|detail| PruneJournal::again(detail))
+        .collect();
+    again.into_iter().collect()
+}
+
+/// Whole batches from the beginning of a lane, verified, and what records of pruning among what was read say, each with its index.
+fn whole_batches(
+    journal: &dyn Journal,
+    lane: &str,
+    until: u64,
+    before: UtcTime,
+    told: &mut Vec<(u64, String)>,
+) -> Result<Option<Cut>, Fault> {
     let Some(Stretch { first: from, .. }) = stretch(journal, lane)? else { return Ok(None) };
     let (mut verifier, mut next) = (Verifier::new(from), from.next_index);
     let (mut newest, mut cut) = (UtcTime::from_millis(0), None);
@@ -227,7 +263,7 @@ fn next_cut(journal: &dyn Journal, lane: &str, until: u64, before: UtcTime) -> R
         let Some(last) = page.last() else { return Ok(cut) };
         next = last.index.saturating_add(1);
         for stored in &page {
-            let at = stored.record()?.at;
+            let Record { at, event, facts, .. } = stored.record()?;
             if stored.index >= until || at >= before {
                 return Ok(cut);
             }
@@ -237,8 +273,10 @@ fn next_cut(journal: &dyn Journal, lane: &str, until: u64, before: UtcTime) -> R
                 return if is_moved { Ok(None) } else { Err(Fault::Broken { lane: lane.to_owned(), fault }) };
             }
             newest = newest.max(at);
+            told.extend(facts.detail.filter(|_| event == Event::Pruned).map(|detail| (stored.index, detail)));
             if let Some(link) = stored.link {
-                cut = Some(Cut { from, to: Position { next_index: stored.index.saturating_add(1), link }, newest });
+                let to = Position { next_index: stored.index.saturating_add(1), link };
+                cut = Some(Cut { from, to, newest, again: Vec::new() });
             }
         }
         // A batch that is larger than a page goes as a whole.

@@ -137,11 +137,16 @@ pub struct PruneJournal {
     pub newest: UtcTime,
     /// Nothing that was journalled then or later goes.
     pub before: UtcTime,
+    /// What records between the two say of other lanes, as [`PruneJournal::again`] says it again.
+    pub again: Vec<String>,
     /// For the record.
     pub context: audit::Context,
     /// The gateway's time.
     pub now: UtcTime,
 }
+
+/// What follows on what a record said that went.
+const AGAIN: &str = "; said again where the record of it went";
 
 impl PruneJournal {
     /// What its record says.
@@ -150,6 +155,12 @@ impl PruneJournal {
         let (first, last) = (self.from.next_index, self.to.next_index.saturating_sub(1));
         let of = if self.lane.is_empty() { String::new() } else { format!(" of lane {}", self.lane) };
         format!("records {first} to {last}{of}, journalled before {}", self.before)
+    }
+
+    /// What is journalled in the place of a record that said `detail`.
+    #[must_use]
+    pub fn again(detail: &str) -> String {
+        format!("{}{AGAIN}", detail.strip_suffix(AGAIN).unwrap_or(detail))
     }
 
     /// The lane, and the index of the last record that went, as [`PruneJournal::detail`] says it.

@@ -214,8 +214,8 @@ pub fn run(snapshot: Snapshot, position: Position, batch: &[Op]) -> Result<Chang
     for (place, op) in in_order(batch) {
         let reply = match step(&changes.after.state(op), op) {
             Ok(step) => {
-                let (done, record) = changes.take(step, index);
-                if let Some(record) = record {
+                let (done, records) = changes.take(step, index);
+                for record in records {
                     changes.entries.push(entry(op.identity(), record)?);
                     index = index.saturating_add(1);
                 }
@@ -268,8 +268,8 @@ impl Snapshot {
 }
 
 impl Changes<'_> {
-    /// Applies `step`, whose record will stand at `index`, and remembers what it replaced.
-    fn take(&mut self, step: Step, index: u64) -> (Done, Option<Record>) {
+    /// Applies `step`, whose record will stand at `index`, and remembers what it replaced. Gives what is to be journalled.
+    fn take(&mut self, step: Step, index: u64) -> (Done, impl Iterator<Item = Record> + use<>) {
         let Self {
             after, quotes, scopes, quotas, kids, stops, pruned, holds, held, proposals, checkpoints, cuts, ..
         } = self;
@@ -326,6 +326,6 @@ impl Changes<'_> {
             cuts.push(cut);
         }
         after.records.extend(step.record.as_ref().map(|record| record.id));
-        (step.done, step.record)
+        (step.done, step.record.into_iter().chain(step.again))
     }
 }

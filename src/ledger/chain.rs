@@ -3,6 +3,9 @@
 //! It vouches for what lies between its start and the head it returns. That the start, or the head, is the true
 //! one is for the caller to know: a whole chain can be written anew by whoever owns the store.
 
+use serde::Deserialize;
+use uuid::Uuid;
+
 use super::EngineError;
 use crate::audit::{self, Event, Record};
 
@@ -76,6 +79,8 @@ pub struct StoredRecord {
     pub leaf: [u8; 32],
     /// The link of its batch, on the batch's last record.
     pub link: Option<[u8; 32]>,
+    /// The id by which its store finds it; absent where it comes from none, such as from a file.
+    pub id: Option<Uuid>,
 }
 
 impl StoredRecord {
@@ -86,6 +91,29 @@ impl StoredRecord {
     pub fn record(&self) -> Result<Record, EngineError> {
         serde_json::from_slice(&self.bytes)
             .map_err(|fault| EngineError::Unfit(format!("the record at {} cannot be read: {fault}", self.index)))
+    }
+
+    /// What was found by an id, where that is its own. Whoever read on from another would leave records out, or come back to some.
+    pub(super) fn by_its_id(self) -> Result<Self, EngineError> {
+        if self.is_under_its_id() {
+            return Ok(self);
+        }
+        let fault = Break::Id { index: self.index };
+        Err(EngineError::Unfit(format!("the journal is damaged: {fault}; run `quotesign audit verify`")))
+    }
+
+    /// Whether its store finds it by the id that its bytes tell. By any other it would be left out of what is read by id.
+    fn is_under_its_id(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Told {
+            id: Uuid,
+        }
+        let Some(id) = self.id else { return true };
+        // Records end with their id and the schema, so that of millions none need be taken apart for that.
+        let mut text = Uuid::encode_buffer();
+        let end = [",\"id\":\"", id.hyphenated().encode_lower(&mut text), "\",\"schema\":\"", audit::SCHEMA, "\"}"];
+        let before = end.iter().rev().try_fold(&*self.bytes, |bytes, part| bytes.strip_suffix(part.as_bytes()));
+        before.is_some() || serde_json::from_slice::<Told>(&self.bytes).is_ok_and(|told| told.id == id)
     }
 
     /// The record where it tells of `event`; nothing where it tells of another, or cannot be read.
@@ -130,6 +158,12 @@ pub enum Break {
     /// A record's bytes are not those that were hashed.
     #[error("record {index} is not the one its leaf was made of")]
     Leaf {
+        /// Which.
+        index: u64,
+    },
+    /// The store finds a record by another id than its own.
+    #[error("record {index} stands under another id than its own, so that whoever reads by ids is not told of it")]
+    Id {
         /// Which.
         index: u64,
     },
@@ -179,6 +213,9 @@ impl Verifier {
         if leaf != record.leaf {
             return Err(Break::Leaf { index });
         }
+        if !record.is_under_its_id() {
+            return Err(Break::Id { index });
+        }
         self.next_index = self.next_index.saturating_add(1);
         self.leaves.push(leaf);
         let Some(link) = record.link else { return Ok(()) };
@@ -220,6 +257,10 @@ pub fn verify(start: Position, records: impl IntoIterator<Item = StoredRecord>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        clock::UtcTime,
+        domain::{CorrelationId, Environment},
+    };
 
     /// Three batches: of two, one and three records.
     fn journal() -> Vec<StoredRecord> {
@@ -229,7 +270,7 @@ mod tests {
             let batch: Vec<_> = (0..size)
                 .map(|at| {
                     let bytes = format!("record {}", head.next_index + at).into_bytes();
-                    StoredRecord { index: head.next_index + at, leaf: audit::leaf(&bytes), bytes, link: None }
+                    StoredRecord { index: head.next_index + at, leaf: audit::leaf(&bytes), bytes, link: None, id: None }
                 })
                 .collect();
             head = head.after(&batch.iter().map(|record| record.leaf).collect::<Vec<_>>());
@@ -254,6 +295,29 @@ mod tests {
         let rest = verify(middle, records[2..].to_vec()).unwrap();
         assert_eq!((rest.records, rest.head), (4, summary.head));
         assert_eq!(verify(Position::GENESIS, []).unwrap().head, Position::GENESIS);
+    }
+
+    #[test]
+    fn a_record_that_its_store_finds_by_another_id_is_a_break() {
+        let context = audit::Context::new(CorrelationId::made(), Environment::Sandbox, "00".to_owned(), 1);
+        let record = Record::new(Event::Refused, UtcTime::from_millis(0), context, audit::Facts::default());
+        let found_by = |bytes: &[u8], id| {
+            let leaf = audit::leaf(bytes);
+            let link = Some(Position::GENESIS.after(&[leaf]).link);
+            let stored = StoredRecord { index: 0, bytes: bytes.to_vec(), leaf, link, id };
+            assert_eq!(stored.clone().by_its_id().is_ok(), verify(Position::GENESIS, [stored.clone()]).is_ok());
+            verify(Position::GENESIS, [stored]).map(|summary| summary.records)
+        };
+        // As it is written, and as it might have been; the ids of others that it tells of are not its own.
+        let other = format!("{{\"schema\":\"x\",\"id\":\"{}\",\"facts\":{{\"id\":\"{}\"}}}}", record.id, Uuid::max());
+        for bytes in [record.to_bytes().unwrap(), other.into_bytes()] {
+            for id in [None, Some(record.id)] {
+                assert_eq!(found_by(&bytes, id), Ok(1));
+            }
+            for id in [Uuid::nil(), Uuid::max(), Uuid::now_v7()] {
+                assert_eq!(found_by(&bytes, Some(id)), Err(Break::Id { index: 0 }));
+            }
+        }
     }
 
     #[test]

@@ -177,6 +177,8 @@ pub struct Step {
     pub cut: Option<Cut>,
     /// The record to append. A step that changes anything has one.
     pub record: Option<Record>,
+    /// Records to append behind it, in the place of some that the cut takes.
+    pub again: Vec<Record>,
     /// The answer.
     pub done: Done,
 }
@@ -208,6 +210,7 @@ impl Step {
             checkpoint,
             cut,
             record,
+            again: Vec::new(),
             done,
         }
     }
@@ -369,6 +372,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
         proposal: None,
         checkpoint: None,
         cut: None,
+        again: Vec::new(),
     })
 }
 

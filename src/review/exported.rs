@@ -215,7 +215,7 @@ pub fn verify(file: impl BufRead, kept: &[Kept]) -> Result<Vec<Lane>, Fault> {
             (Line::Record { index, record, link }, Some(reading)) => {
                 let link = link.map(|link| digest(&link).ok_or_else(|| fault("its link is none"))).transpose()?;
                 let bytes = record.into_bytes();
-                reading.take(&StoredRecord { index, leaf: audit::leaf(&bytes), bytes, link })?;
+                reading.take(&StoredRecord { index, leaf: audit::leaf(&bytes), bytes, link, id: None })?;
             }
             (Line::End { head_index, head_link }, Some(_)) => {
                 let head = position(head_index, &head_link).ok_or_else(|| fault("it has no link"))?;
@@ -383,7 +383,7 @@ mod tests {
             let batch: Vec<_> = (0..*size as u64)
                 .map(|at| {
                     let bytes = format!("{{\"n\":{}}}", head.next_index + at).into_bytes();
-                    StoredRecord { index: head.next_index + at, leaf: audit::leaf(&bytes), bytes, link: None }
+                    StoredRecord { index: head.next_index + at, leaf: audit::leaf(&bytes), bytes, link: None, id: None }
                 })
                 .collect();
             head = head.after(&batch.iter().map(|record| record.leaf).collect::<Vec<_>>());

@@ -167,6 +167,9 @@ fn tamper(ledger: &Connection, how: u32, random: u32) -> rusqlite::Result<usize>
             ledger.execute("DELETE FROM audit WHERE idx > ?1", [at])?;
             ledger.execute("UPDATE chain SET next_idx = ?1, link = ?2", params![at + 1, link])
         }
+        // The record stays as it is, and whoever reads by ids does not come upon it, or again and again.
+        8 if random.is_multiple_of(2) => ledger.execute("UPDATE audit SET record_id = x'00' WHERE idx = ?1", [at]),
+        8 => ledger.execute("UPDATE audit SET record_id = randomblob(16) WHERE idx = ?1", [at]),
         _ => Ok(0),
     }
 }
@@ -187,7 +190,7 @@ async fn a_thousand_tamperings_with_the_database_are_found_by_who_kept_the_newes
     while tampered < 1_000 {
         nth += 1;
         let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
-        if tamper(&ledger, nth % 8, random).unwrap() == 0 {
+        if tamper(&ledger, nth % 9, random).unwrap() == 0 {
             continue;
         }
         tampered += 1;
@@ -203,6 +206,29 @@ async fn a_thousand_tamperings_with_the_database_are_found_by_who_kept_the_newes
     }
     assert!(only_by_head > 50, "a rollback with the head of then is found by a kept head alone");
     verified(&newest).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_under_another_id_is_named_and_leads_no_reader_in_circles() {
+    let site = with_a_journal().await;
+    let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+    let committed = "SELECT min(idx) FROM audit WHERE event = 'quote.committed'";
+    let at: u32 = ledger.query_row(committed, (), |row| row.get(0)).unwrap();
+    let named = format!("record {at} stands under another id than its own");
+    // Before everything no report comes upon it.
+    ledger.execute("UPDATE audit SET record_id = x'00' WHERE idx = ?1", [at]).unwrap();
+    let left = lines(&done(site.run(&["audit", "export", "--event", "quote.committed"])));
+    assert_eq!(left.len(), 2);
+    let said = failed(site.run(&["audit", "verify"]), 1);
+    assert!(said.contains(&named), "{said}");
+    // Behind everything they would begin anew where it belongs.
+    ledger.execute("UPDATE audit SET record_id = ?2 WHERE idx = ?1", params![at, [0xff_u8; 16]]).unwrap();
+    for args in
+        [&["verify"][..], &["summary"], &["tail", "--event", "quote.committed"], &["export", "--partner", PARTNER]]
+    {
+        let said = failed(site.run(&[&["audit"], args].concat()), 1);
+        assert!(said.contains(&named), "{args:?}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

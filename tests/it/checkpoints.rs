@@ -438,7 +438,7 @@ async fn tampering_with_the_journal_in_a_database_is_found_by_who_kept_the_newes
         let random = u32::from_be_bytes(sha256(&nth.to_be_bytes())[..4].try_into().unwrap());
         let (at, other) = (random % bound, random / bound % bound);
         let other = if other == at { (at + 1) % bound } else { other };
-        database.sql(&match nth % 7 {
+        database.sql(&match nth % 8 {
             0 => format!("UPDATE audit SET record = record || ' ' WHERE idx = {at}"),
             1 => format!("DELETE FROM audit WHERE idx = {at}"),
             2 => format!("UPDATE audit SET idx = CASE idx WHEN {at} THEN -1 ELSE idx END; UPDATE audit SET idx = {at} WHERE idx = {other}; UPDATE audit SET idx = {other} WHERE idx = -1"),
@@ -450,6 +450,7 @@ async fn tampering_with_the_journal_in_a_database_is_found_by_who_kept_the_newes
                  UPDATE lane SET next_idx = (SELECT max(idx) + 1 FROM audit), link = (SELECT link FROM audit ORDER BY idx DESC LIMIT 1)",
                 at.min(bound - 2)
             ),
+            6 => format!("UPDATE audit SET record_id = decode(md5(record_id::text), 'hex') WHERE idx = {at}"),
             _ => written_anew(&lines, at),
         });
         let found = verify();
@@ -457,15 +458,16 @@ async fn tampering_with_the_journal_in_a_database_is_found_by_who_kept_the_newes
         let places: Vec<u32> =
             text.split(|char: char| !char.is_ascii_digit()).filter_map(|at| at.parse().ok()).collect();
         // The last batch that the checkpoint binds may lack its end: then what is missing is at its end, or is the end.
-        let is_placed = match nth % 7 {
+        let is_placed = match nth % 8 {
             0 | 1 | 4 => places.contains(&at),
             2 => text.contains(&format!("the records {}", at.min(other))) || places.contains(&at.min(other)),
             3 => text.contains("the link at record") && places.iter().any(|place| *place >= at),
             5 => text.contains("the journal ends at") && places[0] > at.min(bound - 2),
+            6 => text.contains(&format!("record {at} stands under another id than its own")),
             _ => text.contains("they were written anew"),
         };
         let told = found.status.code() == Some(1) && text.contains("gw-a") && is_placed;
-        assert!(told, "tampering {nth} ({}) at {at}, {other}: {text}", nth % 7);
+        assert!(told, "tampering {nth} ({}) at {at}, {other}: {text}", nth % 8);
         database.sql("TRUNCATE audit; INSERT INTO audit SELECT * FROM kept_audit; TRUNCATE lane; INSERT INTO lane SELECT * FROM kept_lane");
     }
     done(verify());

@@ -164,6 +164,35 @@ async fn a_backup_is_taken_while_the_gateway_signs_and_comes_back_by_command() {
     assert!(refused.contains("has gone back in time"), "{refused}");
 }
 
+/// A copy made by hand is two files, of which only one would be put in place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_with_a_log_beside_it_is_refused_until_the_log_is_in_it() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let quote = Quote::number(1);
+    let signed = gateway.quotes("pricing").await.sign(&quote).await.unwrap();
+    for end in ["", "-wal"] {
+        fs::copy(site.path(&format!("ledger.sqlite{end}")), site.path(&format!("by-hand{end}"))).unwrap();
+    }
+    assert!(fs::metadata(site.path("by-hand-wal")).unwrap().len() > 0);
+    assert!(gateway.stop().success());
+    lose(&site);
+    let by_hand = site.path("by-hand");
+    let restore = || site.run(&["ledger", "restore", by_hand.to_str().unwrap()]);
+    let refused = failed(restore(), 1);
+    assert!(refused.contains("by-hand-wal: a log lies beside the backup"), "{refused}");
+    assert!(refused.contains("`quotesign ledger backup`") && refused.contains("sqlite3 "), "{refused}");
+    assert!(!site.path("ledger.sqlite").exists());
+    // As it says.
+    let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
+    let folded = rusqlite::Connection::open(&by_hand).unwrap().query_row(fold, (), |row| row.get::<_, i64>(0));
+    assert_eq!(folded, Ok(0));
+    assert!(refused.contains(fold), "{refused}");
+    done(restore());
+    let gateway = site.serve().await;
+    assert_eq!(gateway.quotes("pricing").await.sign(&quote).await.unwrap().jws, signed.jws);
+}
+
 fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt as _;
     fs::metadata(path).unwrap().permissions().mode() & 0o777

@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     commands::client,
     harness::{Caller, Gateway, Quote, Site, done, failed, quotesign, reason, toml, until, wait},
-    server::Cluster,
+    server::{Cluster, Database},
     shipping::{Sink, ship_to},
 };
 
@@ -285,13 +285,8 @@ async fn a_gateway_that_is_killed_while_it_prunes_leaves_a_journal_that_holds() 
     done(site.run(&["audit", "verify"]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_who_is_gone() {
-    let cluster = Cluster::shared();
-    let database = cluster.empty();
-    let site = Site::new();
-    let sink = Sink::running(&site, &[]);
-    let site = prunes(site, &sink);
+/// The site with a database for its ledger.
+fn shares(site: Site, database: &Database) -> Site {
     let address = format!("postgresql://postgres@127.0.0.1:{}/{}", database.port, database.name);
     site.edit_config(|config| {
         let ledger = config["ledger"].as_table_mut().unwrap();
@@ -299,19 +294,90 @@ async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_w
         ledger["postgres"] = toml(&format!("{{ address = '{address}' }}"));
     });
     done(site.run(&["ledger", "migrate"]));
-    let start = |name: &str| {
-        let mut command = site.command();
-        command.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", name);
-        // One that shares a ledger is given its anchor while that is empty, or by an act.
-        if name == "gw-b" {
-            command.env("QUOTESIGN__LEDGER__ANCHOR", site.path("anchor"));
-        }
-        command.arg("serve").arg("--config").arg(site.config());
-        Gateway::spawn(command, &site)
+    site
+}
+
+/// Starts one of the gateways that share it.
+fn replica(site: &Site, name: &str) -> Gateway {
+    let mut command = site.command();
+    command.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", name);
+    // One that shares a ledger is given its anchor while that is empty, or by an act.
+    if name == "gw-b" {
+        command.env("QUOTESIGN__LEDGER__ANCHOR", site.path("anchor"));
+    }
+    command.arg("serve").arg("--config").arg(site.config());
+    Gateway::spawn(command, site)
+}
+
+/// Where a lane begins.
+fn begins(database: &Database, lane: &str) -> u64 {
+    database.sql(&format!("SELECT first_idx FROM lane WHERE lane = '{lane}'")).trim().parse().unwrap_or(0)
+}
+
+async fn sign_next(gateway: &Gateway, database: &Database) {
+    sign(gateway, [database.sql("SELECT coalesce(max(last), 0) FROM scope").trim().parse::<u64>().unwrap() + 1]).await;
+}
+
+/// Its lane can be cut no further, so that nobody else would ever say again where it begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_lane_of_a_gateway_that_is_gone_begins_is_told_for_as_long_as_it_is_there() {
+    let database = Cluster::shared().empty();
+    let site = Site::new();
+    let sink = Sink::running(&site, &[]);
+    let site = shares(prunes(site, &sink), &database);
+    let (gone, stays) = (replica(&site, "gw-b"), replica(&site, "gw-a"));
+    for gateway in [&gone, &stays] {
+        gateway.signing().await;
+        sign_next(gateway, &database).await;
+    }
+    gone.kill();
+    // The newest record of the other that says where the lane that is gone begins now.
+    let told = || {
+        database.sql(&format!(
+            "SELECT max(idx) FROM audit WHERE lane = 'gw-a' AND event = 'ledger.pruned'
+             AND convert_from(record, 'UTF8') LIKE '% to {} of lane gw-b, journalled before %'",
+            begins(&database, "gw-b").saturating_sub(1)
+        ))
     };
-    let first = |lane: &str| -> u64 {
-        database.sql(&format!("SELECT first_idx FROM lane WHERE lane = '{lane}'")).trim().parse().unwrap_or(0)
-    };
+    let mut left = String::new();
+    until("it is pruned to its newest batch", async || {
+        sign_next(&stays, &database).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        left = database.sql("SELECT count(link) FROM audit WHERE lane = 'gw-b'");
+        left.trim() == "1"
+    })
+    .await;
+    // The record of that goes in its time, and so does what is said in its place.
+    for _ in 0..2 {
+        let was: u64 = told().trim().parse().expect("it is told");
+        until("the record is pruned", async || {
+            sign_next(&stays, &database).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            begins(&database, "gw-a") > was
+        })
+        .await;
+    }
+    assert!(stays.stop().success());
+    let file = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    let (kept, key) = (file("kept.jws"), file("checkpoint.jwk.json"));
+    done(site.run(&["audit", "checkpoint", "--out", &kept]));
+    done(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]));
+    // It is told once, however often it was said again.
+    let again = "SELECT count(*) FROM audit WHERE convert_from(record, 'UTF8') LIKE '%of lane gw-b, %'";
+    assert_eq!(database.sql(again).trim(), "1");
+    // And it is no other's: a front that was cut off is told as before.
+    database.sql("UPDATE lane SET first_idx = first_idx + 1 WHERE lane = 'gw-b'");
+    failed(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_who_is_gone() {
+    let database = Cluster::shared().empty();
+    let site = Site::new();
+    let sink = Sink::running(&site, &[]);
+    let site = shares(prunes(site, &sink), &database);
+    let start = |name: &str| replica(&site, name);
+    let first = |lane: &str| begins(&database, lane);
     let (gone, stays) = (start("gw-b"), start("gw-a"));
     for (number, gateway) in [(1, &stays), (2, &gone)] {
         gateway.signing().await;
@@ -323,7 +389,7 @@ async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_w
     gone.kill();
     // What the other had written is shipped, bound and pruned by the one that is left.
     until("the other's is pruned", async || {
-        sign(&stays, [database.sql("SELECT max(last) FROM scope").trim().parse::<u64>().unwrap() + 1]).await;
+        sign_next(&stays, &database).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         first("gw-b") > was + 4
     })
@@ -335,8 +401,7 @@ async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_w
     // It comes back, with an anchor from before, and goes on.
     let back = start("gw-b");
     back.signing().await;
-    let last = database.sql("SELECT max(last) FROM scope").trim().parse::<u64>().unwrap();
-    sign(&back, [last + 1]).await;
+    sign_next(&back, &database).await;
     for gateway in [stays, back] {
         assert!(gateway.operations("/metrics").await.1.contains("quotesign_journal_holds 1"));
         let log = gateway.log.lock().unwrap().concat();
@@ -387,7 +452,8 @@ async fn a_proof_that_needs_what_was_pruned_says_so_and_speaks_of_no_tampering()
         let (now, context) =
             (SystemClock.now(), Context::new("test-1".parse().unwrap(), Environment::Development, "00".to_owned(), 0));
         let newest = now.minus(Duration::from_secs(1));
-        let cut = PruneJournal { lane: String::new(), from: first, to, newest, before: now, context, now };
+        let (lane, again) = (String::new(), Vec::new());
+        let cut = PruneJournal { lane, from: first, to, newest, before: now, again, context, now };
         let replies = engine.apply(&[Op::PruneJournal(cut)]).unwrap();
         assert_eq!(replies, [Ok(Done::PrunedJournal(to.next_index))]);
     }

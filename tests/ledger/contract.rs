@@ -9,10 +9,11 @@ use quotesign::{
     ledger::{
         Allowance, Charge, Done, Engine, HoldAct, Journal, Note, Noted, Op, Propose, Prune, PruneJournal, Quarantined,
         Refusal, Reserve, Reserved, Shipment,
-        chain::{self, Position, StoredRecord},
+        chain::{self, Break, Position, StoredRecord},
         step::Stage,
     },
 };
+use uuid::Uuid;
 
 use crate::ops::{
     A, B, commit, context, identity, now, one, pending, publish, reserve, reserve_with, scope, seed, stop, void,
@@ -27,6 +28,10 @@ pub trait Store {
     fn lane(&self) -> &'static str;
     /// What reads beside it.
     fn reader(&self) -> Box<dyn Journal>;
+    /// Has the store find the record at `index` by another id, as whoever owns it can.
+    fn put_id(&self, index: u64, id: Uuid);
+    /// Has the lane begin there.
+    fn begin_at(&self, index: u64);
 }
 
 type Case = (&'static str, fn(&dyn Store));
@@ -47,6 +52,7 @@ pub const CASES: &[Case] = &[
     ("what expired long ago is pruned, but nothing that is held", pruned),
     ("whole batches of the journal are pruned, but nothing that is held, and the rest hangs on", journal_pruned),
     ("a record is journalled once", recorded_once),
+    ("a record is read by its own id, as far as the chain reaches, or not at all", read_by_ids),
     ("how far it was shipped only rises, and what was taken after all leaves quarantine", shipped),
     ("two operations on one quote in a batch", same_quote_twice),
     ("reopening in between changes nothing", reopened),
@@ -387,6 +393,7 @@ fn journal_pruned(store: &dyn Store) {
         to,
         newest,
         before: later,
+        again: Vec::new(),
         context: context(),
         now: later,
     };
@@ -421,7 +428,9 @@ fn journal_pruned(store: &dyn Store) {
     assert_eq!(one(&mut *engine, prune(place(3), place(5))), nothing, "it is held again");
     let replies = engine.apply(&[hold(None), prune(place(3), place(5))]).unwrap();
     assert_eq!(replies[1], Ok(Done::PrunedJournal(2)));
-    assert_eq!(one(&mut *engine, prune(place(0), place(3))), nothing, "it is gone");
+    let again = vec![PruneJournal::again("records 0 to 9 of lane gone, journalled before then")];
+    let late = Op::PruneJournal(PruneJournal { again: again.clone(), ..cut(place(0), place(3)) });
+    assert_eq!(one(&mut *engine, late), nothing, "it is gone");
 
     // The rest hangs on the link, whoever looks.
     let begins = || store.reader().lanes().unwrap().into_iter().find(|stretch| stretch.lane == lane).unwrap().first;
@@ -448,7 +457,15 @@ fn journal_pruned(store: &dyn Store) {
     let before = left.iter().rev().skip(1).find(|stored| stored.link.is_some()).unwrap();
     let last = before.index + 1;
     let to = Position { next_index: last, link: before.link.unwrap() };
-    assert_eq!(one(&mut *engine, prune(place(5), to)), Ok(Done::PrunedJournal(last - 5)));
+    let of_another = Op::PruneJournal(PruneJournal { again: again.clone(), ..cut(place(5), to) });
+    assert_eq!(one(&mut *engine, of_another), Ok(Done::PrunedJournal(last - 5)));
+    // What went said something that is said nowhere else: it is, in the same batch.
+    let [told, again_told] =
+        &store.journal()[..].last_chunk::<2>().unwrap().clone().map(|stored| stored.record().unwrap());
+    assert_eq!(told.facts.detail, Some(detail(&format!("5 to {}", last - 1))));
+    assert_eq!((again_told.event, &again_told.facts.detail), (Event::Pruned, &Some(again[0].clone())));
+    assert_eq!(PruneJournal::told(&again[0]), Some(("gone".to_owned(), 9)));
+    assert_eq!(PruneJournal::again(&again[0]), again[0], "however often");
     drop(engine);
     let mut engine = store.open();
     let replay = one(&mut *engine, Op::Reserve(reserve("q1", 1)));
@@ -468,6 +485,32 @@ fn recorded_once(store: &dyn Store) {
     assert_eq!(one(&mut *engine, Op::Record(record.clone())), Ok(Done::Recorded));
     assert_eq!(verify(store), [record]);
     assert_eq!(engine.newest_record_at().unwrap(), None, "the time of a refusal was not trusted");
+}
+
+fn read_by_ids(store: &dyn Store) {
+    let mut engine = seeded(store);
+    for number in 1..=3 {
+        one(&mut *engine, Op::Reserve(reserve(&format!("q{number}"), number))).unwrap();
+    }
+    let all: Vec<Uuid> = verify(store).iter().map(|record| record.id).collect();
+    let verified = || chain::verify(Position::GENESIS, store.reader().records(store.lane(), 0, 9).unwrap());
+    let mut read = || {
+        let read = engine.records_after(Uuid::nil(), 9).map_err(|fault| fault.to_string())?;
+        Ok::<_, String>(read.iter().map(|record| record.id).collect::<Vec<_>>())
+    };
+    assert_eq!((read(), verified().is_ok()), (Ok(all.clone()), true));
+    // Put where nobody looks it is left out, and whoever reads on from a greater one would come back to where it belongs.
+    store.put_id(2, Uuid::nil());
+    assert_eq!((read(), verified()), (Ok(vec![all[0], all[1], all[3]]), Err(Break::Id { index: 2 })));
+    assert!(store.reader().record(&all[2]).unwrap().is_none());
+    store.put_id(2, Uuid::max());
+    assert!(read().unwrap_err().contains("record 2 stands under another id than its own"));
+    assert!(store.reader().record(&Uuid::max()).is_err());
+    store.put_id(2, all[2]);
+    assert_eq!((read(), verified().is_ok()), (Ok(all.clone()), true));
+    store.begin_at(2);
+    assert_eq!(read(), Ok(all[2..].to_vec()), "what no chain reaches is none of the journal's");
+    assert!(store.reader().record(&all[1]).unwrap().is_none() && store.reader().record(&all[2]).unwrap().is_some());
 }
 
 fn shipped(store: &dyn Store) {

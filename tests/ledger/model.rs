@@ -638,6 +638,7 @@ impl Model for Cutting {
                     to: after(to),
                     newest: journalled(to.saturating_sub(1)),
                     before: journalled(BATCHES),
+                    again: Vec::new(),
                     context: context(),
                     now: journalled(BATCHES),
                 });

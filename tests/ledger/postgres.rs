@@ -15,6 +15,7 @@ use quotesign::{
         postgres::{Postgres, Reader, Server},
     },
 };
+use uuid::Uuid;
 
 use crate::{
     contract::{CASES, Store},
@@ -38,6 +39,14 @@ impl Store for Database {
     fn reader(&self) -> Box<dyn Journal> {
         Box::new(Reader::open(&self.server()).unwrap())
     }
+
+    fn put_id(&self, index: u64, id: Uuid) {
+        self.sql(&format!("UPDATE audit SET record_id = '\\x{}' WHERE idx = {index}", id.simple()));
+    }
+
+    fn begin_at(&self, index: u64) {
+        self.sql(&format!("UPDATE lane SET first_idx = {index}"));
+    }
 }
 
 /// A lane's records, read by `psql`.
@@ -55,6 +64,7 @@ fn journal(database: &Database, lane: &str) -> Vec<StoredRecord> {
             bytes: hex::decode(record).unwrap(),
             leaf: digest(leaf),
             link: (!link.is_empty()).then(|| digest(link)),
+            id: None,
         }
     };
     database.sql(&sql).lines().map(row).collect()
@@ -354,6 +364,7 @@ fn the_lane_of_a_gateway_that_is_gone_is_pruned_once_and_nothing_that_is_held() 
             to: place(to),
             newest,
             before: later,
+            again: Vec::new(),
             context: ops::context(),
             now: later,
         })

@@ -62,6 +62,7 @@ impl Restore {
         let place = config.ledger.place().map_err(Failure::unfit)?;
         let file = file_of(&place)?;
         let _lock = sqlite::lock(&file).map_err(Failure::failed)?;
+        refuse_a_log(&self.backup)?;
         sqlite::check_whole(&self.backup, config.environment).map_err(Failure::failed)?;
         let reader = Reader::open(&self.backup).map_err(Failure::failed)?;
         let head = reader.head().map_err(Failure::failed)?;
@@ -84,6 +85,22 @@ impl Restore {
             say!("it has gone back in time: run `quotesign ledger accept-rollback` before `serve`");
         }
         Ok(())
+    }
+}
+
+/// What is looked at must be what is put in place, which is the file alone: a log beside it would be read with it and left behind.
+fn refuse_a_log(backup: &Path) -> Result<(), Failure> {
+    let log = beside(backup, "-wal");
+    let named = |fault: io::Error| Failure::failed(format!("{}: {fault}", log.display()));
+    match fs::metadata(&log) {
+        Ok(found) if found.len() > 0 => Err(Failure::failed(format!(
+            "{}: a log lies beside the backup, with records that the backup itself does not hold, so that it is a copy made by hand. Take one \
+             with `quotesign ledger backup`, or have SQLite move the log into it: sqlite3 {} 'PRAGMA wal_checkpoint(TRUNCATE)'",
+            log.display(),
+            backup.display()
+        ))),
+        Err(fault) if fault.kind() != io::ErrorKind::NotFound => Err(named(fault)),
+        _ => Ok(()),
     }
 }
 
@@ -131,12 +148,7 @@ fn put(backup: &Path, file: &Path) -> io::Result<Option<PathBuf>> {
     let aside = file.with_added_extension(format!("before-{}", SystemClock.now().millis()));
     let mut was_there = false;
     for end in ["", "-wal", "-shm"] {
-        let named = |path: &Path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(end);
-            PathBuf::from(name)
-        };
-        match fs::rename(named(file), named(&aside)) {
+        match fs::rename(beside(file, end), beside(&aside, end)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => {
                 moved?;
@@ -147,6 +159,12 @@ fn put(backup: &Path, file: &Path) -> io::Result<Option<PathBuf>> {
     fs::rename(&new, file)?;
     sync_folder_of(file)?;
     Ok(was_there.then_some(aside))
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
 }
 
 fn last(head: Position) -> u64 {

@@ -160,7 +160,7 @@ mod tests {
                 let at = UtcTime::from_millis(begins + i64::try_from(index).unwrap() * 1000);
                 let bytes = Record::new(Event::Refused, at, context, Facts::default()).to_bytes().unwrap();
                 let bytes = if self.unreadable.contains(&(lane, index)) { b"{}".to_vec() } else { bytes };
-                StoredRecord { index, leaf: audit::leaf(&bytes), bytes, link: None }
+                StoredRecord { index, leaf: audit::leaf(&bytes), bytes, link: None, id: None }
             };
             indexes.map(stored).take(usize::try_from(count).unwrap()).collect()
         }

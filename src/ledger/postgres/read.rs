@@ -29,7 +29,7 @@ const QUOTE: &str = "SELECT identity, scope, sequence, payload, kid, generation,
     record_id FROM quote";
 const KID: &str = "SELECT kid, jwk, partner, purpose, published_since, last_expiry, served_since, activated_at, state
     FROM kid";
-const RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
+const RECORD: &str = "SELECT idx, record, leaf, link, record_id FROM audit";
 const HEAD: &str = "SELECT stops, pruned, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
     ARRAY(SELECT what FROM stop), ARRAY(SELECT id FROM hold ORDER BY id), ARRAY(SELECT since FROM hold ORDER BY id),
     ARRAY(SELECT lane FROM lane ORDER BY lane), ARRAY(SELECT next_idx FROM lane ORDER BY lane),
@@ -238,8 +238,30 @@ pub(super) async fn records(
 
 pub(super) async fn records_after(client: &Client, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
     let (id, count) = (id.as_bytes().as_slice(), i64::from(count));
-    let found = records(client, "WHERE record_id > $1 ORDER BY record_id LIMIT $2", &[&id, &count]).await?;
+    let found = by_id(client, "AND record_id > $1 ORDER BY record_id LIMIT $2", &[&id, &count]).await?;
     found.iter().map(StoredRecord::record).collect()
+}
+
+/// The newest records, the newest first.
+pub(super) async fn newest(client: &Client, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
+    by_id(client, "ORDER BY record_id DESC LIMIT $1", &[&i64::from(count)]).await
+}
+
+pub(super) async fn record(client: &Client, id: Uuid) -> Result<Option<StoredRecord>, EngineError> {
+    let id = id.as_bytes().as_slice();
+    Ok(by_id(client, "AND record_id = $1", &[&id]).await?.into_iter().next())
+}
+
+/// Records that are read by their ids. What no chain reaches is none of the journal's.
+async fn by_id(
+    client: &Client,
+    sql: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<StoredRecord>, EngineError> {
+    let in_lane = "WHERE EXISTS (SELECT 1 FROM lane l
+                                 WHERE l.lane = audit.lane AND audit.idx >= l.first_idx AND audit.idx < l.next_idx)";
+    let found = records(client, &format!("{in_lane} {sql}"), parameters).await?;
+    found.into_iter().map(StoredRecord::by_its_id).collect()
 }
 
 /// Checkpoints of more than `size` links, the smallest first.
@@ -283,6 +305,7 @@ fn stored_record(row: &Row) -> Result<StoredRecord, EngineError> {
         bytes: value(row, 1)?,
         leaf: digest(row, 2)?,
         link: value::<Option<&[u8]>>(row, 3)?.map(|link| link.try_into().map_err(|_| unfit("link"))).transpose()?,
+        id: Some(id(row, 4)?),
     })
 }
 

@@ -110,9 +110,7 @@ impl Journal for Reader {
     }
 
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-        let sql = "ORDER BY record_id DESC LIMIT $1";
-        let count = i64::from(count);
-        let mut records = self.runtime.block_on(read::records(&self.session.client, sql, &[&count]))?;
+        let mut records = self.runtime.block_on(read::newest(&self.session.client, count))?;
         records.reverse();
         Ok(records)
     }
@@ -146,8 +144,6 @@ impl Journal for Reader {
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
-        let id = id.as_bytes().as_slice();
-        let found = self.runtime.block_on(read::records(&self.session.client, "WHERE record_id = $1", &[&id]))?;
-        Ok(found.into_iter().next())
+        self.runtime.block_on(read::record(&self.session.client, *id))
     }
 }

@@ -69,15 +69,26 @@ pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>)
     Ok(())
 }
 
-const STORED_RECORD: &str = "SELECT idx, record, leaf, link FROM audit";
+const STORED_RECORD: &str = "SELECT idx, record, leaf, link, record_id FROM audit";
+/// Of what is read by ids: what the chain does not reach is none of the journal's.
+const IN_JOURNAL: &str =
+    "idx >= (SELECT first_idx FROM chain WHERE one = 1) AND idx < (SELECT next_idx FROM chain WHERE one = 1)";
 
 fn stored_record(row: &Row<'_>) -> rusqlite::Result<StoredRecord> {
-    Ok(StoredRecord { index: checked(row, 0, index_of)?, bytes: row.get(1)?, leaf: row.get(2)?, link: row.get(3)? })
+    // What is no id is the nil one, which is no record's.
+    let id = Uuid::from_slice(row.get_ref(4)?.as_bytes()?).unwrap_or_default();
+    Ok(StoredRecord {
+        index: checked(row, 0, index_of)?,
+        bytes: row.get(1)?,
+        leaf: row.get(2)?,
+        link: row.get(3)?,
+        id: Some(id),
+    })
 }
 
 pub(super) fn record(db: &Connection, id: Uuid) -> Result<Option<StoredRecord>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id = ?1"))?;
-    Ok(select.query_row([id.as_bytes()], stored_record).optional()?)
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id = ?1 AND {IN_JOURNAL}"))?;
+    select.query_row([id.as_bytes()], stored_record).optional()?.map(StoredRecord::by_its_id).transpose()
 }
 
 pub(super) fn records(db: &Connection, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
@@ -106,9 +117,11 @@ pub(super) fn scan(
 }
 
 pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE record_id > ?1 ORDER BY record_id LIMIT ?2"))?;
+    let mut select = db.prepare_cached(&format!(
+        "{STORED_RECORD} WHERE record_id > ?1 AND {IN_JOURNAL} ORDER BY record_id LIMIT ?2"
+    ))?;
     let found = select.query_map(params![id.as_bytes().as_slice(), count], stored_record)?;
-    found.collect::<Result<Vec<_>, _>>()?.iter().map(StoredRecord::record).collect()
+    found.map(|stored| stored?.by_its_id()?.record()).collect()
 }
 
 pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, EngineError> {

@@ -34,10 +34,13 @@ pub(super) fn prune_journal(state: &State<'_>, op: &PruneJournal) -> Step {
     if count == 0 || !may_go || state.beginning != Some(op.from) {
         return Step::unchanged(Done::PrunedJournal(0));
     }
-    let detail = Some(op.detail());
-    let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
+    let record = |detail| {
+        let facts = Facts { detail: Some(detail), ..Facts::default() };
+        Record::new(Event::Pruned, op.now, op.context.clone(), facts)
+    };
+    let again = op.again.iter().cloned().map(record).collect();
     let cut = Cut { lane: op.lane.clone(), from: op.from, to: op.to };
-    Step { cut: Some(cut), record: Some(record), ..Step::unchanged(Done::PrunedJournal(count)) }
+    Step { cut: Some(cut), record: Some(record(op.detail())), again, ..Step::unchanged(Done::PrunedJournal(count)) }
 }
 
 /// Of two gateways that bind the same stretch of the journal together, one is first: there is one tree, whoever lets it grow.

@@ -91,7 +91,7 @@ impl QuoteStream {
                 biased;
                 () = answers.closed() => return line.close(),
                 () = self.retiring.cancelled() => break Some(elsewhere()),
-                () = passed(self.source.edge.until()) => return self.is_late(&answers, &mut line),
+                () = passed(self.source.edge.until()) => return is_late(&answers, &mut line),
                 Some(_told) = under_way.join_next() => {}
                 place = self.open.place(), if read.is_some() => {
                     if let Some((item, edge)) = read.take() {
@@ -114,7 +114,7 @@ impl QuoteStream {
             tokio::select! {
                 biased;
                 () = answers.closed() => return line.close(),
-                () = passed(self.source.edge.until()) => return self.is_late(&answers, &mut line),
+                () = passed(self.source.edge.until()) => return is_late(&answers, &mut line),
                 told = under_way.join_next() => if told.is_none() { break },
             }
         }
@@ -122,12 +122,12 @@ impl QuoteStream {
             let _nobody_may_be_there = answers.send(Err(status)).await;
         }
     }
+}
 
-    /// Its client waits no longer: what has no answer is asked for again.
-    fn is_late(&self, answers: &Answers, line: &mut Line) {
-        let _nobody_may_be_there = answers.try_send(Err(edge::deadline_exceeded()));
-        line.close();
-    }
+/// Its client waits no longer: what has no answer is asked for again.
+fn is_late(answers: &Answers, line: &mut Line) {
+    let _nobody_may_be_there = answers.try_send(Err(edge::deadline_exceeded()));
+    line.close();
 }
 
 impl Source {

@@ -2,6 +2,7 @@
 //! large, what it will never take. No answer in time means that it may have been taken.
 
 use std::{
+    error::Error as _,
     fmt, io,
     sync::Arc,
     task::{Context, Poll},
@@ -280,6 +281,10 @@ fn taken(response: ExportLogsServiceResponse) -> Answer {
 }
 
 fn of_status(status: &Status) -> Answer {
+    // One with a cause is no answer: the connection broke, and the code is a guess at why.
+    if let Some(cause) = status.source() {
+        return later(cause);
+    }
     let why = told(&format!("{:?}: {}", status.code(), status.message()));
     let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
     match status.code() {
@@ -356,9 +361,45 @@ impl fmt::Debug for Exporter {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    /// What is made of a collector that is sent a request and says this frame of HTTP/2, if any, and no more.
+    async fn cut_off_with(frame: &[u8]) -> Answer {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Settings, and those of the client, which has no more to say before its request.
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let (mut came, mut room) = (0, [0; 4096]);
+            while came < 150 {
+                came += stream.read(&mut room).await.unwrap();
+            }
+            stream.write_all(frame).await.unwrap();
+            // It is read before the connection is closed.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let timeout = Duration::from_secs(5);
+        let exporter = Exporter::new(Protocol::Grpc, &endpoint, None, Headers::default(), timeout);
+        let (answer, ()) = tokio::join!(exporter.logs([Bytes::new(), Bytes::new()]), serve);
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_says_nothing_of_what_was_sent() {
+        let reset = |code| [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, code];
+        let go_away = |code| [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code];
+        // Of the codes of HTTP/2 each that gRPC makes another code of, and an end without one.
+        let resets = [1, 2, 3, 7, 8, 11, 12].map(reset).map(Vec::from);
+        for frame in resets.into_iter().chain([1, 2, 11].map(go_away).map(Vec::from)).chain([Vec::new()]) {
+            let answer = cut_off_with(&frame).await;
+            let Answer::Later { why, .. } = answer else { panic!("{frame:?}: {answer:?}") };
+            assert!(!why.contains("no answer"), "{frame:?}: {why}");
+        }
+    }
 
     #[test]
     fn what_may_be_sent_again_is_told_from_what_may_not() {

@@ -367,7 +367,7 @@ mod tests {
         let mut facts = Facts::default();
         change(&mut context, &mut facts);
         let bytes = Record::new(event, UtcTime::from_millis(1_765_432_100_123), context, facts).to_bytes().unwrap();
-        StoredRecord { index: 300, leaf: audit::leaf(&bytes), bytes, link: link.then_some([7; 32]) }
+        StoredRecord { index: 300, leaf: audit::leaf(&bytes), bytes, link: link.then_some([7; 32]), id: None }
     }
 
     /// The log record as it is sent, without what tells its length.

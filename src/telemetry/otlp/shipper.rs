@@ -32,13 +32,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Where nothing was ever taken: so many records one after another, of which it takes none, are no bad records.
 const SUSPECTS_MAX: usize = 16;
 
-/// A part of the stretch that is still to be sent.
-struct Part {
-    records: LogRecords,
-    /// Whether the collector has taken others of what it was sent with.
-    takes_others: bool,
-}
-
 /// Sends `records`, which follow each other. Ends where the collector takes no more. `witness` is one that it took before, to see
 /// whether it is well.
 pub async fn ship(collector: &impl Collector, witness: Option<LogRecords>, records: &LogRecords) -> Shipped {
@@ -46,11 +39,11 @@ pub async fn ship(collector: &impl Collector, witness: Option<LogRecords>, recor
         Shipped { next_index: records.first().map_or(0, |first| first.index), aside: Vec::new(), stuck: None };
     let mut witness = witness;
     let mut suspects: Vec<(LogRecords, String)> = Vec::new();
-    let mut parts = vec![Part { records: records.clone(), takes_others: false }];
-    while let Some(Part { records, takes_others }) = parts.pop() {
+    let mut parts = vec![records.clone()];
+    while let Some(records) = parts.pop() {
         let [first, rest @ ..] = records.marks() else { continue };
         let answer = collector.take(&records).await;
-        let (takes_others, why) = match &answer {
+        let why = match &answer {
             Answer::Taken { rejected: 0, .. } => {
                 let last = records.last();
                 if let Some(answer) = shipped.try_suspects(collector, &last, &mut suspects).await {
@@ -61,11 +54,7 @@ pub async fn ship(collector: &impl Collector, witness: Option<LogRecords>, recor
                 shipped.settle(&records);
                 continue;
             }
-            Answer::Taken { rejected, why } => {
-                let some = *rejected < u64::try_from(records.marks().len()).unwrap_or(u64::MAX);
-                (takes_others || some, why.clone())
-            }
-            Answer::TooLarge(why) | Answer::Bad(why) => (takes_others, why.clone()),
+            Answer::Taken { why, .. } | Answer::TooLarge(why) | Answer::Bad(why) => why.clone(),
             Answer::Denied(_) | Answer::Later { .. } => {
                 shipped.stuck = Some(answer);
                 return shipped;
@@ -73,11 +62,11 @@ pub async fn ship(collector: &impl Collector, witness: Option<LogRecords>, recor
         };
         if !rest.is_empty() {
             let (before, after) = records.halves();
-            parts.extend([after, before].map(|records| Part { records, takes_others }));
+            parts.extend([after, before]);
             continue;
         }
         let verdict = match &witness {
-            Some(_) if takes_others => Verdict::NeverTaken,
+            // Whatever it took beside this one, a single answer can be an accident.
             Some(witness) => try_alone(collector, witness, &records).await,
             // The first that is taken after it will tell.
             None if suspects.len() < SUSPECTS_MAX => {
@@ -167,7 +156,7 @@ mod tests {
     fn records(range: std::ops::Range<u64>) -> LogRecords {
         let mut writer = LogWriter::default();
         for index in range {
-            let stored = StoredRecord { index, bytes: b"{}".to_vec(), leaf: [0; 32], link: None };
+            let stored = StoredRecord { index, bytes: b"{}".to_vec(), leaf: [0; 32], link: None, id: None };
             assert!(writer.add("", &stored, usize::MAX));
         }
         writer.into_records()
@@ -225,16 +214,42 @@ mod tests {
     }
 
     prop_compose! {
+        /// What a collector does next, with a few accidents among it, each of some requests: fewer than a record has trials.
+        fn moods()(
+            sane in prop::collection::vec(prop::sample::select(vec![Mood::Well, Mood::Well, Mood::Well, Mood::Busy, Mood::Silent, Mood::Locked]), 0..60),
+            accidents in prop::collection::vec((any::<prop::sample::Index>(), 1_usize..20), 0..=TRIALS as usize),
+        ) -> Vec<Mood> {
+            let mut moods = sane;
+            for (at, requests) in accidents {
+                let at = at.index(moods.len() + 1);
+                moods.splice(at..at, std::iter::repeat_n(Mood::Mad, requests));
+            }
+            moods
+        }
+    }
+
+    prop_compose! {
         fn collectors()(
             poison in prop::collection::btree_set(0_u64..60, 0..5),
             refuses_all in any::<bool>(),
             most in 1_usize..80,
-            moods in prop::collection::vec(prop::sample::select(vec![Mood::Well, Mood::Well, Mood::Well, Mood::Busy, Mood::Silent, Mood::Locked]), 0..30),
-            mad in 0_usize..20,
+            moods in moods(),
         ) -> Willed {
-            // At the end, so that it comes first: a burst of nonsense.
-            let moods: Vec<Mood> = moods.into_iter().chain(vec![Mood::Mad; mad]).collect();
             Willed { poison, refuses_all, most, moods: Mutex::new(moods), taken: Mutex::default() }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_good_record_beside_a_bad_one_outlives_an_accident() {
+        for accidents in 1..=TRIALS as usize {
+            // Both are sent together, then the good one alone: what took others has a fault just then, and others later.
+            let mut moods = vec![Mood::Well];
+            moods.extend([Mood::Mad, Mood::Well].repeat(accidents));
+            moods.reverse();
+            let collector = Willed { poison: [2].into(), most: 100, moods: Mutex::new(moods), ..Willed::default() };
+            let shipped = ship(&collector, Some(records(0..1)), &records(1..3)).await;
+            let aside: Vec<u64> = shipped.aside.iter().map(|(index, _)| *index).collect();
+            assert_eq!((shipped.next_index, aside, shipped.stuck), (3, vec![2], None), "{accidents}");
         }
     }
 
