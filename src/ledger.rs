@@ -36,7 +36,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use condition::{AnchorState, Condition, ServerClock};
-pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled};
+pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled, SWEEP_MAX};
 pub use kept::Kept;
 pub use lease::{Holding, Lease};
 pub use place::{Journal, Place, Store, Stretch};
@@ -282,9 +282,15 @@ pub enum Refusal {
     /// No reservation of that generation waits: it was never made, was voided, or was bound to another key since.
     #[error("no such reservation waits for a signature")]
     NotReserved,
-    /// The key that signs, or that signed, was revoked.
+    /// The key that signed the quote was revoked: what it signed is never given again.
     #[error("the key `{kid}` was revoked")]
     KidRevoked {
+        /// Which.
+        kid: Kid,
+    },
+    /// The key that was to sign the quote was revoked before it did: another key can sign it.
+    #[error("the key `{kid}` was revoked before it signed the quote")]
+    KidWithdrawn {
         /// Which.
         kid: Kid,
     },

@@ -6,9 +6,10 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::{Clock as _, SystemClock},
+    audit::Context,
+    clock::{Clock as _, SystemClock, UtcTime},
     control::{self, Control, ReloadError},
-    ledger::{LedgerError, Prune},
+    ledger::{LedgerError, Prune, SWEEP_MAX},
     pipeline::Pipeline,
     policy::Notice,
     service::access,
@@ -35,7 +36,7 @@ pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Durati
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
         pipeline.journal_counted(&context);
         let Ok(now) = pipeline.clock.now() else { continue };
-        match pipeline.ledger.sweep(context.clone(), now).await {
+        match sweep_some(&pipeline, &context, now, &stop).await {
             Ok(0) => {}
             Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),
             Err(fault) => tracing::warn!(%fault, "expired reservations could not be voided"),
@@ -58,7 +59,26 @@ async fn journal_readings(pipeline: &Pipeline) {
     }
 }
 
-/// A bounded number of batches, each of which lets calls in between.
+/// A bounded number of batches, each of which lets calls in between: whoever has reservations made and leaves them makes more in a round
+/// than one batch holds.
+async fn sweep_some(
+    pipeline: &Pipeline,
+    context: &Context,
+    now: UtcTime,
+    stop: &CancellationToken,
+) -> Result<usize, LedgerError> {
+    let mut voided = 0;
+    for _ in 0..PRUNES_MAX {
+        let some = pipeline.ledger.sweep(context.clone(), now).await?;
+        voided += some;
+        if some < SWEEP_MAX || stop.is_cancelled() {
+            break;
+        }
+    }
+    Ok(voided)
+}
+
+/// A bounded number of batches, likewise.
 async fn prune_some(pipeline: &Pipeline, prune: &Prune, stop: &CancellationToken) -> Result<(), LedgerError> {
     for _ in 0..PRUNES_MAX {
         let pruned = pipeline.ledger.prune(prune.clone()).await?;

@@ -39,7 +39,7 @@ use queue::{Job, Outcome, Queue};
 use writer::Writer;
 
 /// How many reservations one sweep voids, so that calls need not wait behind it.
-const SWEEP_MAX: usize = 64;
+pub const SWEEP_MAX: usize = 64;
 
 /// The bounds of the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -371,7 +371,7 @@ impl Ledger {
         self.read(Engine::newest_record_at).await
     }
 
-    /// Voids some of what expired unsigned, and says how many. `context` is completed with each quote's partner
+    /// Voids at most [`SWEEP_MAX`] of what expired unsigned, and says how many. `context` is completed with each quote's partner
     /// and id.
     ///
     /// # Errors

@@ -321,11 +321,17 @@ pub fn in_order(batch: &[Op]) -> impl Iterator<Item = (usize, &Op)> {
     })
 }
 
-/// Refuses what is stopped.
-fn may_sign(stops: &Stops, identity: &Identity, kid: &Kid, context: &Context) -> Result<(), Refusal> {
+/// Refuses what is stopped; a signature that there is already where the quote `is_signed`.
+fn may_sign(
+    stops: &Stops,
+    identity: &Identity,
+    (kid, is_signed): (&Kid, bool),
+    context: &Context,
+) -> Result<(), Refusal> {
     match stops.on(identity, kid, context.caller.as_ref()) {
         None => Ok(()),
-        Some(Stop::Revoked(kid)) => Err(Refusal::KidRevoked { kid: kid.clone() }),
+        Some(Stop::Revoked(kid)) if is_signed => Err(Refusal::KidRevoked { kid: kid.clone() }),
+        Some(Stop::Revoked(kid)) => Err(Refusal::KidWithdrawn { kid: kid.clone() }),
         Some(Stop::Halted(reach)) => Err(Refusal::Halted { reach: reach.clone() }),
         Some(Stop::Suspended(_)) => Err(Refusal::Suspended),
     }
@@ -336,7 +342,7 @@ fn reserve(state: &State<'_>, op: &Reserve) -> Result<Step, Refusal> {
     if op.expires_at <= op.now.plus(op.useful) || state.pruned.is_some_and(|pruned| op.expires_at < pruned) {
         return Err(Refusal::Expired);
     }
-    may_sign(state.stops, &op.identity, &op.kid, &op.context)?;
+    may_sign(state.stops, &op.identity, (&op.kid, false), &op.context)?;
     let unknown = op.seed_if_unknown.then_some(SequenceNumber::ZERO);
     let last = state.last.or(unknown).ok_or(Refusal::UnknownScope)?;
     let (given, input) = op.numbering.at(last.ahead(1))?;
@@ -380,12 +386,14 @@ fn reserve_again(state: &State<'_>, quote: &Quote, op: &Reserve) -> Result<Step,
     if quote.payload != op.payload {
         return Err(Refusal::Conflict { bound: (quote.payload, quote.sequence) });
     }
-    if quote.expires_at <= op.now {
+    // A quote that is signed so late as well as one that is reserved so late is of no use.
+    let from = if quote.stage == Stage::Reserved { op.now.plus(op.useful) } else { op.now };
+    if quote.expires_at <= from {
         return Err(Refusal::Expired);
     }
     let (sequence, input) = op.numbering.at(quote.sequence)?;
     // Who signed it; or who would.
-    let kid = if quote.stage == Stage::Reserved { &op.kid } else { &quote.kid };
+    let kid = if quote.stage == Stage::Reserved { (&op.kid, false) } else { (&quote.kid, true) };
     may_sign(state.stops, &op.identity, kid, &op.context)?;
     match &quote.stage {
         Stage::Voided => Err(Refusal::Expired),
@@ -411,7 +419,8 @@ fn rekey(quote: &Quote, op: &Reserve, input: InputDigest) -> Step {
 }
 
 fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal> {
-    may_sign(state.stops, op.reservation.identity(), &quote.kid, &op.context)?;
+    let kid = (&quote.kid, quote.stage != Stage::Reserved);
+    may_sign(state.stops, op.reservation.identity(), kid, &op.context)?;
     // Whoever is second gets nothing that has expired either.
     if quote.expires_at <= op.now {
         return Err(Refusal::Expired);
@@ -424,6 +433,9 @@ fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal
     let held = &op.reservation;
     let same = (quote.sequence, &quote.kid, quote.generation, quote.input)
         == (held.sequence, &held.kid, held.generation, held.input);
+    if quote.stage == Stage::Voided {
+        return Err(Refusal::Expired);
+    }
     if quote.stage != Stage::Reserved || !same {
         return Err(Refusal::NotReserved);
     }
@@ -731,7 +743,7 @@ pub(in crate::ledger) mod tests {
         assert_eq!(book.apply(&Op::Void(void("q1", 60_000))), Ok(Done::Voided));
         assert_eq!(book.records[2].facts.reason.as_deref(), Some("QUOTE_EXPIRED"));
         assert_eq!(book.apply(&Op::Void(void("q1", 60_000))), Err(Refusal::NotReserved));
-        assert_eq!(book.apply(&Op::Commit(commit(&held, "late"))), Err(Refusal::NotReserved));
+        assert_eq!(book.apply(&Op::Commit(commit(&held, "late"))), Err(Refusal::Expired));
         assert_eq!(book.reserve(reserve("q1", 1)), Err(Refusal::Expired));
         assert!(matches!(book.reserve(reserve("q2", 1)), Err(Refusal::NotMonotonic { .. })));
     }
@@ -749,9 +761,10 @@ pub(in crate::ledger) mod tests {
         let revoked = Err(Refusal::KidRevoked { kid: kid.clone() });
         assert_eq!(book.reserve(reserve("q1", 1)), revoked, "no replay");
         assert_eq!(book.apply(&Op::Commit(commit(&signed, "again"))), revoked, "nor to the loser of a race");
-        assert_eq!(book.apply(&Op::Commit(commit(&waiting, "late"))), revoked);
-        assert_eq!(book.reserve(reserve("q2", 2)), revoked);
-        assert_eq!(book.reserve(reserve("q3", 3)), revoked);
+        let withdrawn = Err(Refusal::KidWithdrawn { kid: kid.clone() });
+        assert_eq!(book.apply(&Op::Commit(commit(&waiting, "late"))), withdrawn);
+        assert_eq!(book.reserve(reserve("q2", 2)), withdrawn);
+        assert_eq!(book.reserve(reserve("q3", 3)), withdrawn);
         let other_payload = Reserve { payload: PayloadDigest([0; 32]), ..reserve("q1", 1) };
         assert!(matches!(book.reserve(other_payload), Err(Refusal::Conflict { .. })), "the binding stays");
         let current: Kid = "quote-signing-b".parse().unwrap();

@@ -84,17 +84,17 @@ impl Refusal {
             Self::Invalid(Invalid::Violations(_)) => Reason::SchemaViolation,
             Self::Invalid(Invalid::Expired) | Self::Verify(VerifyError::Expired) => Reason::QuoteExpired,
             Self::Denied(_) => Reason::PolicyDenied,
-            Self::Overloaded(_) | Self::Sign(SignError::Full) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
+            Self::Overloaded(_) | Self::Ledger(LedgerError::Full) => Reason::Overloaded,
             Self::AuditLag(_) => Reason::AuditLag,
-            Self::NoKey(NoKey::Revoked(_)) => Reason::KeyRevoked,
-            Self::NoKey(NoKey::NoneActive(_) | NoKey::Waits(..)) | Self::Verify(VerifyError::KeyGone) => {
-                Reason::NoActiveKey
-            }
+            Self::NoKey(NoKey::NoneActive(_) | NoKey::Waits(..) | NoKey::Revoked(_)) => Reason::NoActiveKey,
             Self::Ledger(LedgerError::Refused(refusal)) => reason_of(refusal),
             Self::Ledger(LedgerError::Unavailable(_)) => Reason::LedgerUnavailable,
+            // A number is held by now, also where the device has no room; and another gateway has the key of a stored JWS.
             Self::NoKey(NoKey::NotServing(_))
+            | Self::Verify(VerifyError::KeyGone)
             | Self::Sign(
-                SignError::Gone
+                SignError::Full
+                | SignError::Gone
                 | SignError::TimedOut
                 | SignError::Lost(_)
                 | SignError::Unavailable(_)
@@ -174,10 +174,12 @@ pub fn reason_of(refusal: &ledger::Refusal) -> Reason {
         ledger::Refusal::Expired => Reason::QuoteExpired,
         ledger::Refusal::FloorNotRaised { .. } => Reason::FloorNotRaised,
         ledger::Refusal::KidRevoked { .. } => Reason::KeyRevoked,
+        // The same quote again is signed by another key, or by this call's rival.
+        ledger::Refusal::KidWithdrawn { .. } | ledger::Refusal::NotReserved => Reason::SignerUnavailable,
         ledger::Refusal::Halted { .. } => Reason::SigningHalted,
         ledger::Refusal::Suspended => Reason::CallerSuspended,
         ledger::Refusal::KidReused { .. } => Reason::BundleRefused,
-        ledger::Refusal::NotReserved | ledger::Refusal::InputMismatch => Reason::Internal,
+        ledger::Refusal::InputMismatch => Reason::Internal,
     }
 }
 

@@ -20,8 +20,9 @@ pub enum VerifyError {
     /// It does not verify. An alarm: the device or its key is not what it should be.
     #[error("the signature does not verify: {0}")]
     Mismatch(#[from] Unverified),
-    /// The key of a stored JWS is in the bundle no more.
-    #[error("the key of the stored JWS is in the policy bundle no more")]
+    /// The key of a stored JWS is not in the bundle of this gateway, which has not followed a newer one yet: no bundle drops a key
+    /// while a quote of it can be presented.
+    #[error("this gateway's policy bundle does not have the key that signed this quote; send the same quote again")]
     KeyGone,
     /// The quote expired while it was being signed.
     #[error("the quote expired before its signature could be released")]

@@ -117,6 +117,7 @@ fn of_ledger(refused: &ledger::Refusal, metadata: &mut HashMap<String, String>, 
         | ledger::Refusal::InputMismatch
         | ledger::Refusal::NotReserved
         | ledger::Refusal::KidRevoked { .. }
+        | ledger::Refusal::KidWithdrawn { .. }
         | ledger::Refusal::Halted { .. }
         | ledger::Refusal::KidReused { .. }
         | ledger::Refusal::KidUnknown { .. }
@@ -146,6 +147,16 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Ledger(LedgerError::Unavailable(_)) => {
             "the ledger cannot record at the moment; send the same quote again".to_owned()
         }
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::KidWithdrawn { .. })) => {
+            "the key was revoked before it signed this quote; send the same quote again, for another key to sign it"
+                .to_owned()
+        }
+        Refusal::Ledger(LedgerError::Refused(ledger::Refusal::NotReserved)) => {
+            "another call came between; send the same quote again".to_owned()
+        }
+        Refusal::NoKey(NoKey::Revoked(_)) => {
+            "the partner's key was revoked and no other may sign yet; the operators replace it".to_owned()
+        }
         Refusal::Sign(_) | Refusal::NoKey(NoKey::NotServing(_)) => {
             "no device could sign in time; send the same quote again".to_owned()
         }
@@ -166,6 +177,29 @@ mod tests {
         for (wait, told) in [(0, "0"), (20, "20"), (2_000, "2000"), (2_001, "-1"), (86_400_000, "-1")] {
             assert_eq!(pushback(Duration::from_millis(wait)), told, "{wait}");
         }
+    }
+
+    /// Who is told to issue a quote anew gives up its number: only where nothing else helps.
+    #[test]
+    fn a_revoked_key_ends_what_it_signed_and_nothing_else() {
+        let kid = || "quote-signing-a".parse().unwrap();
+        let told =
+            |refusal: Refusal| (name(refusal.reason()), refusal.is_retryable(), of(&refusal).message().to_owned());
+        let refused = |refused| Refusal::Ledger(LedgerError::Refused(refused));
+        let (reason, again, _) = told(refused(ledger::Refusal::KidRevoked { kid: kid() }));
+        assert_eq!((reason, again), ("KEY_REVOKED", false));
+        for refusal in [
+            refused(ledger::Refusal::KidWithdrawn { kid: kid() }),
+            refused(ledger::Refusal::NotReserved),
+            Refusal::Verify(crate::pipeline::verify::VerifyError::KeyGone),
+            Refusal::Sign(crate::signer::SignError::Full),
+        ] {
+            let (reason, again, message) = told(refusal);
+            assert_eq!((reason, again), ("SIGNER_UNAVAILABLE", true));
+            assert!(message.contains("send the same quote again"), "{message}");
+        }
+        let (reason, again, _) = told(Refusal::NoKey(NoKey::Revoked(kid())));
+        assert_eq!((reason, again), ("NO_ACTIVE_KEY", false));
     }
 
     /// Every reason of the proto has a code, none of them OK, and a name without its prefix.

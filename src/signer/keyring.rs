@@ -199,14 +199,18 @@ impl BoundKey {
     }
 
     /// Takes a place at the first replica that has one, for an order of `flow` that must be done by `deadline`; tells
-    /// which it is, so that it is asked first.
+    /// which it is, so that it is asked first. One that is only about to be back comes behind those that serve: until then its orders
+    /// would go to them, where they have no place.
     ///
     /// # Errors
     /// Where none has; when the first should have one.
     pub fn place(&self, flow: Flow, deadline: Instant) -> Result<(usize, Place), Busy> {
         let mut busy = Busy { retry_after: PATIENCE };
-        let taking = |(_, replica): &(usize, &Replica)| replica.key.health().takes_orders();
-        for (at, replica) in self.replicas.iter().enumerate().filter(taking) {
+        let healths: Vec<_> = self.replicas.iter().map(|replica| replica.key.health()).collect();
+        let mut taking: Vec<_> = self.replicas.iter().enumerate().zip(&healths).collect();
+        taking.retain(|(_, health)| health.takes_orders());
+        taking.sort_by_key(|(_, health)| **health != Health::Serving);
+        for ((at, replica), _) in taking {
             match replica.key.turns().place(flow, deadline) {
                 Ok(place) => return Ok((at, place)),
                 Err(refused) => busy.retry_after = busy.retry_after.min(refused.retry_after),

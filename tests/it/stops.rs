@@ -45,7 +45,7 @@ async fn a_revoked_key_signs_replays_and_publishes_nothing_ever_again() {
     // At once, by the replica that was asked.
     assert_eq!(kids(&site, &gateway), Vec::<String>::new());
     for quote in [&quote, &Quote::number(2)] {
-        refused(pricing.sign(quote).await, Code::FailedPrecondition, "KEY_REVOKED");
+        refused(pricing.sign(quote).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
     }
     assert_eq!(pricing.last().await, 1, "no number was taken");
     let jws = signed.jws;
@@ -78,7 +78,7 @@ async fn a_revoked_key_signs_replays_and_publishes_nothing_ever_again() {
     let gateway = site.start();
     gateway.logged("the ledger had lost a revocation").await;
     let pricing = gateway.quotes("pricing").await;
-    refused(pricing.sign(&Quote::number(11)).await, Code::FailedPrecondition, "KEY_REVOKED");
+    refused(pricing.sign(&Quote::number(11)).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
     assert_eq!(kids(&site, &gateway), Vec::<String>::new());
     assert!(gateway.stop().success());
     done(site.run(&["audit", "verify"]));

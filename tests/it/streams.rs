@@ -369,7 +369,7 @@ async fn a_stream_that_is_left_ends_also_where_its_last_quote_was_sent() {
     let open = async || gateway.operations("/metrics").await.1.contains("quotesign_streams 1");
     until("a quote is at the device", async || site.stage(&quotes[0]).is_some()).await;
     assert!(open().await);
-    let left = std::time::Instant::now();
+    let left = Instant::now();
     drop(sending);
     until("the stream has ended", async || !open().await).await;
     assert!(left.elapsed() < Duration::from_secs(5), "its quotes were waited for: {:?}", left.elapsed());

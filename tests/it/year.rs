@@ -417,7 +417,7 @@ impl World {
         };
         let reservation = match self.put(Op::Reserve(reserve)) {
             Ok(Done::Reserved(Reserved::Pending(reservation))) => reservation,
-            Err(Refusal::KidRevoked { .. }) => {
+            Err(Refusal::KidWithdrawn { .. }) => {
                 self.number -= 1;
                 self.told.not_signed += 1;
                 return;

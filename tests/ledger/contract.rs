@@ -237,9 +237,11 @@ fn stopped(store: &dyn Store) {
     let both = [Op::Stop(stop("halted/partner/acme-remit", false)), Op::Stop(stop(&format!("revoked/{A}"), true))];
     engine.apply(&both).unwrap();
     let revoked = Err(Refusal::KidRevoked { kid: A.parse().unwrap() });
-    for op in [Op::Reserve(reserve("q1", 1)), Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))]
-    {
-        assert_eq!(one(&mut *engine, op), revoked);
+    assert_eq!(one(&mut *engine, Op::Reserve(reserve("q1", 1))), revoked);
+    // What was not signed is signed by another key.
+    let withdrawn = Err(Refusal::KidWithdrawn { kid: A.parse().unwrap() });
+    for op in [Op::Reserve(reserve("q3", 3)), Op::Commit(commit(&waiting, "e30.e30.x"))] {
+        assert_eq!(one(&mut *engine, op), withdrawn);
     }
     assert_eq!(one(&mut *engine, Op::Stop(stop(&format!("revoked/{A}"), false))), revoked);
     let rekeyed = pending(one(&mut *engine, Op::Reserve(reserve_with("q2", 2, B))));

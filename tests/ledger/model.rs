@@ -276,6 +276,7 @@ impl World {
                 Refusal::NotMonotonic { .. } => "not monotonic",
                 Refusal::Expired => "expired",
                 Refusal::KidRevoked { .. } => "revoked",
+                Refusal::KidWithdrawn { .. } => "withdrawn",
                 Refusal::Halted { .. } => "halted",
                 Refusal::NotReserved => "not reserved",
                 other => panic!("{other}"),

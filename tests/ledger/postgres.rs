@@ -262,7 +262,7 @@ fn what_one_gateway_stops_no_gateway_signs() {
     one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
     let held = pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
     one(&mut second, Op::Stop(stop(&format!("revoked/{A}"), true))).unwrap();
-    let revoked = Err(Refusal::KidRevoked { kid: A.parse().unwrap() });
+    let revoked = Err(Refusal::KidWithdrawn { kid: A.parse().unwrap() });
     assert_eq!(one(&mut first, Op::Commit(commit(&held, "e30.e30.late"))), revoked);
     assert_eq!(one(&mut first, Op::Reserve(reserve("q2", 2))), revoked);
     // Under load: no commit that came after the act's answer is a success.

@@ -81,7 +81,7 @@ fn who_joins_a_batch_sees_what_came_before_and_is_committed_with_it() {
     assert_eq!(pending(next().unwrap()), first, "the same quote again");
     assert!(matches!(next(), Err(Refusal::NotMonotonic { .. })), "its number is taken");
     assert!(matches!(next(), Ok(Done::Stopped(_))));
-    assert!(matches!(next(), Err(Refusal::KidRevoked { .. })), "since the stop");
+    assert!(matches!(next(), Err(Refusal::KidWithdrawn { .. })), "since the stop");
     assert!(matches!(next(), Ok(Done::Recorded)));
     assert!(replies.next().is_none());
     // A part has a link where it has a record.

@@ -10,6 +10,8 @@ use crate::{
 };
 
 const NANOS_PER_MILLI: i128 = 1_000_000;
+/// So far may the times of operations be apart that follow each other: those of gateways whose clocks differ, and of calls that waited.
+const APART: i128 = 15_000 * NANOS_PER_MILLI;
 const NANOS_PER_DAY: i128 = 86_400_000 * NANOS_PER_MILLI;
 
 /// Takes one unit from every quota, or none from any.
@@ -45,9 +47,13 @@ fn of_rate(held: Option<i128>, interval: Duration, burst: u32, now: i128) -> Res
     if opens > now { Err(opens) } else { Ok(next) }
 }
 
-/// The same of a day. A count of another day is of no matter, also of one that a clock which ran ahead has begun.
+/// The same of a day. A count of another day is of no matter, also of one that a clock which ran ahead has begun; but where the next
+/// is about to begin, and another gateway has begun it, or who came later was first, it has begun.
 fn of_day(held: Option<i128>, most: u32, now: i128) -> Result<i128, i128> {
     let began = now.div_euclid(NANOS_PER_DAY) * NANOS_PER_DAY;
+    let next = began + NANOS_PER_DAY;
+    let has_begun = held.is_some_and(|held| (next..next + NANOS_PER_DAY).contains(&held));
+    let began = if has_begun && next - now <= APART { next } else { began };
     let count = held.map_or(0, |held| held - began);
     let count = if (0..NANOS_PER_DAY).contains(&count) { count } else { 0 };
     if count >= i128::from(most) { Err(began + NANOS_PER_DAY) } else { Ok(began + count + 1) }
@@ -117,6 +123,29 @@ mod tests {
         assert!(take("2027-06-01T13:00:00Z").is_ok());
         let none = [Charge { quota: "none".to_owned(), allowance: Allowance::Day(0) }];
         assert!(super::charge(&Quotas::new(), &none, at(0)).is_err());
+    }
+
+    /// Times of operations do not come in order: gateways' clocks differ, and calls wait.
+    #[test]
+    fn a_day_that_has_begun_is_not_begun_again() {
+        let charge = [Charge { quota: "q".to_owned(), allowance: Allowance::Day(2) }];
+        let mut held = Quotas::new();
+        let mut take = |at: &str| {
+            let taken = super::charge(&held, &charge, UtcTime::parse(at).unwrap());
+            held.extend(taken.clone().unwrap_or_default());
+            taken.is_ok()
+        };
+        for (at, is_given) in [
+            ("2026-06-01T23:59:50Z", true),
+            ("2026-06-01T23:59:50Z", true),
+            ("2026-06-01T23:59:51Z", false),
+            ("2026-06-02T00:00:01Z", true),
+            ("2026-06-01T23:59:59Z", true),
+            ("2026-06-02T00:00:02Z", false),
+            ("2026-06-01T23:59:59Z", false),
+        ] {
+            assert_eq!(take(at), is_given, "{at}");
+        }
     }
 
     proptest! {
