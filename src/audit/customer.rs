@@ -30,6 +30,12 @@ impl ReferenceKey {
         Ok(Self { key, id })
     }
 
+    /// What its hashes begin with, and nothing of the key.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// What records call this customer of `partner`: the key's id, and HMAC-SHA-256 over the RFC 8785 form of
     /// `[partner, reference]`, hex.
     #[must_use]

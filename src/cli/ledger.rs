@@ -38,6 +38,9 @@ pub(super) enum LedgerCommand {
     Anchor(rollback::AnchorCommand),
 }
 
+/// What a ledger that has gone back in time does not hold, and no file beside it.
+const GONE_SINCE: &str = "halts, suspended callers, holds and acts that waited for a second caller are as they were then: make those since anew before `serve`";
+
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
     #[command(flatten)]

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::Config;
-use crate::transport::tls;
+use super::{CheckpointSection, Config};
+use crate::{jwk::PublicKey, transport::tls};
 
 impl Config {
-    /// What this gateway shares with `other`, a line each: CAs and trust domains of callers, the ledger, the anchor, tokens.
+    /// What this gateway shares with `other`, a line each: CAs and trust domains of callers, the ledger, the anchor, tokens, and the keys
+    /// of bundles, checkpoints and customers' references. Tokens count as one by module and label: which device is behind them
+    /// nobody is asked.
     ///
     /// # Errors
-    /// Where a file of CAs cannot be read.
+    /// Where a file of CAs or of a key cannot be read.
     pub fn shared_with(&self, other: &Self) -> Result<Vec<String>, String> {
         let theirs = other.environment;
         let mut lines = Vec::new();
@@ -26,7 +28,7 @@ impl Config {
         Ok(lines)
     }
 
-    fn own(&self) -> Result<[(&'static str, BTreeSet<String>); 5], String> {
+    fn own(&self) -> Result<[(&'static str, BTreeSet<String>); 8], String> {
         let mut authorities = BTreeSet::new();
         for listener in [&self.grpc, &self.admin] {
             for certificate in tls::certificates(&listener.client_ca).map_err(|fault| fault.to_string())? {
@@ -37,12 +39,18 @@ impl Config {
         let ledger = self.ledger.place()?;
         let anchor = ledger.anchor.as_ref().map(|anchor| anchor.display().to_string());
         let tokens = self.signers.iter().map(|signer| format!("{} of {}", signer.token, signer.module.display()));
+        let bundles = self.policy_key()?.map(|key| key.thumbprint());
+        let checkpoints = self.audit.checkpoint.as_ref().map(CheckpointSection::keys).transpose()?.unwrap_or_default();
+        let references = self.reference_key()?.map(|key| key.id().to_owned());
         Ok([
             ("the CA of callers with the SHA-256", authorities),
             ("the trust domain", domains.collect()),
-            ("the ledger", [ledger.to_string()].into()),
+            ("the ledger", [ledger.where_it_is()].into()),
             ("the anchor", anchor.into_iter().collect()),
             ("the token", tokens.collect()),
+            ("the key of policy bundles with the thumbprint", bundles.into_iter().collect()),
+            ("the key of checkpoints with the thumbprint", checkpoints.iter().map(PublicKey::thumbprint).collect()),
+            ("the key of customers' references with the id", references.into_iter().collect()),
         ])
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use tokio_postgres::config::Host;
 use uuid::Uuid;
 
 use super::{
@@ -135,6 +136,26 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Where it is, so that no two ledgers are in one place: of a database with its server.
+    #[must_use]
+    pub fn where_it_is(&self) -> String {
+        let Store::Postgres(settings) = &self.store else { return self.to_string() };
+        let address = &settings.server.address;
+        let hosts = address.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        });
+        let hosts: Vec<_> = hosts.collect();
+        let ports: Vec<_> = address.get_ports().iter().map(ToString::to_string).collect();
+        format!(
+            "{self} at {}, port {}",
+            hosts.join(","),
+            if ports.is_empty() { "5432".to_owned() } else { ports.join(",") }
+        )
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.store {
@@ -240,4 +261,33 @@ pub trait Journal: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ledger::postgres::Server;
+
+    #[test]
+    fn databases_of_one_name_on_two_servers_are_in_two_places() {
+        let place = |address: &str| {
+            let server = Server {
+                address: address.parse().unwrap(),
+                password_file: None,
+                tls: None,
+                high_availability: false,
+                timeout: Duration::from_secs(1),
+            };
+            let (replica, clock_offset_max) = ("gw-1".to_owned(), Duration::from_secs(1));
+            let store = Store::Postgres(Box::new(Settings { server, replica, clock_offset_max }));
+            Place { store, anchor: None }.where_it_is()
+        };
+        let own = place("postgresql://quotes@db-1.example/quotes");
+        assert_eq!(own, "the database `quotes` at db-1.example, port 5432");
+        assert_eq!(own, place("postgresql://others@db-1.example:5432/quotes"));
+        assert_ne!(own, place("postgresql://quotes@db-2.example/quotes"));
+        assert_ne!(own, place("postgresql://quotes@db-1.example:5433/quotes"));
+    }
 }

@@ -340,4 +340,11 @@ fn two_environments_share_no_ca_no_domain_no_ledger_and_no_token() {
     assert!(shared.lines().count() == 1 && shared.contains("the CA of callers with the SHA-256"), "{shared}");
     fs::write(other.path("tls/ca.pem"), &other.authority.pem).unwrap();
     done(check(&one, &other));
+    // One key under which customers stand in the records of both.
+    for site in [&one, &other] {
+        fs::write(site.path("reference.key"), [7; 32]).unwrap();
+        site.edit_config(|config| config["audit"]["reference_key"] = toml("'reference.key'"));
+    }
+    let shared = failed(check(&one, &other), 2);
+    assert!(shared.lines().count() == 1 && shared.contains("the key of customers' references"), "{shared}");
 }

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -19,6 +20,9 @@ use super::{
 };
 
 const ASKED_AS_A_CALLER: [Check; 3] = [Check::GatewayVersion, Check::GatewayPolicy, Check::GatewayHealth];
+
+/// On one machine.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Says whether one answers.
 pub(super) fn look(site: &Site<'_>, report: &mut Report) -> bool {
@@ -54,6 +58,12 @@ fn look_at_operations(site: &Site<'_>, report: &mut Report) -> bool {
     }
     let asked = block_on(async { client::plain(address, "/livez").await.map_err(Failure::failed) });
     match asked {
+        Err(failure) if TcpStream::connect_timeout(&address, CONNECTS_WITHIN).is_ok() => {
+            let remedy = "a gateway that hangs is to be restarted: keep its log, it is a fault to report";
+            report.fault(live, "", format!("who listens there does not answer: {}", failure.text), remedy);
+            report.skipped(ready, "", "who listens there does not answer");
+            return false;
+        }
         Err(failure) => {
             report.all_skipped(&[live, ready], "", &format!("no gateway runs here: {}", failure.text));
             return false;

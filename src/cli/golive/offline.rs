@@ -72,7 +72,9 @@ pub(super) fn apart(here: &Here<'_>, other: &Path, facts: &mut Facts) -> Result<
     let theirs = Config::load(other).map_err(Failure::unfit)?;
     let environment = theirs.environment;
     let shared = here.config.shared_with(&theirs).map_err(Failure::unfit)?;
-    let nothing = format!("no CA of callers, trust domain, ledger, anchor or token is shared with {environment}");
+    let nothing = format!(
+        "no CA of callers, trust domain, ledger, anchor, token or key of bundles, checkpoints and references is shared with {environment}"
+    );
     let told = |lines: &[String], nothing: String| if lines.is_empty() { nothing } else { lines.join("; ") };
     put(facts, "apart.config", shared.is_empty(), told(&shared, nothing));
     let bundle = bundle_in(&theirs.policy)?;

@@ -83,6 +83,12 @@ impl Restore {
         }
         if behind.is_some() {
             say!("it has gone back in time: run `quotesign ledger accept-rollback` before `serve`");
+            say!("{}", super::GONE_SINCE);
+        } else if place.anchor.as_ref().is_some_and(|anchor| !anchor.exists()) {
+            say!(
+                "whether it has gone back in time cannot be told, since its anchor is missing: see `quotesign ledger anchor adopt`"
+            );
+            say!("{}", super::GONE_SINCE);
         }
         Ok(())
     }

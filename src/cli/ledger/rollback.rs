@@ -67,6 +67,10 @@ impl AcceptRollback {
         apply(&mut *engine, &batch)?;
         Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
         say!("accepted: {}; {} floors raised", behind.join("; "), batch.len() - 1);
+        let stops: Vec<_> = engine.stops().map_err(Failure::failed)?.iter().map(ToString::to_string).collect();
+        let stand = if stops.is_empty() { "nothing".to_owned() } else { stops.join(", ") };
+        say!("stopped by the ledger as it is: {stand}");
+        say!("{}", super::GONE_SINCE);
         Ok(())
     }
 

@@ -489,6 +489,18 @@ const BREAKS: &[Break] = &[
         says: "`quotesign resume`",
     },
     Break {
+        what: "a gateway that hangs",
+        how: |healthy| {
+            // The system takes connections, and nobody ever answers.
+            let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = hangs.local_addr().unwrap();
+            healthy.site.edit_config(|config| config["operations"]["listen"] = toml(&format!("'{address}'")));
+            std::mem::forget(hangs);
+        },
+        turns: &[("gateway.live", FAULT)],
+        says: "does not answer",
+    },
+    Break {
         what: "a reference key that is too short",
         how: |healthy| fs::write(healthy.site.path("reference.key"), "short").unwrap(),
         turns: &[("audit.reference_key", FAULT)],
