@@ -12,7 +12,7 @@ use crate::{
     audit::{Event, Facts, Record},
     clock::{Clock as _, SystemClock},
     control::Control,
-    domain::{Kid, PartnerId},
+    domain::{KeyState, Kid, PartnerId},
     ledger::{Reach, Stop},
     pipeline::Pipeline,
     policy::{Bundle, timeline::TimedKey},
@@ -180,10 +180,12 @@ impl Watch {
         if self.ships {
             parts.insert("shipping".to_owned(), self.pipeline.backlog.fault());
         }
-        for (name, health) in self.pipeline.keyring.health() {
+        let policy = self.pipeline.policy.load();
+        for (name, health) in
+            self.pipeline.keyring.health().into_iter().filter(|(name, _)| !self.has_ended(&policy, name))
+        {
             parts.insert(name, fault_of(health));
         }
-        let policy = self.pipeline.policy.load();
         for (partner, fault) in self.pipeline.published.exports() {
             parts.insert(format!("export/{partner}"), fault);
         }
@@ -199,6 +201,13 @@ impl Watch {
         let none = || common.or_else(|| Some("no partner's current key can sign".to_owned()));
         parts.insert("signing".to_owned(), if any { None } else { none() });
         parts
+    }
+
+    /// Whether a part is a key that signs no more, by its end or by a revocation: whoever disables it in its device causes no fault.
+    fn has_ended(&self, policy: &Bundle, name: &str) -> bool {
+        let kid = name.strip_prefix("key/").and_then(|rest| rest.split('/').next()?.parse::<Kid>().ok());
+        let Some(key) = kid.and_then(|kid| policy.key(&kid)) else { return false };
+        key.state(SystemClock.now()) > KeyState::Active || self.pipeline.stopped.known().is_revoked(&key.kid)
     }
 
     fn why_no_key(&self, policy: &Bundle, partner: &PartnerId) -> String {

@@ -48,6 +48,11 @@ async fn a_revoked_key_signs_replays_and_publishes_nothing_ever_again() {
         refused(pricing.sign(quote).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
     }
     assert_eq!(pricing.last().await, 1, "no number was taken");
+    let misspelt = failed(client(&site, &gateway, &["keys", "report", "quote-signing-2206-12"]), 6);
+    assert!(misspelt.contains("is it misspelt?"), "{misspelt}");
+    // Whoever takes it out of its device harms nobody.
+    let part = format!("component=\"key/{kid}");
+    until("it is no part any more", async || !gateway.operations("/metrics").await.1.contains(&part)).await;
     let jws = signed.jws;
     fs::write(site.path("quote.jws"), &jws).unwrap();
     let verified = client(&site, &gateway, &["verify", site.path("quote.jws").to_str().unwrap()]);

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use crate::{
     cli::block_on,
-    control, gateway,
+    control,
+    domain::{KeyState, Kid},
+    gateway,
     jwk::{MODULUS_BITS_MIN, PublicKey},
+    policy::timeline::TimedKey,
     signer::{
         Attributes,
         provision::{Examination, Examined, ProvisionError},
@@ -42,7 +45,11 @@ pub(super) fn look(site: &Site<'_>, report: &mut Report) {
 /// The keys of policy on this signer, and that of checkpoints.
 fn wanted(site: &Site<'_>, name: &str) -> Vec<Wanted> {
     let mut wanted = Vec::new();
-    for key in site.bundle.iter().flat_map(|bundle| bundle.timeline.all()) {
+    let standings = site.standings();
+    let is_revoked = |kid: &Kid| standings.as_ref().is_some_and(|known| known.of(kid).is_revoked);
+    // One that signs no more need not be there any more.
+    let signs = |key: &&Arc<TimedKey>| key.state(site.now) <= KeyState::Active && !is_revoked(&key.kid);
+    for key in site.bundle.iter().flat_map(|bundle| bundle.timeline.all()).filter(signs) {
         for (_, locator) in key.places.iter().filter(|(signer, _)| signer == name) {
             let attributes = control::attributes_of(key);
             let (of, public) = (format!("{} on {name}", key.kid), Arc::clone(&key.public));

@@ -119,8 +119,15 @@ impl ReportCommand {
                 for_people: FOR_PEOPLE,
                 quotes: Vec::new(),
             };
+            let (kid, is_empty) = (report.kid.clone(), quotes.is_empty());
             report.put(Ok(quotes), now);
             out::write(format_args!("{}", report.print(self.format)));
+            if is_empty {
+                let text = format!(
+                    "the journal tells of nothing that `{kid}` has signed since then: is it misspelt? What is older than `audit.keep_days` may be gone"
+                );
+                return Err(Failure { code: 6, text });
+            }
             Ok(())
         })
     }
