@@ -86,10 +86,11 @@ pub mod journal;
 
 use admit::{Admitted, Flows};
 use attempts::Attempts;
-use canonicalise::Canonical;
+use canonicalise::{Canonical, Mark};
 use parse::QuoteRequest;
 use refusal::Refusal;
 use reserve::{Held, Pending};
+use select::NoKey;
 
 /// What the path of a quote needs. All of it is in memory or behind a queue; the control plane swaps
 /// `policy` and never holds the path up.
@@ -257,8 +258,29 @@ impl Pipeline {
                 course.ran(Stage::Reserve, from);
                 Ok(held?)
             }
-            Err(refusal) if is_looked_up => Err(refusal),
-            Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
+            Err(refusal) => {
+                if !is_looked_up && let Some(stored) = recall().await? {
+                    return Ok(Held::Replay(stored));
+                }
+                Err(self.of_signed(refusal, &mark).await)
+            }
+        }
+    }
+
+    /// Where no key may sign since one was revoked: what that one has signed is to be issued anew, and waits for no other key.
+    async fn of_signed(&self, refusal: Refusal, mark: &Mark) -> Refusal {
+        if !matches!(refusal, Refusal::NoKey(NoKey::Revoked(_))) {
+            return refusal;
+        }
+        match self.ledger.quote(mark.identity.clone()).await {
+            Ok(Some(quote))
+                if quote.payload == mark.payload
+                    && quote.released().is_some()
+                    && self.stopped.known().is_revoked(&quote.kid) =>
+            {
+                LedgerError::Refused(ledger::Refusal::KidRevoked { kid: quote.kid }).into()
+            }
+            _ => refusal,
         }
     }
 

@@ -63,15 +63,18 @@ pub fn count(leases: &[Lease]) -> Count {
     let alive: Vec<&Lease> = leases.iter().filter(is_alive).collect();
     let newest = alive.iter().map(|lease| lease.holding.serial).max().unwrap_or_default();
     let at_newest: Vec<_> = alive.iter().filter(|lease| lease.holding.serial == newest).collect();
-    let newest_for = at_newest.iter().map(|lease| lease.bundle_age).max().unwrap_or_default();
     let is_newest_usual = at_newest.len().saturating_mul(2) >= alive.len();
+    // Since half of them have it, and not since the first tried it out.
+    let mut ages: Vec<_> = at_newest.iter().map(|lease| lease.bundle_age).collect();
+    ages.sort_unstable_by(|a, b| b.cmp(a));
+    let usual_for = ages.get(alive.len().div_ceil(2).saturating_sub(1)).copied().unwrap_or_default();
     let mut count = Count { newest, is_newest_usual, ..Count::default() };
     let mut shown: Option<BTreeSet<Kid>> = None;
     for lease in leases {
         let Lease { replica, age, holding, .. } = lease;
         if !is_alive(&lease) {
             count.no_vote.insert(replica.clone(), format!("not seen for {} s", age.as_secs()));
-        } else if holding.serial < newest && newest_for > GRACE && is_newest_usual {
+        } else if holding.serial < newest && is_newest_usual && usual_for > GRACE {
             let why = format!("has the bundle {} where others have {newest}", holding.serial);
             count.no_vote.insert(replica.clone(), why);
         } else {
@@ -269,9 +272,9 @@ mod tests {
         let behind = lease("c", 0, 1, 900, &both[..1]);
         assert_eq!(agreed(&[a.clone(), b.clone(), behind.clone()]), (vec!["quote-a".to_owned()], vec![]));
         // ... but not for ever; nor is one that is silent.
-        let long_since = lease("a", 0, 2, 61, &both);
+        let [long_since, b_too] = ["a", "b"].map(|replica| lease(replica, 0, 2, 61, &both));
         assert_eq!(
-            agreed(&[long_since.clone(), b.clone(), behind]),
+            agreed(&[long_since.clone(), b_too, behind]),
             (both.map(str::to_owned).to_vec(), vec!["c".to_owned()])
         );
         let silent = lease("c", 11, 2, 900, &[]);
@@ -279,6 +282,11 @@ mod tests {
         // While fewer than half have the newest bundle, nothing of it is verified by what the others serve.
         let tried_out = [lease("a", 0, 3, 900, &both), behind_by("b"), behind_by("c")];
         assert_eq!(agreed(&tried_out), (vec!["quote-a".to_owned()], vec![]));
+        // Nor is it that of the one that tried it out alone for long: the others have their time from when half have it.
+        let half = [lease("a", 0, 3, 900, &both), lease("b", 0, 3, 5, &both), behind_by("c"), behind_by("d")];
+        assert_eq!(agreed(&half).1, Vec::<String>::new());
+        let half = [lease("a", 0, 3, 900, &both), lease("b", 0, 3, 61, &both), behind_by("c"), behind_by("d")];
+        assert_eq!(agreed(&half).1, ["c", "d"]);
         // A silent one that had a newer bundle does not take the vote from those that are there.
         let newer = lease("c", 11, 3, 900, &[]);
         assert_eq!(agreed(&[long_since, newer]).0, both);

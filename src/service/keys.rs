@@ -30,6 +30,10 @@ impl KeyDirectoryService for Keys {
         let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
         self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let Pipeline { stopped, published, .. } = &*self.pipeline;
+        if published.lags().is_some() {
+            let why = "this gateway has not followed a bundle that others have; ask another";
+            return Err(status::plain(Reason::LedgerUnavailable, why));
+        }
         let set = jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now());
         let set = set.map_err(|fault| status::plain(Reason::Internal, fault.to_string()))?;
         Ok(Response::new(proto::GetJwksResponse { jwks: set }))

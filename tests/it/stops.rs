@@ -44,9 +44,9 @@ async fn a_revoked_key_signs_replays_and_publishes_nothing_ever_again() {
     assert!(told.contains(&format!("`{kid}` is revoked, for good")), "{told}");
     // At once, by the replica that was asked.
     assert_eq!(kids(&site, &gateway), Vec::<String>::new());
-    for quote in [&quote, &Quote::number(2)] {
-        refused(pricing.sign(quote).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
-    }
+    // What it signed is to be issued anew, and what it had not signed waits for another key.
+    refused(pricing.sign(&quote).await, Code::FailedPrecondition, "KEY_REVOKED");
+    refused(pricing.sign(&Quote::number(2)).await, Code::FailedPrecondition, "NO_ACTIVE_KEY");
     assert_eq!(pricing.last().await, 1, "no number was taken");
     let misspelt = failed(client(&site, &gateway, &["keys", "report", "quote-signing-2206-12"]), 6);
     assert!(misspelt.contains("is it misspelt?"), "{misspelt}");

@@ -241,7 +241,7 @@ impl Rotate {
         let revoked = revoked(client, partner)?;
         let new = newest(bundle, partner, &revoked)
             .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
-        if let Some(lost) = newest(bundle, partner, &[]).filter(|lost| lost.sign_from > new.sign_from) {
+        if let Some(lost) = newest(bundle, partner, &[]).filter(|lost| lost.publish_at > new.publish_at) {
             return Err(Failure::failed(format!(
                 "`{}`, which was to follow `{}`, was revoked, and `{}` ends at {}; begin anew with --start and another --kid, or \
                  where that is too late with --emergency",

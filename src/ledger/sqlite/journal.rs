@@ -70,9 +70,10 @@ pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>)
 }
 
 const STORED_RECORD: &str = "SELECT idx, record, leaf, link, record_id FROM audit";
-/// Of what is read by ids: what the chain does not reach is none of the journal's.
+/// Of what is read by ids: what the chain does not reach is none of the journal's. The signs keep SQLite from looking for it by the
+/// index, through which it would read and sort all of the journal.
 const IN_JOURNAL: &str =
-    "idx >= (SELECT first_idx FROM chain WHERE one = 1) AND idx < (SELECT next_idx FROM chain WHERE one = 1)";
+    "+idx >= (SELECT first_idx FROM chain WHERE one = 1) AND +idx < (SELECT next_idx FROM chain WHERE one = 1)";
 
 fn stored_record(row: &Row<'_>) -> rusqlite::Result<StoredRecord> {
     // What is no id is the nil one, which is no record's.
@@ -116,10 +117,12 @@ pub(super) fn scan(
     Ok(())
 }
 
+fn after_id() -> String {
+    format!("{STORED_RECORD} WHERE record_id > ?1 AND {IN_JOURNAL} ORDER BY record_id LIMIT ?2")
+}
+
 pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec<Record>, EngineError> {
-    let mut select = db.prepare_cached(&format!(
-        "{STORED_RECORD} WHERE record_id > ?1 AND {IN_JOURNAL} ORDER BY record_id LIMIT ?2"
-    ))?;
+    let mut select = db.prepare_cached(&after_id())?;
     let found = select.query_map(params![id.as_bytes().as_slice(), count], stored_record)?;
     found.map(|stored| stored?.by_its_id()?.record()).collect()
 }
@@ -165,4 +168,20 @@ pub(super) fn links(db: &Connection, from: u64, count: u32) -> Result<Vec<Positi
     let mut select = db.prepare_cached(sql)?;
     let read = |row: &Row<'_>| Ok(Position { next_index: checked(row, 0, index_of)?, link: row.get(1)? });
     Ok(select.query_map(params![stored(from)?, count], read)?.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::Home, *};
+
+    /// A page of a report costs as much as it has records, however long the journal is.
+    #[test]
+    fn records_are_read_on_by_their_ids_in_the_order_of_an_index() {
+        let ledger = Home::new().open();
+        let db = ledger.connection().unwrap();
+        let mut select = db.prepare(&format!("EXPLAIN QUERY PLAN {}", after_id())).unwrap();
+        let plan = select.query_map(params![[0_u8; 16], 1], |row| row.get::<_, String>(3)).unwrap();
+        let plan = plan.collect::<Result<Vec<_>, _>>().unwrap().join("\n");
+        assert!(plan.contains("USING INDEX audit_record (record_id>?)") && !plan.contains("TEMP B-TREE"), "{plan}");
+    }
 }
