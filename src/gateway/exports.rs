@@ -56,10 +56,7 @@ impl Exports {
     pub async fn run(self, stop: CancellationToken) {
         let (mut ways, mut hooks) = (BTreeMap::<PartnerId, Way>::new(), JoinSet::<Ended>::new());
         while self.folder.is_some() || !self.purge.is_empty() {
-            // Those of a bundle that others have left behind are not to be written over theirs.
-            if self.pipeline.published.lags().is_none() {
-                self.look(&mut ways, &mut hooks).await;
-            }
+            self.look(&mut ways, &mut hooks).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(EVERY) => {}
@@ -75,7 +72,8 @@ impl Exports {
         for partner in policy.partners() {
             let set = match jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now()) {
                 Ok(set) => set,
-                Err(NoSet::NotTold) => continue,
+                // One of a bundle that others have left behind is not to be written over theirs.
+                Err(NoSet::NotTold | NoSet::Behind(_)) => continue,
                 Err(fault) => {
                     tracing::error!(partner = %partner.id, %fault, "a key set was not exported");
                     continue;

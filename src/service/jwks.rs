@@ -43,6 +43,9 @@ pub enum NoSet {
     /// A set that shows a revoked key would be worse than none.
     #[error("it is not known yet which keys were revoked")]
     NotTold,
+    /// Others have a newer bundle, whose keys may sign by now. Whoever keeps an old set keeps it better than an older one.
+    #[error("{0}")]
+    Behind(String),
     /// Whatever built it.
     #[error("it has {}", .0.join(", "))]
     Private(Vec<String>),
@@ -61,6 +64,9 @@ pub fn set_of(
 ) -> Result<String, NoSet> {
     if !stopped.is_told() {
         return Err(NoSet::NotTold);
+    }
+    if let Some(why) = published.lags() {
+        return Err(NoSet::Behind(why));
     }
     set_with(policy, partner, &Standings::of_now(stopped, published), now)
 }
@@ -110,13 +116,9 @@ fn answer(sets: &Sets, policy: &Bundle, partner: Option<&Partner>, headers: &Hea
 }
 
 fn of(sets: &Sets, policy: &Bundle, partner: &Partner, headers: &HeaderMap) -> Response {
-    // Another gateway has it as it should be. Whoever keeps an old one keeps it better than an older one.
-    if sets.published.lags().is_some() {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
-    }
     let set = match set_of(policy, &partner.id, &sets.stopped, &sets.published, SystemClock.now()) {
         Ok(set) => set,
-        Err(NoSet::NotTold) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(NoSet::NotTold | NoSet::Behind(_)) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(fault) => {
             tracing::error!(partner = %partner.id, %fault, "a key set was not served");
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();

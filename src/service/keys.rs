@@ -11,7 +11,11 @@ use crate::{
     proto::{self, Reason, key_directory_service_server::KeyDirectoryService},
 };
 
-use super::{access, jwks, status};
+use super::{
+    access,
+    jwks::{self, NoSet},
+    status,
+};
 
 /// Serves callers.
 pub struct Keys {
@@ -28,14 +32,15 @@ impl KeyDirectoryService for Keys {
         let call = access::GET_JWKS.call(&request)?;
         let policy = self.pipeline.policy.load();
         let (partner, _) = access::GET_JWKS.with_partner(&self.pipeline, &policy, &call, &request.get_ref().partner)?;
-        self.pipeline.knows_revocations().map_err(status::of_ledger_error)?;
         let Pipeline { stopped, published, .. } = &*self.pipeline;
-        if published.lags().is_some() {
-            let why = "this gateway has not followed a bundle that others have; ask another";
-            return Err(status::plain(Reason::LedgerUnavailable, why));
-        }
         let set = jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now());
-        let set = set.map_err(|fault| status::plain(Reason::Internal, fault.to_string()))?;
+        let set = set.map_err(|fault| {
+            let reason = match fault {
+                NoSet::NotTold | NoSet::Behind(_) => Reason::LedgerUnavailable,
+                NoSet::Private(_) => Reason::Internal,
+            };
+            status::plain(reason, fault.to_string())
+        })?;
         Ok(Response::new(proto::GetJwksResponse { jwks: set }))
     }
 
