@@ -86,11 +86,10 @@ pub mod journal;
 
 use admit::{Admitted, Flows};
 use attempts::Attempts;
-use canonicalise::{Canonical, Mark};
+use canonicalise::Canonical;
 use parse::QuoteRequest;
 use refusal::Refusal;
 use reserve::{Held, Pending};
-use select::NoKey;
 
 /// What the path of a quote needs. All of it is in memory or behind a queue; the control plane swaps
 /// `policy` and never holds the path up.
@@ -244,9 +243,13 @@ impl Pipeline {
         };
         let has_passed = |(scope, sequence)| self.ledger.has_passed(&scope, sequence);
         let is_looked_up = canonical.numbered(policy).is_some_and(has_passed);
-        // Where the look-up fails, the ledger's own transaction decides.
-        if is_looked_up && let Ok(Some(stored)) = recall().await {
-            return Ok(Held::Replay(stored));
+        if is_looked_up {
+            match recall().await {
+                Ok(Some(stored)) => return Ok(Held::Replay(stored)),
+                Err(LedgerError::Refused(refusal)) => return Err(LedgerError::Refused(refusal).into()),
+                // Where the look-up fails, the ledger's own transaction decides.
+                Ok(None) | Err(_) => {}
+            }
         }
         if let Some(turn) = &call.turn {
             turn.comes().await;
@@ -258,29 +261,8 @@ impl Pipeline {
                 course.ran(Stage::Reserve, from);
                 Ok(held?)
             }
-            Err(refusal) => {
-                if !is_looked_up && let Some(stored) = recall().await? {
-                    return Ok(Held::Replay(stored));
-                }
-                Err(self.of_signed(refusal, &mark).await)
-            }
-        }
-    }
-
-    /// Where no key may sign since one was revoked: what that one has signed is to be issued anew, and waits for no other key.
-    async fn of_signed(&self, refusal: Refusal, mark: &Mark) -> Refusal {
-        if !matches!(refusal, Refusal::NoKey(NoKey::Revoked(_))) {
-            return refusal;
-        }
-        match self.ledger.quote(mark.identity.clone()).await {
-            Ok(Some(quote))
-                if quote.payload == mark.payload
-                    && quote.released().is_some()
-                    && self.stopped.known().is_revoked(&quote.kid) =>
-            {
-                LedgerError::Refused(ledger::Refusal::KidRevoked { kid: quote.kid }).into()
-            }
-            _ => refusal,
+            Err(refusal) if is_looked_up => Err(refusal),
+            Err(refusal) => recall().await?.map(Held::Replay).ok_or(refusal),
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
     step::Quote, stops::Stops,
 };
 use crate::{
-    audit::{Context, Facts, Record},
+    audit::{Context, Record},
     clock::UtcTime,
     domain::{Caller, Environment, Identity, Kid, PartnerId, QuoteId, Scope, SequenceNumber},
 };
@@ -29,6 +29,7 @@ mod desk;
 mod openings;
 mod queue;
 mod readings;
+mod recall;
 mod writer;
 
 use desk::Desk;
@@ -36,6 +37,7 @@ pub use openings::Opening;
 use openings::Openings;
 pub use queue::Load;
 use queue::{Job, Outcome, Queue};
+pub use recall::Recalled;
 use writer::Writer;
 
 /// How many reservations one sweep voids, so that calls need not wait behind it.
@@ -64,23 +66,6 @@ struct Handle {
     /// The last number that this gateway has seen taken in each scope.
     passed: Mutex<HashMap<Scope, SequenceNumber>>,
     writer: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// A JWS of an earlier call, read beside the writer.
-#[derive(Debug)]
-pub struct Recalled {
-    /// The quote.
-    pub quote: Quote,
-    released: Released,
-    as_of: Opening,
-}
-
-impl Recalled {
-    /// What a record says of it, where it is given again.
-    #[must_use]
-    pub fn given(&self, context: &Context) -> Facts {
-        self.quote.given(&self.released.jws, context)
-    }
 }
 
 impl Drop for Handle {
@@ -266,37 +251,6 @@ impl Ledger {
     /// Where the store cannot be read.
     pub async fn quote(&self, identity: Identity) -> Result<Option<Quote>, LedgerError> {
         self.look(move |reads| reads.quote(&identity)).await
-    }
-
-    /// What an earlier call had signed for this identity, where it may be given to `caller` again.
-    ///
-    /// # Errors
-    /// Where the store cannot be read.
-    pub async fn released(&self, identity: Identity, caller: Option<Caller>) -> Result<Option<Recalled>, LedgerError> {
-        let found = self.look_as_of(move |reads| {
-            let Some(quote) = reads.quote(&identity)? else { return Ok(None) };
-            let stopped = reads.stops()?.on(&identity, &quote.kid, caller.as_ref()).is_some();
-            Ok(quote.released().filter(|_| !stopped).map(|released| (quote, released)))
-        });
-        let (found, as_of) = found.await?;
-        Ok(found.map(|(quote, released)| Recalled { quote, released, as_of }))
-    }
-
-    /// Journals that what was read is given again, by `record`: with the next batch. Where a server shows what a failover could
-    /// still lose, it returns once the record is durable: what was before that on the same server is so then, too.
-    ///
-    /// # Errors
-    /// Where it may not be given: the record cannot be made durable, or the store is not the one that was read any more.
-    pub async fn give_again(&self, recalled: Recalled, record: Record) -> Result<Released, LedgerError> {
-        if self.0.reads_are_durable {
-            self.journal(record);
-            return Ok(recalled.released);
-        }
-        self.record(record).await?;
-        if self.0.openings.now() != recalled.as_of {
-            return Err(LedgerError::Unavailable("the ledger was opened anew since the quote was read".to_owned()));
-        }
-        Ok(recalled.released)
     }
 
     /// At most `count` records whose ids are greater than `id`, by their ids, which rise with time.
@@ -910,7 +864,7 @@ mod tests {
         assert!(!bench.ledger.has_passed(&scope("GB-IN"), 2.try_into().unwrap()));
         let waiting = bench.ledger.begin(Op::Reserve(reserve("q2", 2))).unwrap();
         bench.taken().await;
-        let found = bench.ledger.released(identity("q1"), None).await.unwrap();
+        let found = bench.ledger.released(identity("q1"), reserve("q1", 1).payload, None).await.unwrap();
         assert_eq!(found.map(|found| found.released), Some(released));
         assert_eq!(bench.ledger.last_taken(scope("GB-IN")).await.unwrap().map(SequenceNumber::get), Some(1));
         assert!(bench.ledger.stops().await.unwrap().iter().next().is_none());
@@ -966,7 +920,8 @@ mod tests {
                 let Ok(Done::Reserved(Reserved::Pending(held))) = reserved else { panic!("{reserved:?}") };
                 engine.inner.apply(&[Op::Commit(commit(&held, "e30.e30.x"))]).unwrap();
             });
-            let recalled = bench.ledger.released(identity("q1"), None).await.unwrap().unwrap();
+            let recalled =
+                bench.ledger.released(identity("q1"), reserve("q1", 1).payload, None).await.unwrap().unwrap();
             let record = Record::new(Event::Replayed, at(1), context(), recalled.given(&context()));
             let given = bench.ledger.give_again(recalled, record).await;
             assert_eq!(given.is_ok(), is_given, "{faults:?}: {given:?}");

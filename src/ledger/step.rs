@@ -430,13 +430,13 @@ fn commit(state: &State<'_>, quote: &Quote, op: &Commit) -> Result<Step, Refusal
         let record = Record::new(Event::Replayed, op.now, op.context.clone(), facts);
         return Ok(Step { record: Some(record), ..Step::unchanged(Done::Committed { released: first, first: false }) });
     }
-    let held = &op.reservation;
-    let same = (quote.sequence, &quote.kid, quote.generation, quote.input)
-        == (held.sequence, &held.kid, held.generation, held.input);
     if quote.stage == Stage::Voided {
         return Err(Refusal::Expired);
     }
-    if quote.stage != Stage::Reserved || !same {
+    let held = &op.reservation;
+    let same = (quote.sequence, &quote.kid, quote.generation, quote.input)
+        == (held.sequence, &held.kid, held.generation, held.input);
+    if !same {
         return Err(Refusal::NotReserved);
     }
     let facts = quote.given(&op.jws, &op.context);

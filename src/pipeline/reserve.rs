@@ -7,11 +7,10 @@ use crate::{
     audit::{self, Event, Record},
     call::Call,
     clock::UtcTime,
-    domain::{Environment, Kid, SequenceNumber},
+    domain::{Environment, SequenceNumber},
     jws::{Draft, SigningInput},
     ledger::{
-        Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved,
-        step::Quote,
+        Allowance, Charge, Ledger, LedgerError, Numbering, Refusal, Released, Reservation, Reserve, Reserved, Stop,
     },
     policy::{Bundle, Quotas, timeline::TimedKey},
     signer::keyring::BoundKey,
@@ -110,7 +109,7 @@ pub async fn reserve(
 /// journalled with the next batch; where the ledger must be on two servers, before it is given.
 ///
 /// # Errors
-/// Where the ledger cannot be read, or the JWS may not be on both.
+/// Where the key that signed it was revoked since, the ledger cannot be read, or the JWS may not be on both.
 pub async fn recall(
     mark: &Mark,
     ledger: &Ledger,
@@ -118,11 +117,14 @@ pub async fn recall(
     now: UtcTime,
     trail: &audit::Context,
 ) -> Result<Option<Stored>, LedgerError> {
-    let found = ledger.released(mark.identity.clone(), trail.caller.clone()).await?;
+    let found = ledger.released(mark.identity.clone(), mark.payload, trail.caller.clone()).await?;
+    let Some(recalled) = found.filter(|found| now < found.quote.expires_at) else { return Ok(None) };
     // What this replica knows to be stopped counts too: a store that has gone back may have lost it.
-    let may_go = |kid: &Kid| stopped.known().on(&mark.identity, kid, trail.caller.as_ref()).is_none();
-    let is_it = |quote: &Quote| quote.payload == mark.payload && now < quote.expires_at && may_go(&quote.kid);
-    let Some(recalled) = found.filter(|found| is_it(&found.quote)) else { return Ok(None) };
+    match stopped.known().on(&mark.identity, &recalled.quote.kid, trail.caller.as_ref()) {
+        None => {}
+        Some(Stop::Revoked(kid)) => return Err(Refusal::KidRevoked { kid: kid.clone() }.into()),
+        Some(_) => return Ok(None),
+    }
     let record = Record::new(Event::Replayed, now, trail.clone(), recalled.given(trail));
     let released = ledger.give_again(recalled, record).await?;
     Ok(Some(Stored { released }))

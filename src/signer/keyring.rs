@@ -206,11 +206,10 @@ impl BoundKey {
     /// Where none has; when the first should have one.
     pub fn place(&self, flow: Flow, deadline: Instant) -> Result<(usize, Place), Busy> {
         let mut busy = Busy { retry_after: PATIENCE };
-        let healths: Vec<_> = self.replicas.iter().map(|replica| replica.key.health()).collect();
-        let mut taking: Vec<_> = self.replicas.iter().enumerate().zip(&healths).collect();
-        taking.retain(|(_, health)| health.takes_orders());
-        taking.sort_by_key(|(_, health)| **health != Health::Serving);
-        for ((at, replica), _) in taking {
+        let that = |fits: fn(&Health) -> bool| {
+            self.replicas.iter().enumerate().filter(move |(_, replica)| fits(&replica.key.health()))
+        };
+        for (at, replica) in that(|health| *health == Health::Serving).chain(that(Health::takes_orders)) {
             match replica.key.turns().place(flow, deadline) {
                 Ok(place) => return Ok((at, place)),
                 Err(refused) => busy.retry_after = busy.retry_after.min(refused.retry_after),
