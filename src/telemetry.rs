@@ -19,7 +19,7 @@ mod share;
 mod tracer;
 
 pub use metrics::{Metrics, OpenStream};
-pub use share::{Entered, Share};
+pub use share::Share;
 pub use tracer::{Recorded, Tracer};
 
 /// So many lines wait for whoever takes them from standard error, some megabytes; what comes after that is counted and lost.

@@ -112,18 +112,15 @@ impl GoLive {
             offline::apart(here, other, &mut facts)?;
         }
         let (url, ca) = self.public.of(config, partner);
-        if let Some(url) = url {
-            block_on(async {
+        block_on(async {
+            if let Some(url) = url {
                 online::look(url, ca, active.map(|key| &*key.public), now, &mut facts).await;
-                Ok(())
-            })?;
-        }
-        if let Some((key, client)) = active.zip(self.client.load().ok()) {
-            block_on(async {
+            }
+            if let Some((key, client)) = active.zip(self.client.load().ok()) {
                 online::protected(&client, key, &mut facts).await;
-                Ok(())
-            })?;
-        }
+            }
+            Ok(())
+        })?;
         if let Some(file) = &self.quote {
             let template = fs::read(file).map_err(|fault| Failure::unfit(format!("{}: {fault}", file.display())))?;
             let client = self.client.load()?;

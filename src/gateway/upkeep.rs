@@ -6,8 +6,7 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    audit::Context,
-    clock::{Clock as _, SystemClock, UtcTime},
+    clock::{Clock as _, SystemClock},
     control::{self, Control, ReloadError},
     ledger::{LedgerError, Prune, SWEEP_MAX},
     pipeline::Pipeline,
@@ -20,9 +19,10 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the timelines are.
 const LOOK_AHEAD: Duration = Duration::from_mins(1);
-/// How many quotes are pruned in one batch, and in one round.
+/// How many quotes are pruned in one batch.
 const PRUNE_MAX: u32 = 256;
-const PRUNES_MAX: u32 = 1_000;
+/// How many batches one round has of each kind.
+const BATCHES_MAX: u32 = 1_000;
 
 /// Voids what expired unsigned, so that every burnt number is explained, journals what was only counted and who has read the
 /// journal beside it (also at the start), and forgets what expired more than `keep` ago.
@@ -36,13 +36,14 @@ pub(super) async fn sweep(pipeline: Arc<Pipeline>, every: Duration, keep: Durati
         let context = access::own_trail(pipeline.environment, &pipeline.policy.load());
         pipeline.journal_counted(&context);
         let Ok(now) = pipeline.clock.now() else { continue };
-        match sweep_some(&pipeline, &context, now, &stop).await {
+        match in_batches(SWEEP_MAX, &stop, || pipeline.ledger.sweep(context.clone(), now)).await {
             Ok(0) => {}
             Ok(voided) => tracing::info!(voided, "reservations that expired unsigned were voided"),
             Err(fault) => tracing::warn!(%fault, "expired reservations could not be voided"),
         }
         let prune = Prune { before: now.minus(keep), count_max: PRUNE_MAX, context, now };
-        if let Err(fault) = prune_some(&pipeline, &prune, &stop).await {
+        let some = || pipeline.ledger.prune(prune.clone());
+        if let Err(fault) = in_batches(PRUNE_MAX as usize, &stop, some).await {
             tracing::warn!(%fault, "expired quotes could not be pruned");
         }
     }
@@ -59,34 +60,21 @@ async fn journal_readings(pipeline: &Pipeline) {
     }
 }
 
-/// A bounded number of batches, each of which lets calls in between: whoever has reservations made and leaves them makes more in a round
-/// than one batch holds.
-async fn sweep_some(
-    pipeline: &Pipeline,
-    context: &Context,
-    now: UtcTime,
+/// A bounded number of batches of at most `size`, each of which lets calls in between, until one is not full; how many that were.
+async fn in_batches<B: Future<Output = Result<usize, LedgerError>>>(
+    size: usize,
     stop: &CancellationToken,
+    batch: impl Fn() -> B,
 ) -> Result<usize, LedgerError> {
-    let mut voided = 0;
-    for _ in 0..PRUNES_MAX {
-        let some = pipeline.ledger.sweep(context.clone(), now).await?;
-        voided += some;
-        if some < SWEEP_MAX || stop.is_cancelled() {
+    let mut done = 0;
+    for _ in 0..BATCHES_MAX {
+        let some = batch().await?;
+        done += some;
+        if some < size || stop.is_cancelled() {
             break;
         }
     }
-    Ok(voided)
-}
-
-/// A bounded number of batches, likewise.
-async fn prune_some(pipeline: &Pipeline, prune: &Prune, stop: &CancellationToken) -> Result<(), LedgerError> {
-    for _ in 0..PRUNES_MAX {
-        let pruned = pipeline.ledger.prune(prune.clone()).await?;
-        if pruned < prune.count_max as usize || stop.is_cancelled() {
-            return Ok(());
-        }
-    }
-    Ok(())
+    Ok(done)
 }
 
 /// Looks at what is stopped, here and by others.

@@ -107,6 +107,17 @@ impl Stops {
         !self.0.is_empty() && self.0.contains(&Stop::Suspended(caller.clone()))
     }
 
+    /// The halt, if any, that reaches the partner, or the kid where one is given.
+    #[must_use]
+    pub fn halt(&self, partner: &PartnerId, kid: Option<&Kid>) -> Option<&Stop> {
+        self.0.iter().find(|stop| match stop {
+            Stop::Halted(Reach::All) => true,
+            Stop::Halted(Reach::Partner(halted)) => halted == partner,
+            Stop::Halted(Reach::Kid(halted)) => kid == Some(halted),
+            Stop::Revoked(_) | Stop::Suspended(_) => false,
+        })
+    }
+
     /// The first stop that keeps `kid` from signing the quote of `identity` for `caller`.
     #[must_use]
     pub fn on(&self, identity: &Identity, kid: &Kid, caller: Option<&Caller>) -> Option<&Stop> {

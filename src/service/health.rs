@@ -13,7 +13,6 @@ use crate::{
     clock::{Clock as _, SystemClock},
     control::Control,
     domain::{KeyState, Kid, PartnerId},
-    ledger::{Reach, Stop},
     pipeline::Pipeline,
     policy::{Bundle, timeline::TimedKey},
     signer::Health,
@@ -233,8 +232,7 @@ impl Watch {
     fn partner_fault(&self, partner: &PartnerId) -> Option<String> {
         let policy = self.pipeline.policy.load();
         let (stopped, standings) = (self.pipeline.stopped.known(), self.pipeline.standings());
-        let halted = [Stop::Halted(Reach::All), Stop::Halted(Reach::Partner(partner.clone()))];
-        if let Some(stop) = halted.iter().find(|stop| stopped.contains(stop)) {
+        if let Some(stop) = stopped.halt(partner, None) {
             return Some(format!("signing is stopped ({stop})"));
         }
         match policy.timeline.current(partner, SystemClock.now(), |kid| standings.of(kid)) {

@@ -1,6 +1,9 @@
 //! The share of the log that strangers have: no flood of theirs fills a disk, and what has no line of its own is told as a count.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 
@@ -21,14 +24,11 @@ struct Written {
 
 /// What becomes of a line.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Entered {
+enum Entered {
     /// It is to be written.
     Written,
-    /// It is counted.
-    LeftOut {
-        /// Whoever is the first sees to it that [`Share::left_out`] is told.
-        first: bool,
-    },
+    /// It is counted; the first one sees to it that the count is told.
+    LeftOut { first: bool },
 }
 
 impl Default for Share {
@@ -38,15 +38,22 @@ impl Default for Share {
 }
 
 impl Share {
-    /// Whether a line is to be written now.
-    pub fn enter(&self) -> Entered {
-        self.0.lock().enter(Instant::now())
-    }
-
-    /// How many have no line of their own, at the end of a window, whether or not another one comes.
-    pub async fn left_out(&self) -> u64 {
-        tokio::time::sleep(WINDOW).await;
-        std::mem::take(&mut self.0.lock().left_out)
+    /// Has a line written, or counts it. How many have none is told at the end of a window, whether or not another one comes. Must be
+    /// called within a tokio runtime.
+    pub fn tell(self: &Arc<Self>, line: impl FnOnce(), left_out: impl FnOnce(u64) + Send + 'static) {
+        let entered = self.0.lock().enter(Instant::now());
+        match entered {
+            Entered::Written => line(),
+            Entered::LeftOut { first: true } => {
+                let share = Arc::clone(self);
+                tokio::spawn(async move {
+                    tokio::time::sleep(WINDOW).await;
+                    let count = std::mem::take(&mut share.0.lock().left_out);
+                    left_out(count);
+                });
+            }
+            Entered::LeftOut { first: false } => {}
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{Clock as _, SystemClock},
-    telemetry::{Entered, Share},
+    telemetry::Share,
 };
 
 use super::{live::Live, peer::Peer};
@@ -159,7 +159,7 @@ struct Door {
     bounds: Bounds,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
-    lines: Share,
+    lines: Arc<Share>,
     ready: mpsc::Sender<Connection>,
 }
 
@@ -173,7 +173,7 @@ pub fn accept(
 ) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(bounds.connections_max));
-    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), lines: Share::default(), ready });
+    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), lines: Arc::default(), ready });
     let handshakes = Arc::new(Handshakes::default());
     tokio::spawn(async move {
         for id in 0.. {
@@ -196,7 +196,7 @@ pub fn accept(
 }
 
 impl Door {
-    async fn let_in(self: &Arc<Self>, socket: TcpStream, address: IpAddr) {
+    async fn let_in(&self, socket: TcpStream, address: IpAddr) {
         let _without_nodelay_it_is_slower = socket.set_nodelay(true);
         let (stream, peer) = match timeout(self.bounds.handshake_timeout, self.shake(socket)).await {
             Ok(Ok(shaken)) => shaken,
@@ -218,18 +218,11 @@ impl Door {
     }
 
     /// Tells of a connection that comes to nothing. Anybody can make as many of them as he likes.
-    fn turned_away(self: &Arc<Self>, address: IpAddr, why: &str) {
-        match self.lines.enter() {
-            Entered::Written => tracing::info!(%address, why, "a connection was turned away"),
-            Entered::LeftOut { first: true } => {
-                let door = Arc::clone(self);
-                tokio::spawn(async move {
-                    let connections = door.lines.left_out().await;
-                    tracing::info!(connections, "connections that were turned away without a line of their own");
-                });
-            }
-            Entered::LeftOut { first: false } => {}
-        }
+    fn turned_away(&self, address: IpAddr, why: &str) {
+        self.lines.tell(
+            || tracing::info!(%address, why, "a connection was turned away"),
+            |connections| tracing::info!(connections, "connections that were turned away without a line of their own"),
+        );
     }
 
     async fn shake(&self, socket: TcpStream) -> io::Result<(Stream, Option<Arc<Peer>>)> {

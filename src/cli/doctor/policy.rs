@@ -8,7 +8,6 @@ use crate::{
     domain::{Environment, Kid},
     gateway,
     json::Limits,
-    ledger::{Reach, Stop},
     policy::{Bundle, Partner, timeline::Standing},
     published::Standings,
     review::cases,
@@ -137,9 +136,7 @@ fn look_at_signing(
             );
         };
     };
-    let stops = site.condition.map(|found| &found.stops);
-    let halts = [Reach::All, Reach::Partner(partner.id.clone()), Reach::Kid(active.kid.clone())].map(Stop::Halted);
-    match halts.iter().find(|halt| stops.is_some_and(|stops| stops.contains(halt))) {
+    match site.condition.and_then(|found| found.stops.halt(&partner.id, Some(&active.kid))) {
         Some(halt) => report.fault(
             check,
             of,

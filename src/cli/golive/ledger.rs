@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     audit::Event,
-    ledger::{Journal, Reach, Stop, stops::Stops},
+    ledger::{Journal, stops::Stops},
     outcomes::Outcome,
     policy::timeline::TimedKey,
     published::Standings,
@@ -65,8 +65,7 @@ impl Book {
 
     fn of_key(&self, here: &Here<'_>, key: &TimedKey, facts: &mut Facts) {
         let TimedKey { kid, sign_from, sign_until, .. } = key;
-        let halts = [Reach::All, Reach::Partner(here.partner.id.clone()), Reach::Kid(kid.clone())].map(Stop::Halted);
-        match halts.iter().find(|halt| self.stops.contains(halt)) {
+        match self.stops.halt(&here.partner.id, Some(kid)) {
             Some(halt) => put(facts, "key.active", false, format!("`{kid}` would sign, but for {halt}")),
             None => put(facts, "key.active", true, format!("`{kid}` signs from {sign_from} to {sign_until}")),
         }

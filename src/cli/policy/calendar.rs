@@ -34,16 +34,14 @@ impl Calendar {
             Format::Text => say!("{}", calendar::text(&bundle, window)),
             Format::Json => {
                 let partners = bundle.partners().map(|partner| {
-                    let spans =
-                        bundle.timeline.spans(&partner.id, (window.from, window.until), |_| false).into_iter().map(
-                            |span| {
-                                json!({
-                                    "from": span.from.to_string(),
-                                    "until": span.until.map(|until| until.to_string()),
-                                    "kid": span.key.map(|key| key.kid.to_string()),
-                                })
-                            },
-                        );
+                    let spans = bundle.timeline.spans(&partner.id, (window.from, window.until), |_| false);
+                    let spans = spans.into_iter().map(|span| {
+                        json!({
+                            "from": span.from.to_string(),
+                            "until": span.until.map(|until| until.to_string()),
+                            "kid": span.key.map(|key| key.kid.to_string()),
+                        })
+                    });
                     json!({ "partner": partner.id, "spans": spans.collect::<Vec<_>>() })
                 });
                 say!("{:#}", json!({ "partners": partners.collect::<Vec<_>>() }));

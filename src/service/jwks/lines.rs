@@ -15,18 +15,16 @@ use axum::{
 
 use crate::{
     domain::{Environment, PartnerId},
-    telemetry::{Entered, Metrics, Share},
+    telemetry::{Metrics, Share},
     transport::edge,
 };
 
 /// Writes the lines of one gateway.
 #[derive(Clone)]
-pub struct Lines(Arc<Inner>);
-
-struct Inner {
+pub struct Lines {
     environment: Environment,
     metrics: Arc<Metrics>,
-    share: Share,
+    share: Arc<Share>,
 }
 
 /// Whose set was asked for, as an extension of the answer.
@@ -37,35 +35,34 @@ impl Lines {
     /// Lines of a gateway of this environment.
     #[must_use]
     pub fn new(environment: Environment, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { environment, metrics, share: Share::default() }))
+        Self { environment, metrics, share: Arc::default() }
     }
 
     fn write(&self, method: &str, correlation_id: &str, response: &Response, took: Duration) {
         let status = response.status().as_u16();
-        self.0.metrics.jwks_request(status);
-        match self.0.share.enter() {
-            Entered::Written => tracing::info!(
-                method,
-                status,
-                partner = response.extensions().get::<Of>().map(|Of(partner)| partner.as_str()),
-                correlation_id,
-                environment = self.0.environment.as_str(),
-                version = env!("CARGO_PKG_VERSION"),
-                micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                "request"
-            ),
-            Entered::LeftOut { first: true } => drop(tokio::spawn(self.clone().tell())),
-            Entered::LeftOut { first: false } => {}
-        }
-    }
-
-    async fn tell(self) {
-        let requests = self.0.share.left_out().await;
-        tracing::info!(
-            requests,
-            environment = self.0.environment.as_str(),
-            version = env!("CARGO_PKG_VERSION"),
-            "requests without a line of their own"
+        self.metrics.jwks_request(status);
+        let environment = self.environment.as_str();
+        self.share.tell(
+            || {
+                tracing::info!(
+                    method,
+                    status,
+                    partner = response.extensions().get::<Of>().map(|Of(partner)| partner.as_str()),
+                    correlation_id,
+                    environment,
+                    version = env!("CARGO_PKG_VERSION"),
+                    micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    "request"
+                );
+            },
+            move |requests| {
+                tracing::info!(
+                    requests,
+                    environment,
+                    version = env!("CARGO_PKG_VERSION"),
+                    "requests without a line of their own"
+                );
+            },
         );
     }
 }
