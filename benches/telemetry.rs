@@ -39,13 +39,16 @@ mod parts;
 mod harness;
 
 use drain::Drain;
-use harness::{Gateway, Quote, Site, toml};
+use harness::{Caller, Gateway, Quote, Site, toml};
 
 /// The gateway's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CALLERS: usize = 64;
+
+/// How many quotes a gateway signs before it is another's turn.
+const TURN: u64 = 400;
 
 /// A collector that decodes what it gets.
 struct Sink {
@@ -93,6 +96,7 @@ struct Kind {
     name: &'static str,
     site: Site,
     gateway: Gateway,
+    client: Caller,
     collector: Collector,
     micros: Vec<f64>,
     rates: Vec<f64>,
@@ -146,7 +150,8 @@ async fn kind(name: &'static str, site: Site, collector: Collector, trace_ratio:
         None => drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")),
     });
     let gateway = site.serve().await;
-    Kind { name, site, gateway, collector, micros: Vec::new(), rates: Vec::new() }
+    let client = gateway.quotes("pricing").await;
+    Kind { name, site, gateway, client, collector, micros: Vec::new(), rates: Vec::new() }
 }
 
 /// The CPU that each thread of a process has used, in nanoseconds (the kernel's `schedstat`).
@@ -161,13 +166,12 @@ fn used(pid: u32) -> BTreeMap<u32, u64> {
 }
 
 impl Kind {
-    /// Has `count` quotes signed by callers that each wait for their answer.
-    async fn round(&mut self, count: u64) {
+    /// Has `count` quotes signed by callers that each wait for their answer, and gives how long that took.
+    async fn sign(&self, count: u64) -> Duration {
         let (mut callers, begun) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
-        let (before, began) = (used(self.gateway.pid()), Instant::now());
-        let client = self.gateway.quotes("pricing").await;
+        let began = Instant::now();
         for _ in 0..CALLERS {
-            let (client, begun) = (client.clone(), begun.clone());
+            let (client, begun) = (self.client.clone(), Arc::clone(&begun));
             callers.spawn(async move {
                 while begun.fetch_add(1, Ordering::Relaxed) < count {
                     client.sign(&Quote::number(1).without("quote_sequence")).await.unwrap();
@@ -177,13 +181,29 @@ impl Kind {
         while let Some(ended) = callers.join_next().await {
             ended.unwrap();
         }
-        let took = began.elapsed();
-        // What is shipped is shipped soon after.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        let after = used(self.gateway.pid());
+        began.elapsed()
+    }
+}
+
+/// Has `count` quotes signed by each, a few at a time and by one after the other, so that all of them have the same share of whatever
+/// else the machine does; what each of them cost is told once what they shipped has gone.
+async fn round(kinds: &mut [Kind], number: u64, count: u64) {
+    let before: Vec<_> = kinds.iter().map(|kind| used(kind.gateway.pid())).collect();
+    let mut took = vec![Duration::ZERO; kinds.len()];
+    for turn in 0..count / TURN {
+        for place in 0..kinds.len() {
+            // There and back, each time with another first.
+            let at = (place + (number + turn / 2) as usize) % kinds.len();
+            let at = if turn % 2 == 0 { at } else { kinds.len() - 1 - at };
+            took[at] += kinds[at].sign(TURN).await;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for ((kind, before), took) in kinds.iter_mut().zip(before).zip(took) {
+        let after = used(kind.gateway.pid());
         let nanos: u64 = after.iter().map(|(thread, nanos)| nanos - before.get(thread).copied().unwrap_or(0)).sum();
-        self.micros.push(nanos as f64 / 1e3 / count as f64);
-        self.rates.push(count as f64 / took.as_secs_f64());
+        kind.micros.push(nanos as f64 / 1e3 / count as f64);
+        kind.rates.push(count as f64 / took.as_secs_f64());
     }
 }
 
@@ -232,19 +252,11 @@ async fn main() {
             kinds.push(kind(name, site(), Collector::Drain(Drain::new().await), ratio).await);
         }
     }
-    for kind in &mut kinds {
-        kind.round(200).await;
-        (kind.micros, kind.rates) = (Vec::new(), Vec::new());
+    for kind in &kinds {
+        kind.sign(200).await;
     }
-    for round in 0..rounds {
-        // There and back: what changes on the machine meanwhile is shared.
-        let mut turn: Vec<&mut Kind> = kinds.iter_mut().collect();
-        if round % 2 == 1 {
-            turn.reverse();
-        }
-        for kind in turn {
-            kind.round(count).await;
-        }
+    for number in 0..rounds {
+        round(&mut kinds, number, count).await;
     }
     tell(&kinds, rounds, count);
     drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());
