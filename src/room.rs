@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io, iter,
     path::{Path, PathBuf},
 };
 
@@ -12,23 +12,44 @@ use parking_lot::Mutex;
 use crate::disk::free_bytes;
 
 const MIB: u64 = 1 << 20;
+/// What an anchor needs at most, however large its ledger is: it is 64 KiB, and the list of revoked kids beside it is small and
+/// written anew as a whole.
+const ANCHOR: Bounds = Bounds { warn_bytes: 8 * MIB, min_bytes: MIB };
+
+/// Below how much is warned, and below how much nothing is begun.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    warn_bytes: u64,
+    min_bytes: u64,
+}
+
+/// What is on a volume that is watched.
+#[derive(Debug)]
+struct Watched {
+    file: PathBuf,
+    bounds: Bounds,
+}
 
 /// The volumes, and how they stood at the last look.
 #[derive(Debug, Default)]
 pub struct Room {
     /// What is on them, by what it is called.
-    files: BTreeMap<&'static str, PathBuf>,
-    warn_bytes: u64,
-    min_bytes: u64,
+    files: BTreeMap<&'static str, Watched>,
     free: Mutex<BTreeMap<&'static str, Result<u64, String>>>,
 }
 
 impl Room {
-    /// Of the volumes that `files` are on; none where there are none.
+    /// Of the volumes that a ledger and its anchor are on; the anchor's bounds are its own, and never higher than the ledger's.
     #[must_use]
-    pub fn new(files: BTreeMap<&'static str, PathBuf>, warn_mib: u64, min_mib: u64) -> Self {
-        let (warn_bytes, min_bytes) = (warn_mib.saturating_mul(MIB), min_mib.saturating_mul(MIB));
-        Self { files, warn_bytes, min_bytes, free: Mutex::default() }
+    pub fn new(ledger: &Path, anchor: Option<&Path>, warn_mib: u64, min_mib: u64) -> Self {
+        let bounds = Bounds { warn_bytes: warn_mib.saturating_mul(MIB), min_bytes: min_mib.saturating_mul(MIB) };
+        let small = Bounds {
+            warn_bytes: bounds.warn_bytes.min(ANCHOR.warn_bytes),
+            min_bytes: bounds.min_bytes.min(ANCHOR.min_bytes),
+        };
+        let ledger = ("ledger", Watched { file: ledger.to_owned(), bounds });
+        let anchor = anchor.map(|anchor| ("anchor", Watched { file: anchor.to_owned(), bounds: small }));
+        Self { files: iter::once(ledger).chain(anchor).collect(), free: Mutex::default() }
     }
 
     /// Looks. Waits for the file systems, so that it is not to be called where tasks run.
@@ -37,7 +58,7 @@ impl Room {
     }
 
     fn look_by(&self, free: impl Fn(&Path) -> io::Result<u64>) {
-        let look = |(name, file): (&&'static str, &PathBuf)| (*name, free(file).map_err(|fault| fault.to_string()));
+        let look = |(name, on): (&&'static str, &Watched)| (*name, free(&on.file).map_err(|fault| fault.to_string()));
         let found = self.files.iter().map(look).collect();
         *self.free.lock() = found;
     }
@@ -58,11 +79,11 @@ impl Room {
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let free = self.free.lock();
-        let told = |(name, free): (&&'static str, &Result<u64, String>)| match free {
-            Ok(free) => (*free < self.warn_bytes).then(|| self.told(name, *free)),
+        let told = |(name, on): (&&'static str, &Watched)| match free.get(name)? {
+            Ok(free) => (*free < on.bounds.warn_bytes).then(|| on.told(name, *free)),
             Err(fault) => Some(format!("how much is free where the {name} is cannot be told: {fault}")),
         };
-        let told: Vec<String> = free.iter().filter_map(told).collect();
+        let told: Vec<String> = self.files.iter().filter_map(told).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 
@@ -72,16 +93,17 @@ impl Room {
     /// That there is none, and how little.
     pub fn suffices(&self) -> Result<(), String> {
         let free = self.free.lock();
-        let short = free.iter().find_map(|(name, free)| {
-            let free = free.as_ref().ok().filter(|free| **free < self.min_bytes)?;
-            Some(format!("{}, and nothing is begun below {} MiB", self.told(name, *free), self.min_bytes / MIB))
+        let short = self.files.iter().find_map(|(name, on)| {
+            let free = free.get(name)?.as_ref().ok().filter(|free| **free < on.bounds.min_bytes)?;
+            Some(format!("{}, and nothing is begun below {} MiB", on.told(name, *free), on.bounds.min_bytes / MIB))
         });
         short.map_or(Ok(()), Err)
     }
+}
 
+impl Watched {
     fn told(&self, name: &str, free: u64) -> String {
-        let file = self.files.get(name).map(|file| file.display().to_string()).unwrap_or_default();
-        format!("{} MiB are free on the volume of the {name} `{file}`", free / MIB)
+        format!("{} MiB are free on the volume of the {name} `{}`", free / MIB, self.file.display())
     }
 }
 
@@ -90,11 +112,28 @@ mod tests {
     use super::*;
 
     fn room(free: Result<u64, io::ErrorKind>) -> Room {
-        let files = [("ledger", PathBuf::from("/there/ledger.sqlite")), ("anchor", PathBuf::from("/here/anchor"))];
-        let room = Room::new(files.into(), 1024, 128);
+        let room = Room::new(Path::new("/there/ledger.sqlite"), Some(Path::new("/here/anchor")), 1024, 128);
         let plenty = |path: &Path| if path.starts_with("/here") { Ok(1 << 40) } else { free.map_err(io::Error::from) };
         room.look_by(plenty);
         room
+    }
+
+    #[test]
+    fn an_anchor_s_volume_has_bounds_of_its_own_which_are_none_where_the_ledger_has_none() {
+        let anchor = |warn_mib: u64, min_mib: u64, free: u64| {
+            let room = Room::new(Path::new("/there/ledger.sqlite"), Some(Path::new("/here/anchor")), warn_mib, min_mib);
+            room.look_by(|path| Ok(if path.starts_with("/here") { free } else { 1 << 40 }));
+            (room.warning(), room.suffices())
+        };
+        // What a volume of 64 MiB, as the chart asks for one, leaves free.
+        assert_eq!(anchor(1024, 128, 50 * MIB), (None, Ok(())));
+        assert_eq!(anchor(1024, 128, 8 * MIB), (None, Ok(())));
+        let told = "7 MiB are free on the volume of the anchor `/here/anchor`".to_owned();
+        assert_eq!(anchor(1024, 128, 8 * MIB - 1), (Some(told), Ok(())));
+        assert_eq!(anchor(1024, 128, MIB).1, Ok(()));
+        let refused = anchor(1024, 128, MIB - 1).1.unwrap_err();
+        assert!(refused.ends_with("`/here/anchor`, and nothing is begun below 1 MiB"), "{refused}");
+        assert_eq!(anchor(0, 0, 0), (None, Ok(())));
     }
 
     #[test]
@@ -125,10 +164,10 @@ mod tests {
 
     #[test]
     fn a_real_volume_has_room() {
-        let here = Room::new([("ledger", PathBuf::from("Cargo.toml"))].into(), 0, 0);
+        let here = Room::new(Path::new("Cargo.toml"), None, 0, 0);
         here.look();
         assert!(here.free()[0].1 > 0 && here.warning().is_none());
-        let nowhere = Room::new([("ledger", PathBuf::from("/nowhere/at/all"))].into(), 0, 0);
+        let nowhere = Room::new(Path::new("/nowhere/at/all"), None, 0, 0);
         nowhere.look();
         assert!(nowhere.warning().is_some() && nowhere.suffices().is_ok());
     }

@@ -37,7 +37,7 @@ pub struct LedgerSection {
     /// How many days after its expiry a quote is forgotten; its number stays taken.
     #[serde(default = "defaults::keep_days")]
     pub keep_days: u32,
-    /// Below how much free space on the volumes of a SQLite ledger and its anchor it is warned, in MiB.
+    /// Below how much free space on the volume of a SQLite ledger it is warned, in MiB; its anchor's has lower bounds of its own.
     #[serde(default = "defaults::disk_warn_mb")]
     pub disk_warn_mb: u64,
     /// Below how much nothing new is signed, in MiB.
@@ -127,9 +127,8 @@ impl LedgerSection {
     /// The volumes that are watched: those of a SQLite ledger and its anchor. A database's own are another's to watch.
     #[must_use]
     pub fn room(&self) -> Room {
-        let anchor = self.anchor.iter().filter(|_| self.sqlite.is_some()).map(|file| ("anchor", file.clone()));
-        let files = self.sqlite.iter().map(|file| ("ledger", file.clone())).chain(anchor).collect();
-        Room::new(files, self.disk_warn_mb, self.disk_min_mb)
+        let watched = |ledger: &PathBuf| Room::new(ledger, self.anchor.as_deref(), self.disk_warn_mb, self.disk_min_mb);
+        self.sqlite.as_ref().map(watched).unwrap_or_default()
     }
 
     /// Where it is.

@@ -77,11 +77,11 @@ async fn a_disk_that_fills_is_warned_of_then_begins_nothing_and_the_rest_goes_on
 }
 
 /// A file system of its own for as long as a test takes.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Mounted {
     /// Where this machine lets one be mounted.
-    fn try_new(at: PathBuf, size: &str) -> Option<Self> {
+    pub fn try_new(at: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir(&at).unwrap();
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(&at).output();
         mount.is_ok_and(|ran| ran.status.success()).then_some(Self(at))
@@ -133,4 +133,35 @@ async fn a_real_disk_that_fills_and_is_emptied_again() {
     }
     assert!(gateway.stop().success());
     done(site.run(&["audit", "verify"]));
+}
+
+/// The chart asks for a volume of this size: an anchor needs no more, and has bounds of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_volume_is_enough_for_an_anchor_until_it_is_really_full() {
+    let values = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/helm/quotesign/values.yaml")).unwrap();
+    let (_, anchor) = values.split_once("\n  anchor:\n").unwrap();
+    let size = anchor.split_once("size: ").unwrap().1.split_once("Mi\n").unwrap().0;
+    let site = Site::new();
+    let Some(disk) = Mounted::try_new(site.path("disk"), &format!("size={size}m")) else {
+        println!("no file system can be mounted here: the thresholds alone are tried");
+        return;
+    };
+    let site = site
+        .with("QUOTESIGN__LEDGER__ANCHOR", disk.0.join("ledger.anchor").to_str().unwrap())
+        .with("QUOTESIGN__LEDGER__DISK_WARN_MB", "1024")
+        .with("QUOTESIGN__LEDGER__DISK_MIN_MB", "128");
+    done(site.run(&["ledger", "anchor", "adopt", "--if-missing", "--reason", "a test"]));
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    pricing.sign(&Quote::number(1)).await.unwrap();
+    let told = |room: &str| gateway.log.lock().unwrap().iter().any(|line| line.contains(room));
+    assert!(!told("MiB are free on the volume of the anchor"));
+    // tmpfs takes what fits, and says that the rest does not.
+    drop(fs::write(disk.0.join("filler"), vec![1_u8; size.parse::<usize>().unwrap() << 20]));
+    until("health tells", async || !gateway.can_sign().await).await;
+    begins_nothing(&pricing, 2).await;
+    fs::remove_file(disk.0.join("filler")).unwrap();
+    gateway.signing().await;
+    pricing.sign(&Quote::number(2)).await.unwrap();
+    assert!(gateway.stop().success());
 }
