@@ -13,7 +13,8 @@ ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 make tzdata \
     && rm -rf /var/lib/apt/lists/*
-WORKDIR /src
+# No name that scripts/image-binary gives to paths, as which it would find this one in the binary.
+WORKDIR /build/quotesign
 COPY . .
 RUN make image-binary && scripts/image-rootfs target/release/quotesign /rootfs
 

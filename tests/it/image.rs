@@ -1,6 +1,6 @@
 //! The root file system of the image, without a container engine: the binary runs in it, and what it lacks is seen.
 
-use std::{fs, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use tempfile::TempDir;
 
@@ -44,6 +44,18 @@ fn the_image_is_what_the_script_makes_and_nothing_else() {
     let toolchain = fs::read_to_string(format!("{ROOT}/rust-toolchain.toml")).unwrap();
     let version = toolchain.split_once("channel = \"").unwrap().1.split_once('"').unwrap().0;
     assert!(build.contains(&format!("=rust:{version}-slim-")), "the image is built by another toolchain");
+    // A path of the build is found in the binary by its name: it must not be called what such paths are renamed to.
+    let folder = build.split_once("\nWORKDIR ").unwrap().1.lines().next().unwrap();
+    let renames = fs::read_to_string(format!("{ROOT}/scripts/image-binary")).unwrap();
+    let names: BTreeSet<&str> = renames
+        .split("-prefix-map=")
+        .chain(renames.split("--remap-path-prefix="))
+        .skip(1)
+        .filter_map(|rename| rename.split_once('=')?.1.split([' ', '"']).next())
+        .filter(|name| name.starts_with('/'))
+        .collect();
+    assert_eq!(names.iter().copied().collect::<Vec<_>>(), ["/cargo", "/rust", "/src"]);
+    assert!(names.iter().all(|name| !folder.starts_with(name)), "{folder} is what a path of the build is renamed to");
     // Who it runs as is the chart's, too.
     let chart = fs::read_to_string(format!("{ROOT}/helm/quotesign/templates/_names.tpl")).unwrap();
     assert!(chart.contains("runAsUser: 65532") && chart.contains("fsGroup: 65532"));
