@@ -40,7 +40,7 @@ mod shipping;
 mod upkeep;
 
 use beside::Beside;
-use fronts::{Listeners, Lives};
+use fronts::{Fronts, Listeners, Lives};
 
 pub use check::{bundle, check, fits};
 pub use devices::{device, provisioner, token_config};
@@ -167,13 +167,14 @@ impl Gateway {
         })
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains: health turns, calls under way end, the ledger closes.
+    /// Serves until SIGTERM or SIGINT, then drains: health turns, calls under way end, key sets are no longer served, the ledger
+    /// closes.
     ///
     /// # Errors
     /// Where a front ends by itself.
     pub async fn run(mut self) -> Result<(), StartError> {
         let mut ends = Ends::new()?;
-        let [stop_watch, stop_beside, stop_fronts] = [(); 3].map(|()| CancellationToken::new());
+        let [stop_watch, stop_beside, stop_fronts, stop_sets] = [(); 4].map(|()| CancellationToken::new());
         let (reporter, health) = tonic_health::server::health_reporter();
         let watch = Watch {
             pipeline: self.pipeline.clone(),
@@ -188,13 +189,16 @@ impl Gateway {
         let drain = self.config.drain;
         let addresses = self.addresses().map_err(|fault| StartError::Machine(fault.to_string()))?;
         let (pipeline, calls) = (self.pipeline.clone(), self.calls.clone());
-        let mut fronts = self.fronts(health, &stop_fronts)?;
+        let Fronts { calls: mut fronts, mut sets } = self.fronts(health, &stop_fronts, &stop_sets)?;
+        // No key set is served that does not follow what is revoked.
+        let looks = tokio::spawn(upkeep::look_at_stops(pipeline.clone(), stop_sets.clone()));
         for (front, address) in addresses {
             tracing::info!(front, %address, "listening");
         }
         let ended = tokio::select! {
             () = ends.wait() => None,
             ended = fronts.join_next() => ended,
+            ended = sets.join_next() => ended,
         };
         tracing::info!(grace_ms = drain.grace_ms, "draining");
         stop_watch.cancel();
@@ -219,6 +223,14 @@ impl Gateway {
         stop_beside.cancel();
         let _ended = watch.await;
         beside.end(&pipeline).await;
+        // Verifiers were served until here, and may have been sent here until now.
+        stop_sets.cancel();
+        let sets_end = async {
+            while sets.join_next().await.is_some() {}
+            looks.await
+        };
+        let _in_time = tokio::time::timeout(FLUSH, sets_end).await;
+        sets.abort_all();
         pipeline.ledger.close().await;
         pipeline.keyring.close().await;
         tracing::info!("stopped");

@@ -113,7 +113,6 @@ fn upkeep(gateway: &Gateway, stop: &CancellationToken) -> JoinSet<()> {
     let (pipeline, ledger) = (|| gateway.pipeline.clone(), &config.ledger);
     let mut upkeep = JoinSet::new();
     upkeep.spawn(upkeep::sweep(pipeline(), ledger.sweep(), ledger.keep(), stop.clone()));
-    upkeep.spawn(upkeep::look_at_stops(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::make_durable(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::look_at_room(pipeline(), stop.clone()));
     upkeep.spawn(upkeep::reload_on_hangup(control.clone(), pipeline(), stop.clone()));

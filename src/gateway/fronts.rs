@@ -60,6 +60,12 @@ pub(super) struct Lives {
     pub(super) jwks: Arc<Live>,
 }
 
+/// What serves on the listeners. Key sets are served longer than the rest.
+pub(super) struct Fronts {
+    pub(super) calls: JoinSet<()>,
+    pub(super) sets: JoinSet<()>,
+}
+
 impl Listeners {
     pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
         let bind = async |field: &str, address: SocketAddr| {
@@ -96,12 +102,13 @@ impl Lives {
 }
 
 impl Gateway {
-    /// Begins to serve on all four, until `stop`.
+    /// Begins to serve on all four: key sets until `stop_sets`, the rest until `stop`.
     pub(super) fn fronts<H>(
         self,
         health: tonic_health::pb::health_server::HealthServer<H>,
         stop: &CancellationToken,
-    ) -> Result<JoinSet<()>, StartError>
+        stop_sets: &CancellationToken,
+    ) -> Result<Fronts, StartError>
     where
         H: tonic_health::pb::health_server::Health,
     {
@@ -133,7 +140,7 @@ impl Gateway {
         let terms = Terms { http2_only: true, streams_max: limits.streams_max, age_max: limits.age_max(), last_calls };
         let public_terms = Terms { http2_only: false, streams_max: PUBLIC_STREAMS_MAX, ..terms };
 
-        let mut fronts = JoinSet::new();
+        let (mut calls, mut served) = (JoinSet::new(), JoinSet::new());
         let Listeners { grpc: grpc_listener, admin: admin_listener, jwks: jwks_listener, operations } = self.listeners;
         let edge = EdgeLayer(Arc::new(Site {
             environment: self.config.environment,
@@ -150,14 +157,14 @@ impl Gateway {
             let routes = routes.map_request(|request: Request<Incoming>| request.map(Body::new));
             let protocol = Protocol::Mutual(live.clone(), section.trust_domain.clone());
             let connections = accept::accept(listener, protocol, bounds, stop.clone());
-            fronts.spawn(serve::serve(connections, routes, terms, stop.clone()));
+            calls.spawn(serve::serve(connections, routes, terms, stop.clone()));
         }
         let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
         let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
         let sets = jwks::routes(sets, Lines::new(self.config.environment, self.metrics.clone()));
         let protocol = Protocol::Public(self.lives.jwks.clone());
-        let connections = accept::accept(jwks_listener, protocol, public_bounds, stop.clone());
-        fronts.spawn(serve::serve(connections, sets, public_terms, stop.clone()));
+        let connections = accept::accept(jwks_listener, protocol, public_bounds, stop_sets.clone());
+        served.spawn(serve::serve(connections, sets, public_terms, stop_sets.clone()));
         let watched = operations::routes(Operations {
             components: self.components,
             stopped: self.pipeline.stopped.clone(),
@@ -165,8 +172,8 @@ impl Gateway {
             metrics: self.metrics,
         });
         let connections = accept::accept(operations, Protocol::Plain, public_bounds, stop.clone());
-        fronts.spawn(serve::serve(connections, watched, public_terms, stop.clone()));
-        Ok(fronts)
+        calls.spawn(serve::serve(connections, watched, public_terms, stop.clone()));
+        Ok(Fronts { calls, sets: served })
     }
 }
 

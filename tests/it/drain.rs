@@ -1,6 +1,9 @@
 //! How a gateway ends, and how it goes on: signals, calls under way, and panics in the path.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use prost::Message as _;
 use quotesign::{
@@ -23,7 +26,7 @@ use tonic_health::{
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{Gateway, Quote, Site, reason, until},
+    harness::{Gateway, PARTNER, Quote, Site, reason, toml, until},
     hostile::{DATA, END_HEADERS, END_STREAM, HEADERS, SIGN_QUOTE, by_hand, call_headers, frame, over},
 };
 
@@ -48,10 +51,18 @@ async fn reserved(site: &Site, gateway: &Gateway, quote: &Quote) -> JoinHandle<R
 }
 
 async fn until_all_refuse(gateway: &Gateway) {
-    for front in ["grpc", "admin", "jwks", "operations"] {
+    for front in ["grpc", "admin", "operations"] {
         let address = gateway.address(front);
         until("new connections are refused", async || TcpStream::connect(address).await.is_err()).await;
     }
+}
+
+/// Whether the key set is served.
+fn shows_its_keys(site: &Site, gateway: &Gateway) -> bool {
+    let set = format!("https://{}/partners/{PARTNER}/.well-known/jwks.json", gateway.address("jwks"));
+    let mut curl = Command::new("curl");
+    let shown = curl.args(["-sS", "--fail", "--cacert"]).arg(site.path("tls/ca.pem")).arg(set).output().unwrap();
+    shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains("\"kid\"")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,10 +74,37 @@ async fn a_call_under_way_ends_with_its_jws_while_nobody_new_is_let_in() {
         let call = reserved(&site, &gateway, &quote).await;
         gateway.signal(signal);
         until_all_refuse(&gateway).await;
+        assert!(shows_its_keys(&site, &gateway), "verifiers need them while calls are under way");
         let signed = call.await.unwrap().unwrap();
         assert!(gateway.wait().success());
         assert!(matches!(site.stage(&quote), Some(Stage::Signed { jws, .. }) if jws.as_str() == signed.jws));
     }
+}
+
+/// A Service sends verifiers to a pod until it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn key_sets_are_served_until_all_else_has_ended() {
+    // What a collector is sent waits in its queue, and is never answered.
+    let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let site = Site::new().with("QUOTESIGN__DRAIN__GRACE_MS", "0");
+    let endpoint = format!("{{ endpoint = 'http://{}' }}", collector.local_addr().unwrap());
+    site.edit_config(|config| config["otlp"] = toml(&endpoint));
+    let gateway = site.serve().await;
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    gateway.signal(Signal::TERM);
+    until_all_refuse(&gateway).await;
+    let is_sending = || !gateway.log.lock().unwrap().iter().any(|line| line.contains("the collector takes its time"));
+    let mut shown = 0;
+    while is_sending() {
+        // The last one may have come when the gateway was about to end.
+        assert!(shows_its_keys(&site, &gateway) || !is_sending(), "verifiers were refused after {shown} looks");
+        shown += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(shown > 10, "{shown}");
+    let jwks = gateway.address("jwks");
+    assert!(gateway.wait().success());
+    assert!(TcpStream::connect(jwks).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
