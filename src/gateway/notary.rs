@@ -89,11 +89,16 @@ impl Notary {
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut told = String::new();
         loop {
-            tokio::select! {
+            let next_look = async {
+                tokio::time::sleep(jittered(self.interval / 4)).await;
+                self.look(self.interval / 2).await
+            };
+            let looked = tokio::select! {
+                // What it leaves undone, and what it did that it does not know of, the last look finds.
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(jittered(self.interval / 4)) => {}
-            }
-            let why = match self.look(self.interval / 2).await {
+                looked = next_look => looked,
+            };
+            let why = match looked {
                 Ok(()) => String::new(),
                 Err(fault) => {
                     let why = fault.to_string();
@@ -145,7 +150,10 @@ impl Notary {
 
     async fn try_make(&self, now: UtcTime, age: Duration) -> Result<(), Fault> {
         let (place, keys, seen) = (self.place.clone(), Arc::clone(&self.keys), *self.seen.lock());
-        let survey = move || stretch(&place, &keys, seen, now.minus(age));
+        let survey = move || {
+            fail::fail_point!("notary::survey");
+            stretch(&place, &keys, seen, now.minus(age))
+        };
         let Stretch { newest, growth } = tokio::task::spawn_blocking(survey).await.map_err(passing)??;
         *self.seen.lock() = newest.as_ref().map(|newest| (newest.tree.size(), newest.digest()));
         let Some(growth) = growth else { return Ok(()) };

@@ -1,6 +1,10 @@
 //! Signed checkpoints: what binds the journal together, what whoever keeps one finds, and proofs of single records.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use quotesign::{
     audit,
@@ -72,6 +76,23 @@ pub fn page_script(text: &str) -> String {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit-record.md")).unwrap();
     let scripts = page.split("```python\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
     scripts.into_iter().find(|script| script.contains(text)).unwrap().to_owned()
+}
+
+/// A pod is given the time for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_ends_does_not_wait_for_a_checkpoint_under_way_before_it_makes_the_last() {
+    let slow = Duration::from_secs(7);
+    let site = site()
+        .with("FAILPOINTS", &format!("notary::survey=sleep({})", slow.as_millis()))
+        .with("QUOTESIGN__DRAIN__GRACE_MS", "0");
+    let gateway = site.serve().await;
+    sign(&gateway, [1]).await;
+    // Looks are a second apart, give or take.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let begun = Instant::now();
+    assert!(gateway.stop().success());
+    let took = begun.elapsed();
+    assert!(took > slow && took < slow + slow / 2, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
