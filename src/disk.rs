@@ -1,11 +1,13 @@
 //! What a file needs beside its own synchronisation to be there after a power cut: its name, in its folder. And how much room there
-//! is beside it.
+//! is beside it, and whether it can be written there at all.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::Path,
 };
+
+use rustix::fs::StatVfsMountFlags;
 
 /// The folder that a file's name stands in.
 #[must_use]
@@ -28,6 +30,12 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let told = rustix::fs::statvfs(folder_of(path))?;
     Ok(told.f_bavail.saturating_mul(told.f_frsize))
+}
+
+/// Whether nobody can write by this path, whatever its mode: what it is on is mounted read-only here.
+#[must_use]
+pub fn is_read_only(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|told| told.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Puts a file of these bytes at `path`, in one piece or not at all, durable when this returns.

@@ -29,6 +29,7 @@ use crate::{
     first_start::{Hands, Production, ROOT, SIGNING},
     harness::{DAY, Gateway, PARTNER, Quote, Site, client_certificate, done, failed, quotesign, seconds, toml},
     lifecycle::Cdn,
+    room::Mounted,
     server::Cluster,
     stops::kid,
 };
@@ -313,6 +314,35 @@ async fn a_healthy_site_is_well_and_looking_changes_nothing() {
     assert!(!site.path("ledger.sqlite-wal").exists());
     site.edit_config(|config| config["operations"]["listen"] = toml("'127.0.0.1:1'"));
     same("after a stop");
+}
+
+/// As a `ConfigMap` is in a pod: root's, for anybody to write, on a mount by which nobody can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_mounted_read_only_is_written_by_nobody_whatever_its_mode() {
+    let site = Site::new();
+    keep_secrets(&site);
+    let Some(map) = Mounted::try_new(site.path("map"), "size=16m") else {
+        println!("no file system can be mounted here: this is not tried");
+        return;
+    };
+    done(Command::new("cp").arg("-rT").args([&site.path("policy"), &map.0]).output().unwrap());
+    fs::copy(site.path("tls/ca.pem"), map.0.join("keys/ca.pem")).unwrap();
+    site.edit_config(|config| {
+        config["policy"] = toml("'map'");
+        config["grpc"]["client_ca"] = toml("'map/keys/ca.pem'");
+    });
+    for folder in ["map", "map/keys"] {
+        chmod(&site.path(folder), 0o777);
+    }
+    let of_files = || doctor(&site, &[]).turned().into_keys().filter(|check| check.starts_with("files.")).collect();
+    let turned: Vec<String> = of_files();
+    assert_eq!(turned, ["files.directory", "files.policy"]);
+    done(Command::new("mount").args(["-o", "remount,ro"]).arg(&map.0).output().unwrap());
+    let turned: Vec<String> = of_files();
+    assert_eq!(turned, [""; 0]);
+    let checks = doctor(&site, &[]).checks;
+    let of_map = checks.iter().find(|found| text(found, "evidence").contains("/map/keys: mode 0777")).unwrap();
+    assert!(text(of_map, "evidence").ends_with(", on a read-only mount"), "{of_map}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,10 @@ use std::{
 use rustix::process::geteuid;
 use toml::{Table, Value};
 
-use crate::{config::Config, disk::folder_of};
+use crate::{
+    config::Config,
+    disk::{self, folder_of},
+};
 
 use super::report::{Check, Report};
 
@@ -66,6 +69,7 @@ const SECRET: u32 = 0o037;
 /// Nobody but the owner may change what is believed.
 const CHANGE: u32 = 0o022;
 const OTHERS_WRITE: u32 = 0o002;
+const WRITE: u32 = 0o222;
 const STICKY: u32 = 0o1000;
 /// What lies beside a SQLite ledger and an anchor, by what follows their names. The list of revoked kids is no secret.
 const BESIDE: [(&str, u32); 7] = [
@@ -152,6 +156,7 @@ pub(super) fn look(named: &Named, config: &Path, report: &mut Report) {
 
 /// What stands there, or why that is not told.
 struct Found {
+    /// Who may do what; of a directory on a read-only mount, as a `ConfigMap` is, nobody may write.
     mode: u32,
     uid: u32,
     told: String,
@@ -160,7 +165,11 @@ struct Found {
 fn find(path: &Path) -> io::Result<Found> {
     let found = fs::metadata(path)?;
     let (mode, uid) = (found.mode() & 0o7777, found.uid());
-    Ok(Found { mode, uid, told: format!("{}: mode {mode:04o}, owner {uid}", path.display()) })
+    let told = format!("{}: mode {mode:04o}, owner {uid}", path.display());
+    if found.is_dir() && disk::is_read_only(path) {
+        return Ok(Found { mode: mode & !WRITE, uid, told: format!("{told}, on a read-only mount") });
+    }
+    Ok(Found { mode, uid, told })
 }
 
 /// Why the file must not stay as it is, and the remedy.
