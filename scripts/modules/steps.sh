@@ -27,8 +27,12 @@ install_packages() {
     done
     [[ ${#missing[@]} -gt 0 ]] || return 0
     command -v apt-get >/dev/null || fail "missing: ${missing[*]}; they are Debian's, and this machine has no apt-get"
-    [[ $EUID -eq 0 ]] || fail "missing: ${missing[*]}; run \`$script install\` as root"
-    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120)
+    local as_root=()
+    if [[ $EUID -ne 0 ]]; then
+        sudo -n true 2>/dev/null || fail "missing: ${missing[*]}; run \`$script install\` as root"
+        as_root=(sudo -n)
+    fi
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120)
     # Lists that cannot be refreshed may still do; the installation itself decides.
     "${apt[@]}" update </dev/null >&2 || true
     "${apt[@]}" install --yes --no-install-recommends "${missing[@]}" </dev/null >&2 ||

@@ -67,6 +67,7 @@ mod runbooks;
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 #[path = "../ledger/server.rs"]
 mod server;
+mod setup;
 mod shipping;
 mod soak;
 mod stages;
