@@ -5,13 +5,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
-    os::unix::fs::symlink,
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use quotesign::proto::{HaltReach, HaltRequest, halt_reach::To};
 use rcgen::CertificateParams;
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -440,10 +444,21 @@ fn a_pod_is_given_the_time_it_needs_and_is_asked_what_its_callers_need_to_know()
     assert_eq!(gateway["readinessProbe"]["httpGet"], json!({ "path": "/readyz?for=signing", "port": "operations" }));
     assert_eq!(gateway["livenessProbe"]["httpGet"]["path"], "/livez");
     // Key sets and operators need a gateway also where it cannot sign; callers do not.
-    for (service, always) in [("grpc", false), ("peers", false), ("admin", true), ("jwks", true), ("operations", true)]
-    {
-        let service = named(&documents, "Service", &format!("gw-quotesign-{service}"));
+    let of_key_sets = self::documents("postgres-kms-irsa", &json!({ "readiness": "jwks" }));
+    for (service, always, by_key_sets) in [
+        ("grpc", false, false),
+        ("peers", false, false),
+        ("admin", true, true),
+        ("admin-peers", true, true),
+        ("jwks", true, false),
+        ("operations", true, true),
+    ] {
+        let name = format!("gw-quotesign-{service}");
+        let service = named(&documents, "Service", &name);
         assert_eq!(service["spec"]["publishNotReadyAddresses"] == true, always, "{service}");
+        // What readiness is about is served by pods that are ready alone: others would refuse.
+        let service = named(&of_key_sets, "Service", &name);
+        assert_eq!(service["spec"]["publishNotReadyAddresses"] == true, by_key_sets, "{service}");
         let ports: BTreeSet<_> = items(&gateway["ports"]).map(|port| port["name"].as_str().unwrap()).collect();
         assert!(ports.contains(service["spec"]["ports"][0]["targetPort"].as_str().unwrap()), "{service}");
     }
@@ -453,6 +468,15 @@ fn a_pod_is_given_the_time_it_needs_and_is_asked_what_its_callers_need_to_know()
         let section = config.split_once(&format!("[{name}]\n")).unwrap().1;
         assert!(section.starts_with(&format!("listen = \"0.0.0.0:{number}\"")), "{section}");
     }
+    // Each gateway has a name by which operators reach it and no other, whose certificate the page asks for.
+    let by_name = named(&documents, "Service", "gw-quotesign-admin-peers");
+    assert_eq!(by_name["spec"]["clusterIP"], "None");
+    assert_eq!(of_kind(&documents, "StatefulSet")[0]["spec"]["serviceName"], by_name["metadata"]["name"]);
+    let page = fs::read_to_string(format!("{ROOT}/docs/deployment.md")).unwrap();
+    for service in ["grpc", "peers", "jwks", "admin"] {
+        assert!(page.split_once("dnsNames:").unwrap().1.contains(&format!("gw-quotesign-{service}.pay.svc")));
+    }
+    assert!(page.contains("\"*.gw-quotesign-admin-peers.pay.svc\"]"));
     let listens = pod_config(&json!({ "listenAddress": "::" }));
     assert!(listens.contains("listen = \"[::]:8443\""), "{listens}");
 }
@@ -460,6 +484,18 @@ fn a_pod_is_given_the_time_it_needs_and_is_asked_what_its_callers_need_to_know()
 fn pod_config(over: &Value) -> String {
     let documents = documents("minimal", over);
     named(&documents, "ConfigMap", "gw-quotesign")["data"]["quotesign.toml"].as_str().unwrap().to_owned()
+}
+
+/// Of each address so many connections are taken: behind a node's, many clients would be one.
+#[test]
+fn a_balancer_keeps_the_addresses_of_clients_unless_it_is_told_otherwise() {
+    let policy = |over: &Value, service: &str| {
+        let documents = documents("postgres-kms-irsa", over);
+        named(&documents, "Service", &format!("gw-quotesign-{service}"))["spec"]["externalTrafficPolicy"].clone()
+    };
+    assert_eq!([policy(&json!({}), "jwks"), policy(&json!({}), "grpc")], [json!("Local"), json!(null)]);
+    let over = json!({ "grpc": { "service": { "type": "LoadBalancer", "externalTrafficPolicy": "Cluster" } } });
+    assert_eq!([policy(&over, "jwks"), policy(&over, "grpc")], [json!("Local"), json!("Cluster")]);
 }
 
 #[test]
@@ -531,9 +567,45 @@ fn modules_come_by_image_volume_or_sidecar_and_the_module_s_path_is_on_what_is_m
         let copies = items(&spec["initContainers"]).any(|container| container["name"] == name);
         assert_eq!(copies, how == "emptyDir", "{set}");
     }
+    for set in ["pkcs11-init-image", "postgres-pkcs11-sidecar"] {
+        let documents = documents(set, &json!({}));
+        let spec = &pod(&documents)["spec"];
+        let copies = items(&spec["initContainers"]).find(|one| one["command"][0] == "/bin/cp").unwrap();
+        copied_as_the_pod_s_user(spec, copies);
+    }
     let documents = documents("postgres-pkcs11-sidecar", &json!({}));
     let daemon = items(&pod(&documents)["spec"]["initContainers"]).find(|one| one["name"] == "vendor-daemon").unwrap();
     assert_eq!(daemon["restartPolicy"], "Always", "it begins before the gateway and ends after it");
+}
+
+/// Runs a command that copies a module, as the pod's user, into a directory as the kubelet makes it: root's, and anybody may write
+/// there. Only root can try that.
+fn copied_as_the_pod_s_user(spec: &Value, container: &Value) {
+    if !geteuid().is_root() {
+        println!("not root: that the module is copied is not tried");
+        return;
+    }
+    let home = TempDir::new().unwrap();
+    let (from, to) = (home.path().join("client"), home.path().join("module"));
+    fs::create_dir_all(from.join("lib")).unwrap();
+    fs::create_dir(&to).unwrap();
+    fs::write(from.join("lib/module.so.1"), "code").unwrap();
+    symlink("module.so.1", from.join("lib/module.so")).unwrap();
+    for (path, mode) in [(home.path(), 0o755), (&from, 0o755), (&to, 0o2777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let place = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let here = |argument: &Value| {
+        let argument = argument.as_str().unwrap();
+        let path = argument.strip_prefix("/client").map(|rest| format!("{}{rest}", from.display()));
+        path.or_else(|| argument.strip_prefix(place).map(|rest| format!("{}{rest}", to.display())))
+            .unwrap_or_else(|| argument.to_owned())
+    };
+    let command: Vec<String> = items(&container["command"]).map(here).collect();
+    let user = u32::try_from(spec["securityContext"]["runAsUser"].as_u64().unwrap()).unwrap();
+    done(Command::new(&command[0]).args(&command[1..]).uid(user).gid(user).output().unwrap());
+    assert_eq!(fs::read_to_string(to.join("lib/module.so")).unwrap(), "code");
+    assert!(to.join("lib/module.so").is_symlink());
 }
 
 #[test]
@@ -554,6 +626,17 @@ fn identity_scaling_and_who_may_connect_are_as_the_values_say() {
         ["pricing", "operations", "observability"].map(|name| Some(json!(name)))
     );
     assert_eq!(from("jwks"), None, "key sets are public");
+    // Whoever may connect besides, the pod of `helm test` may.
+    let labels = &named(&documents, "Pod", "gw-quotesign-test")["metadata"]["labels"];
+    let is_of_the_test = |rule: &&Value| rule["from"][0]["podSelector"]["matchLabels"] == *labels;
+    let ports = |policy: &Value| -> Vec<Value> {
+        let rule = items(&policy["ingress"]).find(is_of_the_test).unwrap();
+        items(&rule["ports"]).map(|port| port["port"].clone()).collect()
+    };
+    assert_eq!(ports(policy), ["jwks", "grpc"]);
+    let over = json!({ "tests": { "client": null }, "networkPolicy": { "jwks": [{ "podSelector": {} }] } });
+    let without = self::documents("postgres-kms-irsa", &over);
+    assert_eq!(ports(&of_kind(&without, "NetworkPolicy")[0]["spec"]), ["jwks"]);
     assert_eq!(of_kind(&documents, "PodDisruptionBudget")[0]["spec"]["maxUnavailable"], 1);
     let spread = items(&pod(&documents)["spec"]["topologySpreadConstraints"]).map(|one| one["topologyKey"].clone());
     assert_eq!(spread.collect::<Vec<_>>(), ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]);
@@ -575,12 +658,16 @@ async fn what_helm_test_runs_tells_a_gateway_that_signs_from_one_that_does_not()
     let site = Site::new();
     let gateway = site.serve().await;
     let set = format!("https://{}/partners/{PARTNER}/.well-known/jwks.json", gateway.address("jwks"));
-    let documents = documents("sqlite-softhsm-dev", &json!({ "tests": { "jwksUrl": set } }));
+    let ca = json!({ "secretName": "public-ca", "key": "public.crt" });
+    let documents = documents("sqlite-softhsm-dev", &json!({ "tests": { "jwksUrl": set, "jwksCA": ca } }));
     let home = TempDir::new().unwrap();
     let place = |path: &str| home.path().join("etc/quotesign").join(path);
-    for (file, from) in
-        [("ca/test/ca.crt", "ca.pem"), ("tls/test/tls.crt", "operator.pem"), ("tls/test/tls.key", "operator.key")]
-    {
+    for (file, from) in [
+        ("ca/test/ca.crt", "ca.pem"),
+        ("ca/test-jwks/public.crt", "ca.pem"),
+        ("tls/test/tls.crt", "operator.pem"),
+        ("tls/test/tls.key", "operator.key"),
+    ] {
         fs::create_dir_all(place(file).parent().unwrap()).unwrap();
         fs::copy(site.path("tls").join(from), place(file)).unwrap();
     }
@@ -606,6 +693,89 @@ async fn what_helm_test_runs_tells_a_gateway_that_signs_from_one_that_does_not()
     until("health says so", async || !gateway.can_sign().await).await;
     failed(run("health"), 1);
     done(run("jwks"));
+}
+
+/// A key set's certificate is from elsewhere than the listener's for callers, more often than not.
+#[test]
+fn helm_test_holds_the_key_set_against_the_cas_that_its_url_is_for() {
+    let asked = |set: &str, tests: Value| {
+        let documents = documents(set, &json!({ "tests": tests }));
+        let spec = &named(&documents, "Pod", "gw-quotesign-test")["spec"];
+        let container = containers(spec).find(|container| container["name"] == "jwks").unwrap();
+        let args: Vec<&str> = items(&container["args"]).skip(2).map(|argument| argument.as_str().unwrap()).collect();
+        let volume = items(&spec["volumes"]).find(|volume| volume["name"] == "ca-test-jwks");
+        (args.join(" "), volume.map(|volume| volume["secret"]["secretName"].clone()))
+    };
+    let service = "https://gw-quotesign-jwks.pay.svc:443/partners/acme-remit/.well-known/jwks.json";
+    let own = Some(json!("quotesign-server"));
+    assert_eq!(
+        asked("sqlite-softhsm-dev", json!({})),
+        (format!("{service} --ca /etc/quotesign/ca/test-jwks/ca.crt"), own),
+        "one certificate for all"
+    );
+    let public = "https://quotes.acme-remit.example/partners/acme-remit/.well-known/jwks.json";
+    assert_eq!(asked("postgres-kms-irsa", json!({})), (public.to_owned(), None), "the CAs of the public");
+    let ca = json!({ "secretName": "x", "key": "x.crt" });
+    let given = json!({ "jwksUrl": "", "partner": "acme-remit", "jwksCA": ca });
+    let (args, volume) = asked("postgres-kms-irsa", given);
+    assert_eq!(args, format!("{service} --ca /etc/quotesign/ca/test-jwks/x.crt"));
+    assert_eq!(volume, Some(json!("x")));
+}
+
+/// What promtool says of a file of tests beside the rules, in a directory of its own.
+fn promtool(rules: &Value, tests: &Value) -> Output {
+    let home = TempDir::new().unwrap();
+    fs::write(home.path().join("rules.yaml"), rules.to_string()).unwrap();
+    fs::write(home.path().join("tests.yaml"), tests.to_string()).unwrap();
+    let mut promtool = Command::new(format!("{ROOT}/.tools/promtool/promtool"));
+    promtool.args(["test", "rules", "tests.yaml"]).current_dir(home.path()).output().unwrap()
+}
+
+#[test]
+fn the_alerts_of_one_environment_say_nothing_of_another_s_gateways() {
+    let documents = documents("postgres-kms-irsa", &json!({}));
+    let rules = &of_kind(&documents, "PrometheusRule")[0]["spec"];
+    let read = fs::read_to_string(format!("{ROOT}/deploy/observability/alerts.yaml")).unwrap();
+    for rule in items(&rules["groups"]).flat_map(|group| items(&group["rules"])) {
+        let (alert, expr) = (&rule["alert"], rule["expr"].as_str().unwrap());
+        // But for what is put into it, it is what is tried.
+        let plain = expr.replace("{namespace=\"pay\"}", "").replace("namespace=\"pay\",", "");
+        let of_text = |text: &str| text.split_whitespace().collect::<String>();
+        assert!(of_text(&read).contains(&of_text(&plain)), "{alert}: {expr}");
+        for (at, _) in expr.match_indices("quotesign_") {
+            let name_ends = expr[at..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(expr.len() - at);
+            let is_scoped = expr[at + name_ends..].starts_with("{namespace=\"pay\"");
+            assert_eq!(is_scoped, !expr[at..].starts_with("quotesign_jwks_"), "{alert}: {expr}");
+        }
+        assert_eq!(rule["labels"]["namespace"] == "pay", !expr.contains("quotesign_jwks_"), "{alert}");
+    }
+    let series = |series: &str, values: &str| json!({ "series": series, "values": values });
+    let fires = "group by (alertname, namespace) (ALERTS{alertstate=\"firing\"})";
+    let tests = json!({
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": [
+                series("quotesign_component_serving{component=\"signing\",namespace=\"sandbox\"}", "1x30"),
+                series("quotesign_component_serving{component=\"ledger\",namespace=\"sandbox\"}", "0x30"),
+                series("quotesign_policy_serial{digest=\"aa\",namespace=\"pay\"}", "1x30"),
+                series("quotesign_policy_serial{digest=\"bb\",namespace=\"sandbox\"}", "1x30"),
+                series("up{job=\"gateways\",namespace=\"sandbox\"}", "0x30"),
+                series("quotesign_clock_timestamp_seconds{job=\"gateways\",namespace=\"pay\"}", "0+60x30"),
+                series("quotesign_jwks_up{instance=\"outside\"}", "0x30"),
+            ],
+            "promql_expr_test": [{
+                "expr": fires,
+                "eval_time": "25m",
+                "exp_samples": [
+                    { "labels": "{alertname=\"QuotesignAbsent\",namespace=\"pay\"}", "value": 1 },
+                    { "labels": "{alertname=\"QuotesignJwksDown\"}", "value": 1 },
+                ],
+            }],
+        }],
+    });
+    done(promtool(rules, &tests));
 }
 
 #[test]
@@ -778,6 +948,7 @@ fn refused_by_the_rules() -> Vec<Refusal> {
             "needs the CA of the gateway's certificate",
         ),
         ("minimal", json!({ "tests": { "ca": { "secretName": "x" } } }), "say whose key set is looked at"),
+        ("minimal", json!({ "tests": { "ca": { "secretName": "x" } } }), "the key sets have a certificate of"),
         ("postgres-kms-irsa", json!({ "ledger": { "postgres": { "workload": "Deployment" } } }), "take StatefulSet"),
         ("postgres-kms-irsa", json!({ "ledger": { "anchor": { "adopt": "" } } }), "has no anchor yet"),
         (
@@ -837,7 +1008,9 @@ fn the_notes_say_what_comes_next_and_the_page_of_values_is_the_schema_s() {
     {
         assert!(said.contains(step), "{step} in {said}");
     }
+    assert!(said.contains("or each gateway by itself: gw-quotesign-0.gw-quotesign-admin-peers.pay.svc:8444"), "{said}");
     let said = notes("postgres-kms-irsa", &[]);
+    assert!(said.contains("quotesign jwks watch URL"), "{said}");
     assert!(said.contains("helm test gw -n pay") && said.contains("quotesign admin seed-sequence"), "{said}");
     let said = notes("postgres-kms-irsa", &["--is-upgrade"]);
     assert!(said.contains("rollout status statefulset/gw-quotesign") && !said.contains("seed-sequence"), "{said}");

@@ -18,6 +18,12 @@ app.kubernetes.io/name: {{ include "quotesign.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- /* The pod of `helm test`, which no Service sends anything. */ -}}
+{{- define "quotesign.testLabels" -}}
+app.kubernetes.io/name: {{ include "quotesign.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "quotesign.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "quotesign.selector" . }}
@@ -51,7 +57,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- /* What a pod needs to drain, in seconds: signatures that were begun are finished within a call's longest time; the last checkpoint may
-take ten, what is left to send six, and ledger and tokens the rest. */ -}}
+take ten, what is left to send six, and key sets, ledger and tokens the rest. */ -}}
 {{- define "quotesign.drainSeconds" -}}
 {{- $sum := add (int64 (default 2000 .Values.drain.grace_ms)) (int64 (default 20000 .Values.drain.timeout_ms)) (int64 (default 10000 .Values.limits.deadline_ms_max)) -}}
 {{- add (ceil (divf $sum 1000)) 20 -}}

@@ -144,6 +144,9 @@
 {{- if and .Values.tests.ca (not .Values.tests.partner) (not .Values.tests.jwksUrl) -}}
 {{- $faults = append $faults "tests.partner: say whose key set is looked at" -}}
 {{- end -}}
+{{- if and .Values.tests.ca (not .Values.tests.jwksUrl) (not .Values.tests.jwksCA) (ne .Values.jwks.tls.secretName .Values.grpc.tls.secretName) -}}
+{{- $faults = append $faults "tests.jwksUrl: the key sets have a certificate of their own; give the URL that verifiers fetch, or tests.jwksCA where that certificate has the Service's name" -}}
+{{- end -}}
 {{- if and $production $several (not $sqlite) (not .Values.podDisruptionBudget.enabled) -}}
 {{- $faults = append $faults "podDisruptionBudget.enabled: production with several gateways keeps one when nodes are drained" -}}
 {{- end -}}
