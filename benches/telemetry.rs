@@ -187,13 +187,13 @@ impl Kind {
 
 /// Has `count` quotes signed by each, a few at a time and by one after the other, so that all of them have the same share of whatever
 /// else the machine does; what each of them cost is told once what they shipped has gone.
-async fn round(kinds: &mut [Kind], number: u64, count: u64) {
+async fn round(kinds: &mut [Kind], number: usize, count: u64) {
     let before: Vec<_> = kinds.iter().map(|kind| used(kind.gateway.pid())).collect();
     let mut took = vec![Duration::ZERO; kinds.len()];
-    for turn in 0..count / TURN {
+    for turn in 0..usize::try_from(count / TURN).unwrap() {
         for place in 0..kinds.len() {
             // There and back, each time with another first.
-            let at = (place + (number + turn / 2) as usize) % kinds.len();
+            let at = (place + number + turn / 2) % kinds.len();
             let at = if turn % 2 == 0 { at } else { kinds.len() - 1 - at };
             took[at] += kinds[at].sign(TURN).await;
         }
@@ -256,7 +256,7 @@ async fn main() {
         kind.sign(200).await;
     }
     for number in 0..rounds {
-        round(&mut kinds, number, count).await;
+        round(&mut kinds, usize::try_from(number).unwrap(), count).await;
     }
     tell(&kinds, rounds, count);
     drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());

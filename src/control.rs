@@ -164,6 +164,7 @@ impl Control {
         let bundle = Arc::new(bundle);
         bind(&self.keyring, &bundle).map_err(|fault| ReloadError::Refused(vec![fault.to_string()]))?;
         self.policy.store(bundle.clone());
+        self.published.has_reached(bundle.serial);
         *self.refused.lock() = None;
         self.reloads.loaded.fetch_add(1, Ordering::Relaxed);
         tracing::info!(digest = %bundle.digest, serial = bundle.serial, "a policy bundle came into force");
@@ -184,21 +185,30 @@ pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context)
     Ok(())
 }
 
-/// Has `stopped` know what the ledger says now. A ledger that cannot be read leaves what is known.
-pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) {
+/// Has `stopped` know what the ledger says now, and says whether the ledger lacks anything that is known. A ledger that cannot be
+/// read leaves what is known.
+pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) -> bool {
     match ledger.stops().await {
         Ok(stops) => {
-            if let Err(fault) = stopped.learn(stops) {
+            let has_lost = !stopped.lost_by(&stops).is_empty();
+            // Where the writer does not trust the store, or cannot reach it, nothing ends by what is read there.
+            let before = if ledger.health().is_ok() { Arc::default() } else { Arc::clone(&stopped.known()) };
+            if let Err(fault) = stopped.learn(stops.iter().chain(before.iter()).cloned().collect()) {
                 tracing::error!(%fault, "a revocation is in the ledger, and not in the file beside it");
             }
+            has_lost
         }
-        Err(fault) => tracing::debug!(%fault, "what is stopped could not be read"),
+        Err(fault) => {
+            tracing::debug!(%fault, "what is stopped could not be read");
+            false
+        }
     }
 }
 
 /// Has the ledger know what was stopped here while it was away.
 pub async fn make_durable(ledger: &Ledger, stopped: &Stopped) {
-    for act in stopped.pending() {
+    fail::fail_point!("control::make-durable", |_| ());
+    for act in stopped.waiting() {
         let stop = act.stop.clone();
         match ledger.stop(act).await {
             Ok(record) => {
@@ -216,8 +226,10 @@ pub async fn make_durable(ledger: &Ledger, stopped: &Stopped) {
 /// Where the ledger cannot be read or written, or the mirror cannot be written.
 pub async fn know_stops(ledger: &Ledger, stopped: &Stopped, context: &audit::Context) -> Result<(), String> {
     let text = |fault: &dyn std::fmt::Display| fault.to_string();
+    let lost = stopped.lost_by(&ledger.stops().await.map_err(|fault| text(&fault))?);
+    // What was on its way there is there by now.
     let stops = ledger.stops().await.map_err(|fault| text(&fault))?;
-    for kid in stopped.lost_by(&stops) {
+    for kid in lost.into_iter().filter(|kid| !stops.is_revoked(kid)) {
         tracing::error!(%kid, "the ledger had lost a revocation, and learns it again from the file beside its anchor");
         let reason = "the ledger had lost it; known from the file beside its anchor".to_owned();
         let (stop, context, now) = (Stop::Revoked(kid), context.clone(), SystemClock.now());

@@ -395,6 +395,16 @@ impl Scope {
         Self(jcs_array(head.into_iter().chain(corridor.map(Corridor::as_str))))
     }
 
+    /// The scope of this encoding, and the environment that it is in; absent where it is none.
+    #[must_use]
+    pub fn read(text: &str) -> Option<(Environment, Self)> {
+        let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
+            .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
+            .ok()?;
+        let scope = Self::new(environment, &partner, corridor.as_ref());
+        (scope.0 == text).then_some((environment, scope))
+    }
+
     /// The encoding, as the ledger keeps it.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -164,6 +164,17 @@ pub fn shown(body: &[u8]) -> Option<Shown> {
     Some(shown)
 }
 
+/// The set `body` without the keys that `goes` names; absent where it is none.
+#[must_use]
+pub fn without(body: &str, goes: impl Fn(&str) -> bool) -> Option<String> {
+    let mut set: Value = serde_json::from_str(body).ok()?;
+    let keys = set.get_mut("keys")?.as_array_mut()?;
+    let count = keys.len();
+    keys.retain(|key| !key.get("kid").and_then(Value::as_str).is_some_and(&goes));
+    let is_same = keys.len() == count;
+    Some(if is_same { body.to_owned() } else { set.to_string() })
+}
+
 /// Holds the set against everything. `active` is the kid that signs now, where it is known.
 #[must_use]
 pub fn inspect(body: &[u8], fetched: Option<&Fetched>, active: Option<&Kid>, now: UtcTime) -> Vec<Finding> {
@@ -331,6 +342,17 @@ mod tests {
         let worst = findings.iter().map(|finding| finding.severity).max().unwrap();
         let told = |finding: &&Finding| finding.severity == worst && worst != Severity::Passed;
         (worst, findings.iter().filter(told).map(|finding| finding.check).collect())
+    }
+
+    #[test]
+    fn a_set_loses_the_keys_that_go_and_is_else_the_very_same() {
+        let set = r#"{"keys": [{"kid": "a", "n": "x"}, {"kid": "b"}, {"n": "y"}]}"#;
+        assert_eq!(without(set, |_| false).as_deref(), Some(set));
+        let left: Value = serde_json::from_str(&without(set, |kid| kid == "b").unwrap()).unwrap();
+        assert_eq!(left, json!({"keys": [{"kid": "a", "n": "x"}, {"n": "y"}]}));
+        for none in ["", "[]", r#"{"keys": 1}"#] {
+            assert_eq!(without(none, |_| true), None, "{none}");
+        }
     }
 
     #[test]

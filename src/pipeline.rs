@@ -178,6 +178,10 @@ impl Pipeline {
         if released.expires_at <= self.clock.now()? {
             return Err(verify::VerifyError::Expired.into());
         }
+        // And what this gateway was told to revoke, before the ledger could be.
+        if self.stopped.known().is_revoked(&released.kid) {
+            return Err(LedgerError::Refused(ledger::Refusal::KidRevoked { kid: released.kid }).into());
+        }
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 

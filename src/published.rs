@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -34,8 +34,8 @@ pub const GRACE: Duration = Duration::from_mins(1);
 pub struct Published {
     kids: ArcSwap<BTreeMap<Kid, Kept>>,
     replicas: Mutex<Vec<Lease>>,
-    /// Why this gateway's sets are out of date, as of then.
-    lags: Mutex<Option<(Instant, String)>>,
+    /// The bundle that this gateway's sets are out of date without, and how that is told.
+    lags: Mutex<Option<(u64, String)>>,
     at_urls: Mutex<BTreeMap<PartnerId, Result<Shown, String>>>,
     /// What was revoked when the URLs were last looked at.
     revoked: Mutex<BTreeSet<Kid>>,
@@ -126,9 +126,19 @@ impl Published {
         let count = count(&leases);
         // A newer bundle that one gateway tries out takes nobody's key sets away.
         let why = count.no_vote.get(own).filter(|_| count.is_newest_usual);
-        *self.lags.lock() = why.map(|why| (Instant::now(), format!("this gateway {why}; reload its bundle")));
+        *self.lags.lock() = why.map(|why| (count.newest, format!("this gateway {why}; reload its bundle")));
         *self.replicas.lock() = leases;
         count
+    }
+
+    /// The ledger has seen the bundle of that serial, and this gateway's is older.
+    pub fn is_behind(&self, serial: u64, why: String) {
+        *self.lags.lock() = Some((serial, why));
+    }
+
+    /// This gateway has the bundle of that serial.
+    pub fn has_reached(&self, serial: u64) {
+        self.lags.lock().take_if(|(newest, _)| *newest <= serial);
     }
 
     /// The gateways of this ledger that gave a sign of life of late.
@@ -199,12 +209,11 @@ impl Published {
         self.replicas.lock().clone()
     }
 
-    /// Why this gateway's key sets are not to be relied on: others have a newer bundle.
+    /// Why this gateway's key sets are not to be relied on: others have a newer bundle. That stays so while the ledger is away: at
+    /// least half of all serve without it as they did.
     #[must_use]
     pub fn lags(&self) -> Option<String> {
-        // Without the ledger nobody knows any more whether they still have it.
-        let lags = self.lags.lock();
-        lags.as_ref().filter(|(at, _)| at.elapsed() <= LEASE).map(|(_, why)| why.clone())
+        self.lags.lock().as_ref().map(|(_, why)| why.clone())
     }
 }
 
@@ -290,5 +299,22 @@ mod tests {
         // A silent one that had a newer bundle does not take the vote from those that are there.
         let newer = lease("c", 11, 3, 900, &[]);
         assert_eq!(agreed(&[long_since, newer]).0, both);
+    }
+
+    #[test]
+    fn who_is_behind_stays_so_until_it_has_the_bundle_or_no_more_than_it_has_is_there() {
+        let published = Published::default();
+        let leases = |serial| vec![lease("a", 0, 3, 61, &[]), lease("b", 0, serial, 900, &[])];
+        published.meet("b", leases(2));
+        assert!(published.lags().is_some_and(|why| why.contains("has the bundle 2 where others have 3")));
+        // Nobody tells anything any more; bundles come.
+        for (serial, lags) in [(2, true), (3, false)] {
+            published.has_reached(serial);
+            assert_eq!(published.lags().is_some(), lags, "{serial}");
+        }
+        published.is_behind(4, "another had 4".to_owned());
+        assert!(published.lags().is_some());
+        published.meet("b", leases(3));
+        assert!(published.lags().is_none());
     }
 }

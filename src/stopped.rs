@@ -46,7 +46,15 @@ pub struct Stopped {
     /// Whether ledger or mirror has told what was revoked.
     told: AtomicBool,
     /// Revocations that the ledger has not taken yet.
-    pending: Mutex<Vec<StopAct>>,
+    pending: Mutex<Vec<Pending>>,
+}
+
+/// A revocation that the ledger has not taken yet.
+#[derive(Debug)]
+struct Pending {
+    act: StopAct,
+    /// Whether somebody asks the ledger just now.
+    is_asked: bool,
 }
 
 /// The mirror cannot be used.
@@ -83,11 +91,12 @@ impl Stopped {
         self.known.load()
     }
 
-    /// Kids that the mirror holds and `ledger` does not: the ledger has lost them.
+    /// Kids that the mirror holds and neither `ledger` nor anybody on the way to it: the ledger has lost them.
     pub fn lost_by(&self, ledger: &Stops) -> Vec<Kid> {
         let mirrored = self.mirrored.lock();
+        let pending: Stops = self.pending.lock().iter().map(|waits| waits.act.stop.clone()).collect();
         let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids);
-        kids.filter(|kid| !ledger.is_revoked(kid)).cloned().collect()
+        kids.filter(|kid| !ledger.is_revoked(kid) && !pending.is_revoked(kid)).cloned().collect()
     }
 
     /// Knows what has just been made durable by this gateway itself, before it is read again.
@@ -96,14 +105,15 @@ impl Stopped {
         self.known.store(Arc::new(known));
     }
 
-    /// Knows from now on that `kid` is revoked, before the ledger does, which learns it from `act` once it is there.
+    /// Knows from now on that `kid` is revoked, before the ledger does. Whoever calls this asks the ledger for `act` next, and says
+    /// what became of it: [`Stopped::is_durable`], or that it [`Stopped::waits`].
     ///
     /// # Errors
     /// Where the mirror cannot be written; it is known all the same.
     pub fn revoke_here(&self, kid: Kid, act: StopAct) -> Result<(), MirrorError> {
         let mut pending = self.pending.lock();
-        if pending.iter().all(|waits| waits.stop != act.stop) {
-            pending.push(act);
+        if pending.iter().all(|waits| waits.act.stop != act.stop) {
+            pending.push(Pending { act, is_asked: true });
         }
         drop(pending);
         let ledger: Stops = self.known.load().iter().cloned().chain([Stop::Revoked(kid)]).collect();
@@ -111,15 +121,20 @@ impl Stopped {
         self.take_over(ledger, false)
     }
 
-    /// The revocations that the ledger has not taken yet.
+    /// The revocations that somebody has to ask the ledger for.
     #[must_use]
-    pub fn pending(&self) -> Vec<StopAct> {
-        self.pending.lock().clone()
+    pub fn waiting(&self) -> Vec<StopAct> {
+        self.pending.lock().iter().filter(|waits| !waits.is_asked).map(|waits| waits.act.clone()).collect()
+    }
+
+    /// The ledger did not take the revocation: it is to be asked again.
+    pub fn waits(&self, stop: &Stop) {
+        self.pending.lock().iter_mut().filter(|waits| waits.act.stop == *stop).for_each(|waits| waits.is_asked = false);
     }
 
     /// The ledger has taken the revocation.
     pub fn is_durable(&self, stop: &Stop) {
-        self.pending.lock().retain(|act| act.stop != *stop);
+        self.pending.lock().retain(|waits| waits.act.stop != *stop);
     }
 
     /// Takes over what the ledger says, with the revocations that are known already.
@@ -133,8 +148,8 @@ impl Stopped {
     fn take_over(&self, ledger: Stops, told: bool) -> Result<(), MirrorError> {
         let mut mirrored = self.mirrored.lock();
         // What the ledger has not taken yet counts, also where the mirror could not be written.
-        let pending = self.pending();
-        let revoked = ledger.iter().chain(pending.iter().map(|act| &act.stop));
+        let pending: Vec<Stop> = self.pending.lock().iter().map(|waits| waits.act.stop.clone()).collect();
+        let revoked = ledger.iter().chain(&pending);
         let revoked = revoked.filter_map(|stop| if let Stop::Revoked(kid) = stop { Some(kid) } else { None });
         let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids).chain(revoked).cloned().collect();
         // Whoever has been told stays so.
@@ -230,6 +245,21 @@ mod tests {
         nowhere.is_durable(&Stop::Revoked(a.clone()));
         drop(nowhere.learn(stops(&["revoked/quote-a"])));
         assert!(nowhere.known().is_revoked(&a));
+    }
+
+    #[test]
+    fn the_ledger_is_asked_by_one_at_a_time_and_has_not_lost_what_is_on_its_way() {
+        let home = TempDir::new().unwrap();
+        let stopped = Stopped::open(Some(&home.path().join("anchor"))).unwrap();
+        let kid = Stop::Revoked("quote-a".parse().unwrap());
+        stopped.revoke_here("quote-a".parse().unwrap(), act("quote-a")).unwrap();
+        assert!(stopped.waiting().is_empty(), "whoever revoked it asks");
+        assert!(stopped.lost_by(&Stops::default()).is_empty(), "it never had it");
+        stopped.waits(&kid);
+        assert_eq!(stopped.waiting().len(), 1);
+        stopped.is_durable(&kid);
+        assert!(stopped.waiting().is_empty());
+        assert_eq!(stopped.lost_by(&Stops::default()).len(), 1, "it had it");
     }
 
     #[test]

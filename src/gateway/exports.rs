@@ -16,6 +16,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     disk,
     domain::PartnerId,
+    key_set,
     pipeline::Pipeline,
     policy::Partner,
     service::jwks::{self, NoSet},
@@ -72,8 +73,13 @@ impl Exports {
         for partner in policy.partners() {
             let set = match jwks::set_of(&policy, &partner.id, stopped, published, SystemClock.now()) {
                 Ok(set) => set,
-                // One of a bundle that others have left behind is not to be written over theirs.
-                Err(NoSet::NotTold | NoSet::Behind(_)) => continue,
+                // One of a bundle that others have left behind is not to be written over theirs: of what is there, whatever was
+                // revoked goes.
+                Err(NoSet::Behind(_)) => match self.without_revoked(partner).await {
+                    Some(set) => set,
+                    None => continue,
+                },
+                Err(NoSet::NotTold) => continue,
                 Err(fault) => {
                     tracing::error!(partner = %partner.id, %fault, "a key set was not exported");
                     continue;
@@ -118,6 +124,16 @@ impl Exports {
 
     fn file_of(&self, partner: &PartnerId) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.join(partner.as_str()).join("jwks.json"))
+    }
+
+    /// The exported set without the keys that were revoked; nothing where it has none of those, and caches were made to forget them.
+    async fn without_revoked(&self, partner: &Partner) -> Option<String> {
+        let file = self.file_of(&partner.id)?;
+        let present = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await.ok()?.ok()?;
+        let is_waited_for = self.pipeline.published.exports().get(&partner.id).is_some_and(Option::is_some);
+        let stops = self.pipeline.stopped.known();
+        let left = key_set::without(&present, |kid| kid.parse().is_ok_and(|kid| stops.is_revoked(&kid)))?;
+        (left != present || is_waited_for).then_some(left)
     }
 
     async fn write(&self, partner: &Partner, set: &str) -> Result<(), String> {

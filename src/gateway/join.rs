@@ -63,6 +63,12 @@ pub(super) async fn join(pipeline: &Pipeline, control: &Control) -> Result<(), N
     let follows =
         |Record { context, .. }: &Record| control::follows(&policy, context.policy_serial, &context.policy_digest);
     if let Some(problem) = records.iter().find_map(follows) {
+        let newest = records.first().map_or(0, |record| record.context.policy_serial);
+        if policy.serial < newest {
+            let why =
+                format!("this gateway has the bundle {} where another had {newest}; reload its bundle", policy.serial);
+            pipeline.published.is_behind(newest, why);
+        }
         return Err(NotJoined::Unfit(vec![format!("{}/{problem}", control.dir.display())]));
     }
     if let Some(newest) = ledger.newest_record_at().await? {

@@ -176,6 +176,9 @@ impl Notary {
     /// Has a checkpoint signed, verifies the signature, and stores it.
     async fn make(&self, checkpoint: Checkpoint, before: u64) -> Result<(), Fault> {
         let (pipeline, deadline) = (&self.pipeline, Instant::now() + PATIENCE);
+        if pipeline.stopped.known().is_revoked(&self.kid) {
+            return Err(passing("the key of checkpoints is revoked: name another in `audit.checkpoint`"));
+        }
         let key = pipeline.keyring.get(&self.kid).ok_or_else(|| passing("the key of checkpoints is not bound"))?;
         if !checkpoint.is_readable() {
             return Err(passing("the checkpoint would not be read as it is meant"));

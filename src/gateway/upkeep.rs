@@ -84,7 +84,13 @@ pub(super) async fn look_at_stops(pipeline: Arc<Pipeline>, stop: CancellationTok
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        control::look_at_stops(&pipeline.ledger, &pipeline.stopped).await;
+        let has_lost = control::look_at_stops(&pipeline.ledger, &pipeline.stopped).await;
+        if has_lost && pipeline.has_joined().is_ok() && pipeline.ledger.health().is_ok() {
+            let trail = access::own_trail(pipeline.environment, &pipeline.policy.load());
+            if let Err(fault) = control::know_stops(&pipeline.ledger, &pipeline.stopped, &trail).await {
+                tracing::error!(%fault, "the ledger has lost a revocation, and does not know it again yet");
+            }
+        }
     }
 }
 

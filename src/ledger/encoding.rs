@@ -3,7 +3,7 @@
 use super::{EngineError, step::Stage};
 use crate::{
     audit::Event,
-    domain::{Corridor, Environment, Identity, KeyState, PartnerId, QuoteId, Scope, SequenceNumber, sha256},
+    domain::{Environment, Identity, KeyState, PartnerId, QuoteId, Scope, SequenceNumber, sha256},
 };
 
 pub(super) const RESERVED: i16 = 1;
@@ -56,10 +56,7 @@ pub(super) fn key_of(identity: &str) -> [u8; 16] {
 
 /// Takes only the one encoding that a scope has.
 pub(super) fn scope_of(text: &str) -> Option<Scope> {
-    let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
-        .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
-        .ok()?;
-    Some(Scope::new(environment, &partner, corridor.as_ref())).filter(|scope| scope.as_str() == text)
+    Scope::read(text).map(|(_, scope)| scope)
 }
 
 /// Whether records of this event are made only while the clock is trusted.

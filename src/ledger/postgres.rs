@@ -24,14 +24,16 @@ use super::{
 };
 use crate::{
     audit::Record,
-    clock::{Clock as _, SystemClock, UtcTime},
+    clock::UtcTime,
     domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
+use home::Place;
 use own::Own;
 use read::{Seen, Statements};
 use session::{Session, definite, fenced, has_moved};
 
 mod condition;
+mod home;
 mod lease;
 mod own;
 mod read;
@@ -74,6 +76,8 @@ struct Inner {
     seen: Heads,
     /// Absent after an error that leaves its state in doubt.
     open: Option<Open>,
+    /// The server that it was opened at last.
+    place: Place,
     /// A batch that was sent: where the lane stands if it was applied, and its replies.
     undecided: Option<(Position, Replies)>,
 }
@@ -113,9 +117,11 @@ impl Postgres {
         let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
-        let mut inner = Inner { settings, environment, owner, lane, seen: Heads::new(), open: None, undecided: None };
+        let (seen, place) = (Heads::new(), Place::default());
+        let mut inner = Inner { settings, environment, owner, lane, seen, open: None, place, undecided: None };
         runtime.block_on(async {
             let open = inner.connect().await?;
+            inner.place.is(&open.session.home);
             inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
             inner.seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads;
             inner.open = Some(open);
@@ -140,14 +146,14 @@ impl Postgres {
 
 impl Inner {
     async fn connect(&self) -> Result<Open, EngineError> {
-        let session = Session::open(&self.settings.server).await?;
+        let session = Box::pin(Session::open(&self.settings.server)).await?;
         in_time(self.settings.server.timeout, async {
             schema::check(&session.client, self.environment).await?;
             let reads = Statements::prepare(&session.client).await?;
             let apply = session.client.prepare(&write::sql()).await.map_err(definite)?;
             let open = Open { session, reads, apply };
-            let seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?;
-            self.same_time(&seen)?;
+            let seen = Box::pin(open.reads.snapshot(&open.session.client, &Needs::default())).await?;
+            self.bears(&seen)?;
             Ok(open)
         })
         .await
@@ -160,7 +166,7 @@ impl Inner {
         while Instant::now() < until {
             let open = self.open.as_ref().ok_or_else(closed)?;
             let seen = open.reads.snapshot(&open.session.client, &needs).await?;
-            self.same_time(&seen)?;
+            self.bears(&seen)?;
             self.seen = seen.heads;
             let mut changes = batch::run(seen.snapshot, self.lane.position, batch)?;
             let replies = std::mem::take(&mut changes.replies);
@@ -196,8 +202,10 @@ impl Inner {
         }
     }
 
-    fn same_time(&self, seen: &Seen) -> Result<(), EngineError> {
-        let offset = distance(seen.server_now);
+    /// Refuses a server that has come to be unfit: settings change under sessions that go on.
+    fn bears(&self, seen: &Seen) -> Result<(), EngineError> {
+        self.settings.server.keeps(&seen.keeps)?;
+        let offset = seen.offset;
         if offset <= self.settings.clock_offset_max {
             return Ok(());
         }
@@ -215,14 +223,19 @@ impl Inner {
         open.session.unwarned()?;
         let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
         if !applied && self.lane.position != lane.position {
-            return Err(EngineError::Unfit("the journal is not where this gateway left it".to_owned()));
+            let why = "the journal is not where this gateway left it".to_owned();
+            return Err(self.place.has_lost(&open.session.client, why).await);
         }
         // It may fail from here on as well: what became of the batch is not forgotten before all of it is done.
         fail::fail_point!("ledger::reopening", |_| Err(closed()));
         let gone = open.gone_back(&self.seen).await?;
         if !gone.is_empty() {
-            return Err(EngineError::Unfit(format!("the ledger has gone back in time: {}", gone.join("; "))));
+            let why = format!("the ledger has gone back in time: {}", gone.join("; "));
+            return Err(self.place.has_lost(&open.session.client, why).await);
         }
+        // What another gateway may miss is told by then.
+        self.place.is_settled(&open.session.home, self.settings.server.high_availability)?;
+        self.place.is(&open.session.home);
         (self.open, self.lane) = (Some(open), lane);
         Ok(self.undecided.take().filter(|_| applied).map(|(_, replies)| replies))
     }
@@ -283,11 +296,6 @@ async fn regressed(client: &Client, stood: &Heads, now: &Heads) -> Result<Vec<St
     Ok(found)
 }
 
-/// How far the server's clock, which says `there`, is from this machine's.
-fn distance(there: UtcTime) -> Duration {
-    Duration::from_millis(SystemClock.now().millis().abs_diff(there.millis()))
-}
-
 impl Reads for Postgres {
     fn quote(&mut self, identity: &Identity) -> Result<Option<Quote>, EngineError> {
         self.read(async |open| read::quote_of(&open.session.client, identity).await)
@@ -318,7 +326,13 @@ impl Reads for Postgres {
 impl Engine for Postgres {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         let replica = self.inner.settings.replica.clone();
-        self.read(async |open| lease::renew(&open.session.client, &replica, holding).await)
+        let (leases, heads) = self.read(async |open| {
+            let leases = lease::renew(&open.session.client, &replica, holding).await?;
+            // A gateway that has little to write knows what the others have, too.
+            Ok((leases, open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads))
+        })?;
+        self.inner.seen = heads;
+        Ok(leases)
     }
 
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
@@ -334,8 +348,8 @@ impl Engine for Postgres {
     }
 
     fn reads(&self) -> OpenReads {
-        let server = self.inner.settings.server.clone();
-        Box::new(move || Ok(Box::new(Reader::open(&server)?)))
+        let (server, home) = (self.inner.settings.server.clone(), self.inner.place.shared());
+        Box::new(move || Ok(Box::new(Reader::open_at(&server, &home)?)))
     }
 
     fn reads_are_durable(&self) -> bool {

@@ -55,10 +55,16 @@ async fn a_ledger_restored_from_a_backup_signs_nothing_until_somebody_decides() 
     assert!(adopt.contains("it is not lost"), "{adopt}");
     let low = failed(accept(&[&floor(2)]), 2);
     assert!(low.contains("is below 3, taken here already"), "{low}");
-    let other = failed(accept(&["[\"development\",\"other\"]=9"]), 2);
+    let other = failed(accept(&["[\"production\",\"other\"]=9", &floor(6)]), 2);
     assert!(other.contains("is no scope of the ledger"), "{other}");
-    let accepted = done(accept(&[&floor(6)]));
-    assert!(accepted.contains("1 floors raised"), "{accepted}");
+    // One that was seeded since, and is lost altogether.
+    let lost = "[\"development\",\"other\"]=9";
+    let unnamed = failed(accept(&[lost]), 2);
+    assert!(unnamed.contains("name a floor for"), "{unnamed}");
+    let accepted = done(accept(&[&floor(6), lost]));
+    assert!(accepted.contains("2 floors raised"), "{accepted}");
+    let scopes = quotesign::ledger::Journal::scopes(&Reader::open(&file).unwrap()).unwrap();
+    assert!(scopes.iter().any(|(scope, last)| format!("{}={last}", scope.as_str()) == lost), "{scopes:?}");
 
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;

@@ -6,10 +6,11 @@ use std::{
 };
 
 use quotesign::{
+    control::look_at_stops,
     domain::Environment,
     ledger::{
-        Engine as _, EngineError, Ledger, LedgerConfig, LedgerError, Op, Reserved,
-        postgres::{Postgres, Server, Settings},
+        Engine as _, EngineError, Journal as _, Ledger, LedgerConfig, LedgerError, Op, Refusal, Reserved,
+        postgres::{Postgres, Reader, Server, Settings},
     },
     pipeline::{canonicalise::Mark, reserve::recall},
     stopped::Stopped,
@@ -150,4 +151,111 @@ fn a_lane_that_is_taken_with_a_warning_tells_nothing_of_a_commit() {
     // It is known from then on, and what it came to with it.
     let again = pending(one(&mut engine, Op::Reserve(reserve("q1", 1))));
     assert_eq!(pending(replies.expect("it had been applied").remove(0)), again);
+}
+
+/// The standby never had what one gateway was acknowledged: the others, who lost nothing that they know of, sign no more than that one.
+#[test]
+fn what_only_one_gateway_knows_to_be_lost_stops_all() {
+    let (old, database, standby) = pair(false);
+    let address = Address::of(old.port);
+    let opened = |replica| opened(settings(&database, address.port, replica, false));
+    let (mut first, mut second) = (opened("gw-1"), opened("gw-2"));
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    one(&mut second, Op::Seed(seed("GB-US", 0))).unwrap();
+    let new = Database { port: standby.port, name: database.name.clone() };
+    until(|| new.sql("SELECT count(*) FROM scope") == "2");
+    standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+    standby.sql("postgres", "SELECT pg_reload_conf()");
+    until(|| old.sql("postgres", "SELECT count(*) FROM pg_stat_replication") == "0");
+    pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
+    old.crash();
+    new.sql("SELECT pg_promote()");
+    address.leads_to(&standby);
+    let told = |engine: &mut Postgres| engine.reopen().unwrap_err().to_string();
+    let waits = told(&mut second);
+    assert!(waits.contains("another server has taken over"), "{waits}");
+    let lost = told(&mut first);
+    assert!(lost.contains("is not where this gateway left it"), "{lost}");
+    until(|| second.reopen().is_ok());
+    let stopped = one(&mut second, Op::Reserve(reserve("q2", 1)));
+    assert!(matches!(stopped, Err(Refusal::Halted { .. })), "{stopped:?}");
+    // Somebody resumes it, and the one that lost something does not undo that each time it tries.
+    one(&mut second, Op::Stop(stop("halted/all", false))).unwrap();
+    told(&mut first);
+    pending(one(&mut second, Op::Reserve(reserve("q2", 1))));
+}
+
+/// What a server is asked for before it is written to is asked each time: settings change under sessions that go on.
+#[test]
+fn a_server_that_comes_to_keep_less_is_written_to_no_more() {
+    for (waits, setting, remedy) in [
+        (false, "fsync = off", "turn it on"),
+        (false, "full_page_writes = off", "turn it on"),
+        (true, "synchronous_standby_names = ''", "set synchronous_standby_names"),
+    ] {
+        let (primary, database, _standby) = pair(waits);
+        let mut engine = opened(settings(&database, primary.port, "gw-1", waits));
+        one(&mut engine, Op::Seed(seed("GB-IN", 0))).unwrap();
+        primary.sql("postgres", &format!("ALTER SYSTEM SET {setting}"));
+        primary.sql("postgres", "SELECT pg_reload_conf()");
+        let mut told = String::new();
+        let mut floor = 0;
+        until(|| {
+            floor += 1;
+            let outcome = engine.apply(&[Op::Seed(seed("GB-IN", floor))]);
+            told = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            outcome.is_err()
+        });
+        assert!(told.contains(remedy), "{setting}: {told}");
+    }
+}
+
+/// Another gateway has taken the lane: the store can still be read, and its writer is not to be asked. Nothing that is stopped ends by
+/// what is read there, and nothing is given that nobody could be told of.
+#[test]
+fn a_store_that_its_writer_does_not_trust_gives_nothing_and_ends_no_stop() {
+    let cluster = Cluster::new(&[]);
+    let database = cluster.database();
+    let engine = Box::new(opened(settings(&database, cluster.port, "gw-1", false)));
+    let (runtime, stopped) = (Runtime::new().unwrap(), Stopped::open(None).unwrap());
+    let ledger = Ledger::start(engine, CONFIG);
+    let wanted = reserve("q1", 1);
+    let mark = Mark { identity: identity("q1"), payload: wanted.payload };
+    let again = || runtime.block_on(recall(&mark, &ledger, &stopped, now(), &context()));
+    runtime.block_on(async {
+        ledger.seed(seed("GB-IN", 0)).await.unwrap();
+        let Reserved::Pending(held) = ledger.reserve(wanted).await.unwrap() else { panic!("it is new") };
+        ledger.commit(commit(&held, "e30.e30.x")).await.unwrap();
+    });
+    assert!(again().unwrap().is_some());
+    runtime.block_on(async {
+        ledger.stop(stop("halted/partner/other", true)).await.unwrap();
+        look_at_stops(&ledger, &stopped).await;
+        assert_eq!(stopped.known().iter().count(), 1);
+        let _other = opened(settings(&database, cluster.port, "gw-1", false));
+        ledger.seed(seed("GB-US", 0)).await.unwrap_err();
+        database.sql("DELETE FROM stop");
+        look_at_stops(&ledger, &stopped).await;
+    });
+    assert_eq!(stopped.known().iter().count(), 1, "what was read there ended it");
+    let given = again();
+    assert!(matches!(given, Err(LedgerError::Unavailable(_))), "{given:?}");
+    runtime.block_on(ledger.close());
+}
+
+/// A server that stands still answers no question of the journal: whoever asks learns that, and can ask another.
+#[test]
+fn a_question_to_a_server_that_stands_still_has_an_end() {
+    let cluster = Cluster::new(&[]);
+    let database = cluster.database();
+    let server = Server { timeout: Duration::from_millis(300), ..database.server() };
+    let reader = Reader::open(&server).unwrap();
+    assert!(reader.lanes().unwrap().is_empty());
+    let pid = database.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'quotesign'");
+    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let (began, told) = (Instant::now(), reader.lanes());
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert!(matches!(told, Err(EngineError::Unknown(_))), "{told:?}");
+    assert!(began.elapsed() < Duration::from_secs(10));
 }

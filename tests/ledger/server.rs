@@ -228,6 +228,13 @@ impl Address {
     }
 }
 
+impl Address {
+    /// New connections reach this server from now on.
+    pub fn leads_to(&self, server: &Cluster) {
+        self.leads_to.store(server.port, Ordering::SeqCst);
+    }
+}
+
 /// One database of a cluster.
 pub struct Database {
     pub port: u16,

@@ -138,7 +138,7 @@ impl Revoke {
             "revoked at one gateway, which keeps trying to make it durable".to_owned()
         } else {
             format!(
-                "`{}` is revoked, for good, on every gateway of this ledger: nothing it signed is released (audit record {})",
+                "`{}` is revoked, for good, on every gateway that reaches this ledger: nothing it signed is released (audit record {})",
                 self.kid, done.audit_record_id
             )
         };

@@ -7,7 +7,7 @@ use crate::{
     audit::{Context, Event},
     clock::{Clock as _, SystemClock},
     config::Config,
-    domain::SequenceNumber,
+    domain::{Scope, SequenceNumber},
     ledger::{EngineError, Op, Place, Seed, anchor::Anchor},
 };
 
@@ -21,7 +21,7 @@ pub(in crate::cli) struct AcceptRollback {
     #[command(flatten)]
     path: ConfigPath,
     /// A scope and the last number that counts as taken, as `["production","acme-remit","GB-IN"]=1200`. Every scope of
-    /// the ledger must be named: ask the callers for the greatest number they were answered.
+    /// the ledger must be named, and every one that was seeded since and is lost: ask the callers for the greatest number they were answered.
     #[arg(long = "raise-floor", value_name = "SCOPE=NUMBER", required = true)]
     floors: Vec<String>,
     /// Why, for the record.
@@ -74,7 +74,7 @@ impl AcceptRollback {
         Ok(())
     }
 
-    /// One for every scope of the ledger whose floor rises.
+    /// One for every scope of the ledger whose floor rises, and for each that it has lost.
     fn seeds(&self, place: &Place, context: &Context) -> Result<Vec<Op>, Failure> {
         let floor = |text: &String| {
             let (scope, number) = text.rsplit_once('=')?;
@@ -87,12 +87,21 @@ impl AcceptRollback {
             .map(|text| floor(text).ok_or_else(|| Failure::unfit(format!("`{text}`: write it as `SCOPE=NUMBER`"))));
         let floors: Vec<(String, SequenceNumber)> = floors.collect::<Result<_, _>>()?;
         let scopes = place.journal().and_then(|journal| journal.scopes()).map_err(Failure::failed)?;
-        if let Some((unknown, _)) =
-            floors.iter().find(|(name, _)| scopes.iter().all(|(scope, _)| scope.as_str() != name))
-        {
-            return Err(Failure::unfit(format!("`{unknown}` is no scope of the ledger")));
-        }
-        let seed = |(scope, last): (crate::domain::Scope, SequenceNumber)| {
+        let seed = |scope, floor| {
+            let (reason, context) = (self.reason.clone(), context.clone());
+            Op::Seed(Seed { scope, floor, reason, context, now: SystemClock.now() })
+        };
+        // One that was made since is not in the ledger any more: what was taken of it is lost with it.
+        let lost = floors.iter().filter(|(name, _)| scopes.iter().all(|(scope, _)| scope.as_str() != name));
+        let lost = lost.map(|(name, floor)| {
+            let scope = Scope::read(name).filter(|(environment, _)| *environment == context.environment);
+            let (_, scope) = scope.ok_or_else(|| {
+                Failure::unfit(format!("`{name}` is no scope of the ledger, and none that it can have had"))
+            })?;
+            Ok(seed(scope, *floor))
+        });
+        let lost: Vec<Op> = lost.collect::<Result<_, Failure>>()?;
+        let raised = |(scope, last): (Scope, SequenceNumber)| {
             let named = floors.iter().find(|(name, _)| name == scope.as_str());
             let (_, floor) = named.ok_or_else(|| {
                 Failure::unfit(format!("name a floor for `{}` too: its last number here is {last}", scope.as_str()))
@@ -103,12 +112,11 @@ impl AcceptRollback {
                     "the floor {floor} of `{name}` is below {last}, taken here already"
                 )));
             }
-            let (floor, reason, context) = (*floor, self.reason.clone(), context.clone());
             // Where nothing was lost the floor stands already.
-            let seed = Seed { scope, floor, reason, context, now: SystemClock.now() };
-            Ok((floor > last).then_some(Op::Seed(seed)))
+            Ok((*floor > last).then(|| seed(scope, *floor)))
         };
-        scopes.into_iter().map(seed).filter_map(Result::transpose).collect()
+        let raised: Vec<Op> = scopes.into_iter().map(raised).filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        Ok(raised.into_iter().chain(lost).collect())
     }
 }
 

@@ -188,7 +188,9 @@ impl Queue {
         if waiting.closed {
             return Err(LedgerError::Unavailable(CLOSED.to_owned()));
         }
-        if waiting.jobs.len() >= self.config.queue_max {
+        // What stops signing has room where signing has none left.
+        let is_stop = matches!(job, Job::Op(Op::Stop(_), _));
+        if waiting.jobs.len() >= self.config.queue_max && !is_stop {
             return Err(LedgerError::Full);
         }
         waiting.jobs.push_back(job);
@@ -212,6 +214,7 @@ impl Queue {
         *self.fault.lock() = fault;
     }
 
+    /// Whether the writer does its part.
     pub fn health(&self) -> Result<(), String> {
         if self.waiting.lock().closed {
             return Err(CLOSED.to_owned());
@@ -303,7 +306,7 @@ mod tests {
     use super::*;
     use crate::{
         audit,
-        ledger::step::tests::{at, context, reserve, void},
+        ledger::step::tests::{at, context, reserve, stop, void},
     };
 
     const CONFIG: LedgerConfig = LedgerConfig { queue_max: 16, batch_max: 9 };
@@ -313,6 +316,15 @@ mod tests {
             let waiting = self.waiting.lock();
             waiting.jobs.len() + waiting.records.len()
         }
+    }
+
+    #[test]
+    fn what_stops_signing_is_taken_where_nothing_else_is() {
+        let queue = Queue::new(LedgerConfig { queue_max: 1, ..CONFIG });
+        let push = |op| queue.push(Job::Op(op, oneshot::channel().0));
+        push(Op::Reserve(reserve("a", 1))).unwrap();
+        assert!(matches!(push(Op::Reserve(reserve("b", 2))), Err(LedgerError::Full)));
+        push(Op::Stop(stop("revoked/quote-a", true))).unwrap();
     }
 
     /// A stream that is left ends quote by quote: one that is gone already must not let those behind it take their numbers first.

@@ -53,6 +53,8 @@ impl Ledger {
     /// # Errors
     /// Where it may not be given: the record cannot be made durable, or the store is not the one that was read any more.
     pub async fn give_again(&self, recalled: Recalled, record: Record) -> Result<Released, LedgerError> {
+        // A store that the writer does not trust, or cannot reach, is not the one to believe: and nobody would learn of the answer.
+        self.0.queue.health().map_err(LedgerError::Unavailable)?;
         if self.0.reads_are_durable {
             self.journal(record);
             return Ok(recalled.released);

@@ -1,13 +1,13 @@
 //! A look at a ledger's database that changes nothing: see [`crate::ledger::Condition`].
 
 use super::{
-    Settings, distance, in_time,
+    Settings, in_time,
     own::Own,
     read, regressed, schema,
     session::{Session, definite},
 };
 use crate::{
-    clock::UtcTime,
+    clock::{Clock as _, SystemClock, UtcTime},
     domain::Environment,
     ledger::{Condition, EngineError, ServerClock, chain::Heads, place::Journal as _},
 };
@@ -31,7 +31,9 @@ pub(in crate::ledger) fn condition(
     runtime.block_on(in_time(settings.server.timeout, async {
         let sql = "SELECT current_setting('server_version'), (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
                      (SELECT coalesce(max(newest_at), 0) FROM lane)";
+        let before = SystemClock.now();
         let rows = client.query(sql, &[]).await.map_err(definite)?;
+        let after = SystemClock.now();
         let row = rows.first().ok_or_else(|| EngineError::Unknown("the server said nothing".to_owned()))?;
         let (version, now, newest): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
         Ok(Condition {
@@ -46,7 +48,10 @@ pub(in crate::ledger) fn condition(
             newest_at: (newest > 0).then(|| UtcTime::from_millis(newest)),
             kids: read::all_kids(client).await?,
             stops: read::all_stops(client).await?,
-            server: Some(ServerClock { offset: distance(UtcTime::from_millis(now)), most: settings.clock_offset_max }),
+            server: Some(ServerClock {
+                offset: read::offset(UtcTime::from_millis(now), before, after),
+                most: settings.clock_offset_max,
+            }),
             behind: regressed(client, anchored, &heads).await?,
             lanes,
         })

@@ -1,6 +1,6 @@
 //! What is read of the database: rows, each value checked; what does not fit makes the store unfit.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{TryFutureExt as _, future};
 use tokio_postgres::{
@@ -9,10 +9,10 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-use super::session::definite;
+use super::session::{KEEPS, definite};
 use crate::{
     audit::Record,
-    clock::UtcTime,
+    clock::{Clock as _, SystemClock, UtcTime},
     domain::{Identity, InputDigest, Kid, PayloadDigest, Scope, SequenceNumber},
     jws::CompactJws,
     ledger::{
@@ -33,7 +33,7 @@ const RECORD: &str = "SELECT idx, record, leaf, link, record_id FROM audit";
 const HEAD: &str = "SELECT stops, pruned, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
     ARRAY(SELECT what FROM stop), ARRAY(SELECT id FROM hold ORDER BY id), ARRAY(SELECT since FROM hold ORDER BY id),
     ARRAY(SELECT lane FROM lane ORDER BY lane), ARRAY(SELECT next_idx FROM lane ORDER BY lane),
-    ARRAY(SELECT link FROM lane ORDER BY lane) FROM meta";
+    ARRAY(SELECT link FROM lane ORDER BY lane)";
 const PRUNABLE: &str = "SELECT identity, expires_at FROM quote WHERE state <> 1 AND expires_at < $1
     ORDER BY expires_at LIMIT $2";
 
@@ -52,18 +52,21 @@ pub(super) struct Seen {
     pub snapshot: Snapshot,
     /// Of the table of stops.
     pub stops: i64,
-    /// The server's clock.
-    pub server_now: UtcTime,
+    /// How far the server's clock is from this machine's, at least: an answer that takes long says little of it.
+    pub offset: Duration,
+    /// What the server says of [`KEEPS`].
+    pub keeps: Vec<bool>,
     /// Where every lane stands.
     pub heads: Heads,
 }
 
 impl Statements {
     pub async fn prepare(client: &Client) -> Result<Self, EngineError> {
+        let head = format!("{HEAD}, {KEEPS} FROM meta");
         let quotes = format!("{QUOTE} WHERE identity = ANY ($1)");
         let kids = format!("{KID} WHERE kid = ANY ($1)");
         let prepared = future::try_join_all([
-            client.prepare(HEAD),
+            client.prepare(&head),
             client.prepare(&quotes),
             client.prepare("SELECT scope, last FROM scope WHERE scope = ANY ($1)"),
             client.prepare("SELECT key, tat_ns FROM quota WHERE key = ANY ($1)"),
@@ -91,10 +94,15 @@ impl Statements {
             some(client, &self.kids, &kids),
             some(client, &self.records, &records),
         );
+        let before = SystemClock.now();
+        let head = async {
+            let head = client.query(&self.head, &[]).await;
+            head.map(|head| (head, SystemClock.now()))
+        };
         // Sent in this order: each is begun before the answer to any is awaited.
-        let ((), head, (quotes, scopes, quotas, kids, records), ()) = future::try_join4(
+        let ((), (head, after), (quotes, scopes, quotas, kids, records), ()) = future::try_join4(
             client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-            client.query(&self.head, &[]),
+            head,
             asked,
             client.batch_execute("COMMIT"),
         )
@@ -134,9 +142,17 @@ impl Statements {
             snapshot,
             heads: heads(head)?,
             stops: value(head, 0)?,
-            server_now: UtcTime::from_millis(value(head, 2)?),
+            offset: offset(UtcTime::from_millis(value(head, 2)?), before, after),
+            keeps: value(head, 9)?,
         })
     }
+}
+
+/// How far a clock is from this machine's, at least, that showed `there` between `before` and `after`.
+pub(super) fn offset(there: UtcTime, before: UtcTime, after: UtcTime) -> Duration {
+    let (there, before, after) = (there.millis(), before.millis(), after.millis());
+    let ahead = there.saturating_sub(after).max(before.saturating_sub(there));
+    Duration::from_millis(u64::try_from(ahead).unwrap_or_default())
 }
 
 /// Where lanes begin that are to be cut, and hold the link of the cut and something after it.
@@ -407,4 +423,19 @@ pub(super) fn checked<'a, S: FromSql<'a>, T>(
 
 fn unfit(what: &str) -> EngineError {
     EngineError::Unfit(format!("the ledger holds a value that it cannot: a `{what}` that is not well formed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_takes_long_is_no_clock_that_is_off() {
+        let far = |there, before, after| {
+            let [there, before, after] = [there, before, after].map(UtcTime::from_millis);
+            offset(there, before, after).as_millis()
+        };
+        assert_eq!(far(1_500, 1_000, 9_000), 0);
+        assert_eq!((far(9_500, 1_000, 9_000), far(400, 1_000, 9_000)), (500, 600));
+    }
 }

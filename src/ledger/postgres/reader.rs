@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use parking_lot::Mutex;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
+    home::Home,
     in_time,
     own::Own,
     read, readings,
@@ -23,6 +25,9 @@ use crate::{
         stops::Stops,
     },
 };
+
+/// So many times as long as an exchange may take, the answer to a question about the whole journal may.
+const PATIENCE: u32 = 6;
 
 /// A connection that only reads.
 pub struct Reader {
@@ -43,9 +48,26 @@ impl Reader {
         Ok(Self::of(runtime, session, server.timeout))
     }
 
+    /// Connects to the very server that the writer is at, which is at `home`.
+    ///
+    /// # Errors
+    /// Where the server cannot be used, or is another: one that a failover has left behind, or that the writer has not found yet.
+    pub(super) fn open_at(server: &Server, home: &Mutex<Home>) -> Result<Self, EngineError> {
+        let reader = Self::open(server)?;
+        if reader.session.home == *home.lock() {
+            return Ok(reader);
+        }
+        Err(EngineError::Away("a connection that reads has reached another server than the one that writes".to_owned()))
+    }
+
     /// On a session that is open.
     pub(super) fn of(runtime: Own, session: Session, timeout: Duration) -> Self {
         Self { runtime, session, timeout }
+    }
+
+    /// The answer to what is asked of the journal, which may be long. Of a server that is gone none ever comes.
+    fn ask<T>(&self, answer: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+        self.runtime.block_on(in_time(self.timeout.saturating_mul(PATIENCE), answer))
     }
 
     /// What it reads by.
@@ -91,7 +113,7 @@ impl Reads for Reader {
 impl Journal for Reader {
     fn lanes(&self) -> Result<Vec<Stretch>, EngineError> {
         let sql = "SELECT lane, first_idx, first_link, next_idx, link FROM lane ORDER BY lane COLLATE \"C\"";
-        let rows = self.runtime.block_on(read::rows(&self.session.client, sql, &[]))?;
+        let rows = self.ask(read::rows(&self.session.client, sql, &[]))?;
         let position = |row, index, link| {
             let next_index = read::checked(row, index, |index: i64| index.try_into().ok())?;
             Ok::<_, EngineError>(Position { next_index, link: read::digest(row, link)? })
@@ -106,44 +128,44 @@ impl Journal for Reader {
     fn records(&self, lane: &str, from: u64, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
         let (from, count) = (stored(from)?, i64::from(count));
         let sql = "WHERE lane = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
-        self.runtime.block_on(read::records(&self.session.client, sql, &[&lane, &from, &count]))
+        self.ask(read::records(&self.session.client, sql, &[&lane, &from, &count]))
     }
 
     fn tail(&self, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-        let mut records = self.runtime.block_on(read::newest(&self.session.client, count))?;
+        let mut records = self.ask(read::newest(&self.session.client, count))?;
         records.reverse();
         Ok(records)
     }
 
     fn scopes(&self) -> Result<Vec<(Scope, SequenceNumber)>, EngineError> {
-        self.runtime.block_on(read::scopes(&self.session.client))
+        self.ask(read::scopes(&self.session.client))
     }
 
     fn links(&self, lane: &str, from: u64, count: u32) -> Result<Vec<Position>, EngineError> {
-        self.runtime.block_on(read::links(&self.session.client, lane, from, count))
+        self.ask(read::links(&self.session.client, lane, from, count))
     }
 
     fn checkpoints(&self, size: u64, count: u32) -> Result<Vec<(u64, String)>, EngineError> {
-        self.runtime.block_on(read::checkpoints(&self.session.client, size, count))
+        self.ask(read::checkpoints(&self.session.client, size, count))
     }
 
     fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, EngineError> {
-        self.runtime.block_on(read::newest_checkpoint(&self.session.client))
+        self.ask(read::newest_checkpoint(&self.session.client))
     }
 
     fn shipped(&self) -> Result<BTreeMap<String, u64>, EngineError> {
-        self.runtime.block_on(read::shipped(&self.session.client))
+        self.ask(read::shipped(&self.session.client))
     }
 
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
-        self.runtime.block_on(read::quarantined(&self.session.client))
+        self.ask(read::quarantined(&self.session.client))
     }
 
     fn holds(&self) -> Result<Holds, EngineError> {
-        self.runtime.block_on(read::all_holds(&self.session.client))
+        self.ask(read::all_holds(&self.session.client))
     }
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
-        self.runtime.block_on(read::record(&self.session.client, *id))
+        self.ask(read::record(&self.session.client, *id))
     }
 }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, config::SslMode, error::Severity};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::home::Home;
 use crate::{ledger::EngineError, outgoing::Outgoing};
 
 /// Where the server is and what is asked of it.
@@ -38,13 +39,33 @@ impl Server {
     pub(in crate::ledger) fn shows_durable(&self) -> bool {
         !self.high_availability
     }
+
+    /// Refuses it where it does not keep what it acknowledges, by what it says of [`KEEPS`].
+    pub(super) fn keeps(&self, keeps: &[bool]) -> Result<(), EngineError> {
+        let why = match keeps {
+            [true, true, true] => return Ok(()),
+            [true, true, false] if !self.high_availability => return Ok(()),
+            [true, true, ..] => {
+                "names no synchronous standby, and the config says high_availability: set synchronous_standby_names"
+            }
+            [true, ..] => "runs with full_page_writes = off and can be torn by a power cut: turn it on",
+            _ => "runs with fsync = off and would lose what it acknowledged: turn it on",
+        };
+        Err(EngineError::Unfit(format!("the ledger's server {why}")))
+    }
 }
 
 /// A connection, and whether the server said that a commit may not be where it should be.
 pub(super) struct Session {
     pub client: Client,
+    /// The server.
+    pub home: Home,
     warned: Arc<AtomicBool>,
 }
+
+/// Whether a server keeps what it acknowledges, as it says itself: it writes it, whole, and has a standby do so.
+pub(super) const KEEPS: &str = "ARRAY[current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on',
+    current_setting('synchronous_standby_names') <> '']";
 
 /// What every session is told: durable commits, each statement seeing what the locks it waited for made true, and
 /// plans that do not depend on how empty a table was.
@@ -59,8 +80,8 @@ impl Session {
     pub async fn open(server: &Server) -> Result<Self, EngineError> {
         let timeout = server.timeout;
         let opened = tokio::time::timeout(timeout, async {
-            let session = Self::connect(server).await?;
-            session.check(server.high_availability).await?;
+            let mut session = Self::connect(server).await?;
+            session.check(server).await?;
             Ok(session)
         });
         opened.await.unwrap_or_else(|_| Err(EngineError::Away(format!("the server gave no answer in {timeout:?}"))))
@@ -96,32 +117,29 @@ impl Session {
             tokio::spawn(drive(connection, Arc::clone(&warned)));
             client
         };
-        Ok(Self { client, warned })
+        Ok(Self { client, home: Home::default(), warned })
     }
 
-    /// Refuses a server that acknowledges what it could lose.
-    async fn check(&self, high_availability: bool) -> Result<(), EngineError> {
-        let sql = "SELECT current_setting('server_version_num')::int / 10000, current_setting('fsync') = 'on',
-                     current_setting('full_page_writes') = 'on', pg_is_in_recovery(),
-                     current_setting('synchronous_standby_names') <> '', current_setting('synchronous_commit') = 'on'";
-        let rows = self.client.query(sql, &[]).await.map_err(definite)?;
+    /// Refuses a server that acknowledges what it could lose, and learns which it is.
+    async fn check(&mut self, server: &Server) -> Result<(), EngineError> {
+        let sql = format!(
+            "SELECT current_setting('server_version_num')::int / 10000, {KEEPS}, pg_is_in_recovery(),
+                    current_setting('synchronous_commit') = 'on'"
+        );
+        let rows = self.client.query(&sql, &[]).await.map_err(definite)?;
         let row = rows.first().ok_or_else(|| EngineError::Unknown("the server said nothing of itself".to_owned()))?;
         let version: i32 = row.get(0);
         let wrong = [
             (version < VERSION_MIN, "is older than PostgreSQL 15: upgrade it"),
-            (!row.get::<_, bool>(1), "runs with fsync = off and would lose what it acknowledged: turn it on"),
-            (!row.get::<_, bool>(2), "runs with full_page_writes = off and can be torn by a power cut: turn it on"),
-            (row.get(3), "is in recovery: give the address of the primary"),
-            (
-                high_availability && !row.get::<_, bool>(4),
-                "names no synchronous standby, and the config says high_availability: set synchronous_standby_names",
-            ),
-            (!row.get::<_, bool>(5), "does not let this session set synchronous_commit = on: allow it"),
+            (row.get(2), "is in recovery: give the address of the primary"),
+            (!row.get::<_, bool>(3), "does not let this session set synchronous_commit = on: allow it"),
         ];
-        match wrong.iter().find(|(wrong, _)| *wrong) {
-            Some((_, why)) => Err(EngineError::Unfit(format!("the ledger's server {why}"))),
-            None => Ok(()),
+        if let Some((_, why)) = wrong.iter().find(|(wrong, _)| *wrong) {
+            return Err(EngineError::Unfit(format!("the ledger's server {why}")));
         }
+        server.keeps(&row.get::<_, Vec<bool>>(1))?;
+        self.home = Box::pin(Home::of(&self.client)).await?;
+        Ok(())
     }
 
     /// Whether the server warned since the last time this was asked. A commit that comes with a warning may be on

@@ -84,8 +84,11 @@ pub(super) fn migrate(path: &Path, environment: Environment) -> Result<(), Engin
     transaction.commit().map_err(|error| not_migrated(path, &error))?;
     if !missing.is_empty() {
         // Of a large ledger it is gigabytes, and the first gateway would have to wait for it.
-        fold_wal(&connection, path)
-            .map_err(|error| unfit(path, &format!("was migrated, but its log stays: {error}")))?;
+        let stays = |why: &str| unfit(path, &format!("was migrated, but its log stays: {why}"));
+        match fold_wal(&connection).map_err(|error| stays(&error.to_string()))? {
+            Folded::Whole => {}
+            Folded::IsRead => return Err(stays("another process reads it: end it and try again")),
+        }
     }
     drop(connection);
     disk::sync_folder_of(path).map_err(|error| unusable(disk::folder_of(path), &error))
@@ -122,9 +125,14 @@ pub(super) fn open(path: &Path, environment: Environment, after: After) -> Resul
     let stamped = this_version(&connection, path)?;
     same_environment(path, &stamped, environment)?;
     size_cache(&connection)?;
-    match (fold_wal(&connection, path), after) {
-        (Err(busy), After::Start) => tracing::warn!(%busy, "the ledger's log could not be folded into its file"),
-        (folded, _) => folded?,
+    match (fold_wal(&connection)?, after) {
+        (Folded::Whole, _) => {}
+        (Folded::IsRead, After::Start) => {
+            tracing::warn!("the ledger's log could not be folded into its file: another process reads it");
+        }
+        (Folded::IsRead, After::Unknown) => {
+            return Err(unfit(path, "is being read by another process: end it and try again"));
+        }
     }
     Ok(connection)
 }
@@ -227,11 +235,18 @@ fn synchronous() -> &'static str {
     "FULL"
 }
 
+/// What became of the log.
+enum Folded {
+    Whole,
+    /// Another process reads it.
+    IsRead,
+}
+
 /// Moves the whole log into the file. After a failed fsync the kernel may hold the log's newest pages without
 /// ever writing them; to append behind them would put every later commit behind a hole.
-fn fold_wal(connection: &Connection, path: &Path) -> Result<(), EngineError> {
+fn fold_wal(connection: &Connection) -> Result<Folded, EngineError> {
     let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
-    if busy { Err(unfit(path, "is being read by another process: end it and try again")) } else { Ok(()) }
+    Ok(if busy { Folded::IsRead } else { Folded::Whole })
 }
 
 pub(super) fn present(path: &Path) -> Result<(), EngineError> {

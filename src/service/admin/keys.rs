@@ -1,5 +1,7 @@
 //! The acts of an emergency: a key is revoked, and one that verifiers may not know yet is let sign.
 
+use std::{sync::Arc, time::Duration};
+
 use tonic::Status;
 use uuid::Uuid;
 
@@ -10,15 +12,18 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control,
     domain::{Caller, KeyState, Kid},
-    ledger::{LedgerError, Note, Noted, Stop, StopAct},
+    ledger::{Note, Noted, Stop, StopAct},
     policy::{Bundle, authority::Resource},
     proto::{self, Reason, RevocationCause},
     published::count,
     service::{access, status},
 };
 
+/// How long the ledger may take to know a revocation before whoever asked for it is told that it does not yet.
+const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+
 impl Admin {
-    /// Revokes a key. With the ledger away this gateway knows it at once, and the ledger as soon as it is back.
+    /// Revokes a key. This gateway knows it at once, whatever keeps the ledger; with the ledger away, that as soon as it is back.
     pub(super) async fn revoke(
         &self,
         call: &Call,
@@ -29,17 +34,24 @@ impl Admin {
         let reason = format!("{}: {}", cause_of(request.cause()), why_of(request.reason)?);
         let now = SystemClock.now();
         let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
-        let record = match self.pipeline.ledger.stop(act.clone()).await {
-            Ok(record) => Some(record),
-            Err(LedgerError::Refused(refusal)) => return Err(status::of_ledger_error(refusal.into())),
-            Err(LedgerError::Full | LedgerError::Unavailable(_)) => None,
-        };
+        if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act.clone()) {
+            tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger knows it would forget it");
+        }
+        // In a task of its own: whoever asked for it may not wait as long as the ledger takes.
+        let pipeline = Arc::clone(&self.pipeline);
+        let asked = tokio::spawn(async move {
+            let stop = act.stop.clone();
+            let record = pipeline.ledger.stop(act).await;
+            match &record {
+                Ok(_) => pipeline.stopped.is_durable(&stop),
+                Err(_) => pipeline.stopped.waits(&stop),
+            }
+            record.ok()
+        });
+        let record = tokio::time::timeout(REVOKED_WITHIN, asked).await.ok().and_then(Result::ok).flatten();
         if record.is_some() {
-            self.pipeline.stopped.stands(&Stop::Revoked(kid.clone()));
-            // This replica's own key set follows at once, others' within their next look.
+            // What others have stopped is known with it.
             control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
-        } else if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act) {
-            tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger is back would forget it");
         }
         let known = self.knows(&Stop::Revoked(kid.clone()));
         Ok(proto::RevokeKeyResponse { unknown_kid: !known, ..self.told(&kid, record, now) })

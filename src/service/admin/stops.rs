@@ -110,7 +110,8 @@ impl Admin {
             Stop::Halted(Reach::All) => true,
             Stop::Halted(Reach::Partner(partner)) => policy.partner(partner).is_some(),
             Stop::Halted(Reach::Kid(kid)) | Stop::Revoked(kid) => {
-                policy.key(kid).is_some() || self.pipeline.published.kids().contains_key(kid)
+                let checkpoints = self.control.checkpoint_key.as_ref().is_some_and(|key| key.kid() == kid);
+                checkpoints || policy.key(kid).is_some() || self.pipeline.published.kids().contains_key(kid)
             }
             Stop::Suspended(caller) => policy.callers().any(|declared| declared == caller),
         }

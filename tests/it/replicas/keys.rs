@@ -63,6 +63,35 @@ async fn a_key_is_revoked_while_the_ledger_is_away() {
     }
 }
 
+/// A quote is at its device while its key is revoked here, and the ledger, which was away, takes its signature before it hears of
+/// that: nobody is given it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_revoked_here_is_not_released_before_the_ledger_knows() {
+    let mut cluster = Cluster::new(&[]);
+    let mut replicas = Replicas::new(cluster.empty(), 1, &[]).await;
+    let points = "control::make-durable=return;pipeline::before-sign=1*off->1*sleep(6000)->off";
+    replicas.site.env.insert("FAILPOINTS".to_owned(), points.to_owned());
+    let (kid, gateway) = (kid(&replicas.site), replicas.start(0));
+    gateway.signing().await;
+    let pricing = gateway.quotes("pricing").await;
+    pricing.sign(&Quote::number(1)).await.unwrap();
+    let late = tokio::spawn({
+        let pricing = gateway.quotes("pricing").await;
+        async move { pricing.sign(&Quote::number(2)).await }
+    });
+    let reserved = "SELECT count(*) FROM audit WHERE event = 'quote.reserved'";
+    until("it is reserved", async || replicas.database.sql(reserved) == "2").await;
+    cluster.crash();
+    let args = ["keys", "revoke", &kid, "--reason", "OPS-19", "--cause", "key-exposed-in-logs-or-source"];
+    failed(client(&replicas.site, &gateway, &args), 5);
+    cluster.start(&[]);
+    let told = late.await.unwrap().unwrap_err();
+    assert_eq!(reason(&told), "KEY_REVOKED", "{told:?}");
+    assert_eq!(replicas.database.sql("SELECT count(*) FROM quote WHERE state = 2"), "2", "the ledger has it");
+    assert_eq!(replicas.database.sql("SELECT count(*) FROM stop"), "0", "and does not know better");
+    assert!(gateway.stop().success());
+}
+
 /// Gateways are restarted one after the other while verifiers fetch, as a balancer leads them: to whoever is ready. No request is
 /// lost, neither by a new connection each time nor by one that is kept.
 #[tokio::test(flavor = "multi_thread")]
