@@ -77,6 +77,22 @@ impl Backend {
         }
     }
 
+    /// The same with the shim of tests/p11shim before the module, which does as [`Backend::rules`] says.
+    pub fn disturbed(&self) -> TokenConfig {
+        let mut config = self.config();
+        let real = std::mem::replace(&mut config.module, shim());
+        for (name, value) in [("P11SHIM_MODULE", &real), ("P11SHIM_CONTROL", &self.file("faults"))] {
+            config.environment.insert(name.to_owned(), value.display().to_string());
+        }
+        config
+    }
+
+    /// Has these rules hold from now on, and no others. Renamed into place, so that none is read half.
+    pub fn rules(&self, rules: &str) {
+        fs::write(self.file("faults.new"), rules).unwrap();
+        fs::rename(self.file("faults.new"), self.file("faults")).unwrap();
+    }
+
     /// A file beside the token's, for a test's own.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -152,6 +168,14 @@ impl Drop for Backend {
             eprintln!("{}: {}", self.name, String::from_utf8_lossy(&stopped.stderr));
         }
     }
+}
+
+/// The shim, built by the cargo that runs the tests.
+fn shim() -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "--package", "quotesign-p11shim"]);
+    assert!(build.current_dir(ROOT).status().unwrap().success(), "the shim does not build");
+    Path::new(env!("CARGO_BIN_EXE_quotesign")).with_file_name("libp11shim.so")
 }
 
 pub fn new_key(kid: &str, bits: u32) -> NewKey {

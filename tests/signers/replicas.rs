@@ -16,7 +16,7 @@ use quotesign::{
     signer::{
         Attributes, Device, Flow, Health, Order,
         keyring::{Binding, BoundKey, Keyring},
-        pkcs11::Token,
+        pkcs11::{Token, TokenConfig},
     },
 };
 use tokio::task::JoinSet;
@@ -25,9 +25,9 @@ use crate::backend::Backend;
 
 const KID: &str = "quote-signing-shared";
 
-fn keyring(tokens: [&Backend; 2], public: &Arc<PublicKey>) -> Keyring {
-    let devices = ["first", "second"].into_iter().zip(tokens).map(|(name, backend)| {
-        let device: Arc<dyn Device> = Arc::new(Token::start(backend.config()));
+fn keyring(tokens: [&Backend; 2], configs: [TokenConfig; 2], public: &Arc<PublicKey>) -> Keyring {
+    let devices = ["first", "second"].into_iter().zip(configs).map(|(name, config)| {
+        let device: Arc<dyn Device> = Arc::new(Token::start(config));
         (name.to_owned(), device)
     });
     let keyring = Keyring::new(devices.collect::<BTreeMap<_, _>>());
@@ -67,7 +67,8 @@ async fn requests_move_to_a_healthy_replica_and_come_back() {
         token.import(&pem, KID);
     }
     let public = tokens[0].public_of(KID).await;
-    let keyring = keyring([&tokens[0], &tokens[1]], &public);
+    let configs = [tokens[0].config(), tokens[1].config()];
+    let keyring = keyring([&tokens[0], &tokens[1]], configs, &public);
     let [first, second] = ["first", "second"].map(|name| format!("key/{KID}/{name}"));
     for part in [&first, &second] {
         health_of(&keyring, part, |health| *health == Health::Serving).await;
@@ -113,11 +114,49 @@ async fn a_replica_that_holds_another_key_is_refused_there_alone() {
         token.import(&token.make_pem("own.pem"), KID);
     }
     let public = tokens[0].public_of(KID).await;
-    let keyring = keyring([&tokens[0], &tokens[1]], &public);
+    let configs = [tokens[0].config(), tokens[1].config()];
+    let keyring = keyring([&tokens[0], &tokens[1]], configs, &public);
     let unfit =
         |health: &Health| matches!(health, Health::NotServing(why) if why.contains("not the key that policy pins"));
     health_of(&keyring, &format!("key/{KID}/second"), unfit).await;
     health_of(&keyring, &format!("key/{KID}"), |health| *health == Health::Serving).await;
     assert_eq!(replica(&keyring.get(public.kid()).unwrap()).await, 0);
+    keyring.close().await;
+}
+
+/// A module in which every call hangs takes the sessions that stand in, and those that they open, with it: that is seen,
+/// and no order waits there longer than a call may take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_whose_module_hangs_in_every_call_is_left_for_the_other() {
+    let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];
+    let pem = tokens[0].make_pem("shared.pem");
+    for token in &tokens {
+        token.import(&pem, KID);
+    }
+    let public = tokens[0].public_of(KID).await;
+    let call_timeout = Duration::from_millis(400);
+    let hanging = TokenConfig { sessions: 2, call_timeout, ..tokens[0].disturbed() };
+    let keyring = keyring([&tokens[0], &tokens[1]], [hanging, tokens[1].config()], &public);
+    let [first, second] = ["first", "second"].map(|name| format!("key/{KID}/{name}"));
+    for part in [&first, &second] {
+        health_of(&keyring, part, |health| *health == Health::Serving).await;
+    }
+    let key = keyring.get(public.kid()).unwrap();
+    assert_eq!(replica(&key).await, 0);
+
+    tokens[0].rules("C_Sign hang-forever\nC_OpenSession hang-forever");
+    let since = Instant::now();
+    let serves = || keyring.health().into_iter().any(|(name, health)| name == first && health == Health::Serving);
+    while serves() {
+        assert!(since.elapsed() < Duration::from_secs(30), "it stays in service");
+        let input = SigningInput::fresh_probe();
+        let order = Order::new(Flow(1), Instant::now() + Duration::from_secs(5));
+        let given = key.sign(&input, &order, 0).await.unwrap();
+        assert!(public.verifies(input.bytes(), given.signature.bytes()));
+    }
+    assert_eq!(replica(&key).await, 1);
+    tokens[0].rules("");
+    health_of(&keyring, &first, |health| *health == Health::Serving).await;
+    assert_eq!(replica(&key).await, 0);
     keyring.close().await;
 }

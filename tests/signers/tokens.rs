@@ -3,9 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -96,11 +94,16 @@ async fn a_token_that_comes_late_is_found_and_a_missing_module_is_named() {
     token.close().await;
     assert_eq!(token.health(), Health::NotServing("the token is closed".to_owned()));
 
-    let host = PathBuf::from("/nowhere/quotesign");
-    let token = Token::start(TokenConfig { host, ..softhsm.config() });
-    let key = softhsm.bound(&token, &public, "quote-signing-a");
-    contract::comes_not_to_serve(&*key, "cannot start the module's host process").await;
-    token.close().await;
+    // The second is a process that says what is no answer.
+    for (host, why) in [
+        ("/nowhere/quotesign", "cannot start the module's host process"),
+        ("yes", "the module's process wrote what is no answer"),
+    ] {
+        let token = Token::start(TokenConfig { host: PathBuf::from(host), ..softhsm.config() });
+        let key = softhsm.bound(&token, &public, "quote-signing-a");
+        contract::comes_not_to_serve(&*key, why).await;
+        token.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,18 +259,10 @@ async fn a_probe_from_before_does_not_undo_distrust() {
     const SLOW: Duration = Duration::from_millis(800);
     let softhsm = Backend::start("softhsm");
     let public = softhsm.generate("quote-signing-a", 2048).await;
-    let mut config = softhsm.config();
-    // The shim of tests/p11shim makes signatures slow, once the key serves.
-    let real = std::mem::replace(&mut config.module, shim());
-    let control = softhsm.file("faults");
-    for (name, value) in [("P11SHIM_MODULE", &real), ("P11SHIM_CONTROL", &control)] {
-        config.environment.insert(name.to_owned(), value.display().to_string());
-    }
-    let token = Token::start(config);
+    let token = Token::start(softhsm.disturbed());
     let key = softhsm.bound(&token, &public, "quote-signing-a");
     contract::comes_to_serve(&*key).await;
-    fs::write(softhsm.file("faults.new"), format!("C_Sign delay {}\n", SLOW.as_millis())).unwrap();
-    fs::rename(softhsm.file("faults.new"), &control).unwrap();
+    softhsm.rules(&format!("C_Sign delay {}", SLOW.as_millis()));
     // The first that is seen may be one that is quick still; one that lasts is slow.
     let mut since = Instant::now();
     while since.elapsed() < SLOW / 4 {
@@ -282,12 +277,4 @@ async fn a_probe_from_before_does_not_undo_distrust() {
     let after = distrusted.elapsed();
     assert!(after >= SLOW, "it serves after {after:?}, and no test signature since can have taken less than {SLOW:?}");
     token.close().await;
-}
-
-/// The shim, built by the cargo that runs the tests.
-fn shim() -> PathBuf {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--locked", "--package", "quotesign-p11shim"]);
-    assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "the shim does not build");
-    Path::new(env!("CARGO_BIN_EXE_quotesign")).with_file_name("libp11shim.so")
 }

@@ -45,6 +45,8 @@ pub(super) struct Link {
     child: tokio::sync::Mutex<Child>,
     /// The jobs that the host has; nothing once it gets no more.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
+    /// When the last job came back or was given up.
+    moved: Mutex<Instant>,
     next: AtomicU64,
     returned: AtomicUsize,
     refusal: OnceLock<Fault>,
@@ -94,6 +96,7 @@ impl Link {
             jobs: UnixDatagram::from_std(jobs)?,
             child: tokio::sync::Mutex::new(child),
             pending: Mutex::new(Some(HashMap::new())),
+            moved: Mutex::new(Instant::now()),
             next: AtomicU64::new(1),
             returned: AtomicUsize::new(0),
             refusal: OnceLock::new(),
@@ -221,6 +224,11 @@ impl Link {
         self.pending.lock().as_ref().is_some_and(|pending| pending.values().any(|job| job.sent.elapsed() > limit))
     }
 
+    /// Whether a job has been with the host for longer than `limit`, and none has come back or was given up meanwhile.
+    pub(super) fn is_silent(&self, limit: Duration) -> bool {
+        self.has_late_jobs(limit) && self.moved.lock().elapsed() > limit
+    }
+
     /// Answers a job as lost, and frees its turn. Tells whether it was still with the host.
     pub(super) fn give_up(&self, job: u64, limit: Duration) -> bool {
         let Some(Pending { reply, .. }) = self.taken(job) else { return false };
@@ -252,7 +260,9 @@ impl Link {
     }
 
     fn taken(&self, id: u64) -> Option<Pending> {
-        self.pending.lock().as_mut()?.remove(&id)
+        let job = self.pending.lock().as_mut()?.remove(&id)?;
+        *self.moved.lock() = Instant::now();
+        Some(job)
     }
 
     /// Answers every job as lost, and takes no more.
@@ -298,5 +308,54 @@ async fn tell(signer: String, mut stderr: ChildStderr) {
         for line in text.lines().filter(|line| !line.is_empty()) {
             tracing::debug!(target: "quotesign::module", signer, line, "the module says");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::PathBuf};
+
+    use super::*;
+    use crate::signer::{Flow, Order, pkcs11::Pin, turns::Turns};
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    /// A process that reads no job.
+    fn deaf() -> Link {
+        let config = TokenConfig {
+            name: "deaf".to_owned(),
+            host: PathBuf::from("yes"),
+            module: PathBuf::new(),
+            token_label: String::new(),
+            token_serial: None,
+            pin: Pin::File(PathBuf::new()),
+            environment: BTreeMap::new(),
+            secret_variables: Vec::new(),
+            sessions: 2,
+            queue_max: 2,
+            call_timeout: LIMIT,
+            probe_interval: LIMIT,
+        };
+        Link::start(&config, Arc::default()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_host_is_silent_where_jobs_lie_with_it_and_none_moves() {
+        let (link, turns) = (deaf(), Turns::new(2, 2));
+        time::sleep(LIMIT * 2).await;
+        assert!(!link.is_silent(LIMIT), "it has nothing to answer");
+        for _ in 0..2 {
+            let order = Order::new(Flow::OWN, Instant::now() + LIMIT * 100);
+            let turn = turns.turn(&order).await.unwrap();
+            drop(link.give(1, &SigningInput::fresh_probe(), order.deadline, turn).await.unwrap());
+        }
+        assert!(!link.is_silent(LIMIT), "it has not had the time");
+        time::sleep(LIMIT * 2).await;
+        assert!(link.is_silent(LIMIT));
+        assert!(link.give_up(1, LIMIT));
+        assert!(!link.is_silent(LIMIT), "one was given up a moment ago");
+        time::sleep(LIMIT * 2).await;
+        assert!(link.is_silent(LIMIT));
+        link.kill().await;
     }
 }

@@ -11,7 +11,11 @@ use std::{
 };
 
 use secrecy::SecretString;
-use tokio::{sync::mpsc, task::AbortHandle, time};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinError, JoinHandle},
+    time,
+};
 
 use super::{
     Key, Pin, Shared, State,
@@ -40,6 +44,8 @@ const AHEAD: Duration = Duration::from_millis(2);
 const AHEAD_MAX: usize = 4;
 /// A module may take as many times the patience of a call to be loaded and to log in.
 const OPEN_FACTOR: u32 = 5;
+/// A token may take as many times the patience of a call to answer any job, where no session says that it is at one.
+const SILENCE: u32 = 2;
 /// How long a token whose keys are all missing or unfit is left alone before it is brought up anew.
 const UNFIT_AGAIN: Duration = Duration::from_secs(5);
 /// A token that was up for longer, and is lost, has not been away all the time before.
@@ -102,10 +108,11 @@ impl<'s> Generation<'s> {
         shared.generations.store(number, Ordering::Relaxed);
         let link = Arc::new(Link::start(&shared.config, Arc::clone(&shared.logins))?);
         let listening = Arc::clone(&link);
-        let listener = tokio::spawn(async move { listening.listen().await });
+        let mut listener = tokio::spawn(async move { listening.listen().await });
         let _listener = AbortOnDrop(listener.abort_handle());
         let opened = tokio::select! {
             opened = outage.during(shared, Self::open(shared, number, &link)) => opened,
+            fault = &mut listener => Err(unheard(fault)),
             () = shared.closing.cancelled() => {
                 link.kill().await;
                 return Ok(());
@@ -114,7 +121,7 @@ impl<'s> Generation<'s> {
         let ended = match opened {
             Ok(generation) => {
                 let began = Instant::now();
-                let ended = generation.watch(reports).await;
+                let ended = generation.watch(reports, &mut listener).await;
                 if began.elapsed() > STEADY {
                     *outage = Outage::default();
                 }
@@ -176,12 +183,17 @@ impl<'s> Generation<'s> {
     }
 
     /// Has the keys probed, until the generation is broken (why) or the token is to be closed (Ok).
-    async fn watch(mut self, reports: &mut mpsc::Receiver<(u64, Fault)>) -> Result<(), Fault> {
+    async fn watch(
+        mut self,
+        reports: &mut mpsc::Receiver<(u64, Fault)>,
+        listener: &mut JoinHandle<Fault>,
+    ) -> Result<(), Fault> {
         let shared = self.shared;
         loop {
             tokio::select! {
                 () = shared.closing.cancelled() => return Ok(()),
                 fault = self.link.ended() => return Err(fault),
+                fault = &mut *listener => return Err(unheard(fault)),
                 Some((number, fault)) = reports.recv() => {
                     if number == self.number {
                         return Err(fault);
@@ -229,6 +241,10 @@ impl<'s> Generation<'s> {
             return Err(Fault::Device(format!(
                 "{stuck} calls have been inside the module for more than {limit_ms} ms"
             )));
+        }
+        let silence = limit * SILENCE;
+        if new == 0 && self.link.is_silent(silence) {
+            return Err(Fault::Device(format!("no job has come back for more than {} ms", silence.as_millis())));
         }
         if new > 0 {
             tracing::warn!(signer = %self.shared.config.name, stuck, "a session is stuck inside the module; another stands in for it");
@@ -447,6 +463,11 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Nothing of what the host says is heard any more: why.
+fn unheard(listened: Result<Fault, JoinError>) -> Fault {
+    listened.unwrap_or_else(|error| Fault::Device(format!("nobody listens to the module's process: {error}")))
 }
 
 fn out_of_turn() -> Fault {

@@ -26,7 +26,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Begins with `session`, or with one that it opens before it takes a job.
+    /// Begins with `session`, or opens one with its first job: that can hang like any call, and what hangs outside of a
+    /// job is not seen.
     pub(super) fn new(shared: Arc<Shared>, session: Option<Session>) -> Self {
         Self { shared, session, handles: HashMap::new() }
     }
@@ -34,10 +35,6 @@ impl Worker {
     /// Works until the socket is shut down, or another worker stands in for this one.
     pub(super) fn run(mut self, jobs: &UnixDatagram) {
         let mut buffer = vec![0; JOB_BYTES_MAX];
-        if self.session.is_none() {
-            // Where there is none to be had now, the first job tries again, and tells.
-            self.session = self.shared.device.session(Access::Read).ok();
-        }
         loop {
             let job = match jobs.recv(&mut buffer) {
                 Ok(0) => return,
