@@ -138,13 +138,40 @@ with_kms! {
     async fn two_keys_of_one_kid_are_told_and_none_is_chosen(site) {
         let kid = kid("quote-signing-twice");
         for _ in 0..2 {
-            let tag = Tag::builder().tag_key("quotesign:kid").tag_value(kid.as_str()).build().unwrap();
-            let call = site.aws.create_key().key_spec(KeySpec::Rsa2048).key_usage(KeyUsageType::SignVerify);
-            call.tags(tag).send().await.unwrap();
+            let mut call = site.aws.create_key().key_spec(KeySpec::Rsa2048).key_usage(KeyUsageType::SignVerify);
+            for (name, value) in [("kid", kid.as_str()), ("partner", "acme-pay"), ("environment", "sandbox")] {
+                let name = format!("quotesign:{name}");
+                call = call.tags(Tag::builder().tag_key(name).tag_value(value).build().unwrap());
+            }
+            call.send().await.unwrap();
         }
         let refused = provisioner(&site).generate(&new_key(&kid)).await.unwrap_err();
         let want = "have all but one deleted";
         assert!(matches!(&refused, ProvisionError::Invalid(why) if why.contains(want)), "{refused}");
+    }
+
+    /// Whether the first run came to name it or not.
+    async fn a_key_that_was_made_for_another_partner_or_environment_is_not_taken(site) {
+        let kid = kid("quote-signing-foreign");
+        let key = new_key(&kid);
+        let made = provisioner(&site).generate(&key).await.unwrap();
+        let elsewhere = Kms::provisioner(KmsConfig { environment: Some(Environment::Production), ..site.config() });
+        let other = NewKey { partner: "acme-remit".to_owned(), ..key.clone() };
+        let alias = format!("alias/quotesign-{kid}");
+        for is_named in [true, false] {
+            if !is_named {
+                site.aws.delete_alias().alias_name(&alias).send().await.unwrap();
+            }
+            let refused = elsewhere.generate(&key).await.unwrap_err();
+            let why = format!("{kid} with quotesign:environment sandbox and not production");
+            assert_eq!(refused, ProvisionError::Exists(why));
+            let refused = provisioner(&site).generate(&other).await.unwrap_err();
+            let why = format!("{kid} with quotesign:partner acme-pay and not acme-remit");
+            assert_eq!(refused, ProvisionError::Exists(why));
+        }
+        assert_eq!(site.proxy.seen("CreateKey").len(), 1);
+        let again = provisioner(&site).generate(&key).await.unwrap();
+        assert!(again.existed && again.locator == made.locator);
     }
 
     async fn keys_are_listed_with_what_is_against_them(site) {

@@ -42,6 +42,9 @@ impl Generate {
         let device = device(&config, &self.key.signer)?;
         let key = NewKey { kid, partner: self.key.partner.clone().unwrap_or_default(), bits: self.bits };
         let made = block_on(async { device.generate(&key).await.map_err(Failure::failed) })?;
+        if made.existed {
+            say!("# an earlier run made this key; nothing was generated");
+        }
         self.key.show(&config, &made)
     }
 }

@@ -191,6 +191,9 @@ impl Rotate {
         trial.check()?;
         let new = NewKey { kid: kid.clone(), partner: partner.to_string(), bits: self.bits };
         let made = block_on(async { device.generate(&new).await.map_err(Failure::failed) })?;
+        if made.existed {
+            say!("an earlier run made `{kid}`; nothing was generated");
+        }
         stage.add(&made, partner.as_str(), &signer, plan, old.map(AsRef::as_ref));
         Ok(kid)
     }

@@ -65,7 +65,7 @@ impl Provision for Provisioner {
             Err(fault) if fault.code() == Some("NotFoundException") => {}
             Err(fault) => return Err(fault.into()),
         }
-        let orphan = self.orphan(&key.kid).await?;
+        let orphan = self.orphan(key).await?;
         let existed = orphan.is_some();
         let arn = match orphan {
             Some(arn) => arn,
@@ -153,13 +153,18 @@ impl Provisioner {
     }
 
     fn creation(&self, key: &NewKey, spec: String) -> Creation {
+        let description = format!("quotesign: signs quotes as `{}`", key.kid);
+        Creation { spec, description, tags: self.tags_of(key) }
+    }
+
+    fn tags_of(&self, key: &NewKey) -> Vec<(String, String)> {
         let tag = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut tags = vec![tag(KID_TAG, key.kid.as_str())];
         if !key.partner.is_empty() {
             tags.push(tag(PARTNER_TAG, &key.partner));
         }
         tags.extend(self.config.environment.map(|environment| tag(ENVIRONMENT_TAG, environment.as_str())));
-        Creation { spec, description: format!("quotesign: signs quotes as `{}`", key.kid), tags }
+        tags
     }
 
     async fn trial(&self, kid: &Kid, locator: &str) -> Result<(KeyArn, PublicKey), ProvisionError> {
@@ -168,9 +173,11 @@ impl Provisioner {
 
     /// The key that has the alias already, if it is of this kid.
     async fn named(&self, key: &NewKey, alias: &str, arn: &str) -> Result<Provisioned, ProvisionError> {
-        if !self.is_of(arn, &key.kid).await? {
+        let tags = self.client.tags(arn).await?;
+        if !is_of(&key.kid, &tags) {
             return Err(ProvisionError::Exists(alias.to_owned()));
         }
+        self.check_made_for(key, &tags)?;
         let (arn, public) = self.trial(&key.kid, arn).await?;
         found(public, &arn, key, true)
     }
@@ -200,21 +207,33 @@ impl Provisioner {
         fitness::check(&*self.client, &arn, Attributes::Require).await.map(|(integers, _)| integers)
     }
 
-    async fn is_of(&self, arn: &str, kid: &Kid) -> Result<bool, Fault> {
-        let tags = self.client.tags(arn).await?;
-        Ok(tags.iter().any(|(name, value)| name == KID_TAG && value == kid.as_str()))
+    /// One kid may be wanted in several environments, or for several partners by mistake. A key that was made for
+    /// another is never taken: its quotes would verify here, and those of here there.
+    fn check_made_for(&self, key: &NewKey, tags: &[(String, String)]) -> Result<(), ProvisionError> {
+        let own = self.tags_of(key);
+        for name in [ENVIRONMENT_TAG, PARTNER_TAG] {
+            let (is, want) = (tag(tags, name), tag(&own, name));
+            if is != want {
+                let [is, want] = [is, want].map(|value| value.unwrap_or("none"));
+                return Err(ProvisionError::Exists(format!("{} with {name} {is} and not {want}", key.kid)));
+            }
+        }
+        Ok(())
     }
 
     /// The key that an earlier run created for this kid and did not come to name.
-    async fn orphan(&self, kid: &Kid) -> Result<Option<String>, ProvisionError> {
+    async fn orphan(&self, key: &NewKey) -> Result<Option<String>, ProvisionError> {
+        let kid = &key.kid;
         let named = self.names().await?;
         let mut orphans = Vec::new();
         for arn in self.keys().await? {
             let is_named = arn.rsplit_once('/').is_some_and(|(_, id)| named.contains_key(id));
-            if !is_named
-                && visible(self.is_of(&arn, kid).await)?.unwrap_or_default()
-                && self.client.describe(&arn).await?.state == "Enabled"
-            {
+            if is_named {
+                continue;
+            }
+            let Some(tags) = visible(self.client.tags(&arn).await)? else { continue };
+            if is_of(kid, &tags) && self.client.describe(&arn).await?.state == "Enabled" {
+                self.check_made_for(key, &tags)?;
                 orphans.push(arn);
             }
         }
@@ -267,6 +286,14 @@ fn found(public: PublicKey, arn: &KeyArn, key: &NewKey, existed: bool) -> Result
         return Err(ProvisionError::Exists(format!("{} with {is} bits and not {want}", key.kid)));
     }
     Ok(Provisioned { public, locator: arn.to_string(), existed })
+}
+
+fn is_of(kid: &Kid, tags: &[(String, String)]) -> bool {
+    tag(tags, KID_TAG) == Some(kid.as_str())
+}
+
+fn tag<'t>(tags: &'t [(String, String)], wanted: &str) -> Option<&'t str> {
+    tags.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
 }
 
 /// The name of a key in KMS, whose aliases have no `.` and no `:`. Kids that become alike are told apart by the tag.
