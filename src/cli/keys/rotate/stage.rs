@@ -1,7 +1,8 @@
 //! The change of a bundle that a rotation asks for, made beside the bundle for people to review, and checked.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -132,8 +133,20 @@ impl<'b> Stage<'b> {
         put_all(&self.dir.join(cases::FOLDER), &out.join(cases::FOLDER))
     }
 
-    /// Writes the change into the bundle itself, what refers to a file after the file.
+    /// Writes the change into the bundle itself, what refers to a file after the file. A bundle that is another than the
+    /// one that the change was made to is left alone: making a key takes minutes, and others change bundles too.
     pub fn apply(&self) -> Result<(), Failure> {
+        let named = |fault: io::Error| Failure::failed(format!("{}: cannot be locked: {fault}", self.dir.display()));
+        let dir = File::open(self.dir).map_err(named)?;
+        // Held until the change is in place, so that of two commands one finds what the other wrote.
+        dir.lock().map_err(named)?;
+        let is_as_before = files::read(self.dir).is_ok_and(|now| files::digest(&now) == self.bundle.digest);
+        if !is_as_before {
+            return Err(Failure::failed(format!(
+                "{}: the bundle changed meanwhile, and was left as it is; run the command again with another --kid",
+                self.dir.display()
+            )));
+        }
         let is_new = |name: &&String| !self.dir.join(name).exists();
         for name in self.files.keys().filter(is_new).chain([&"policy.toml".to_owned()]) {
             if let Some(bytes) = self.files.get(name) {
@@ -194,4 +207,31 @@ fn whole_day_after(at: UtcTime) -> UtcTime {
 /// Where a change is written when nobody says.
 pub(super) fn beside(dir: &Path) -> PathBuf {
     dir.with_added_extension("next")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_that_changed_meanwhile_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        put_all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/policy")), dir.path()).unwrap();
+        let (bundle, file) = (Bundle::load(dir.path()).unwrap(), dir.path().join("policy.toml"));
+        let mut stage = Stage::new(dir.path(), &bundle).unwrap();
+        stage.check().unwrap();
+        let changed = fs::read_to_string(&file).unwrap() + "# by somebody else\n";
+        fs::write(&file, &changed).unwrap();
+        let refused = stage.apply().unwrap_err();
+        assert!(refused.text.contains("the bundle changed meanwhile"), "{}", refused.text);
+        assert_eq!(fs::read_to_string(&file).unwrap(), changed);
+
+        let bundle = Bundle::load(dir.path()).unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| Stage::new(dir.path(), &bundle).unwrap());
+        first.check().unwrap();
+        second.check().unwrap();
+        first.apply().unwrap();
+        assert!(second.apply().is_err(), "of two commands at once one finds what the other wrote");
+        assert_eq!(Bundle::load(dir.path()).unwrap().serial, bundle.serial + 1);
+    }
 }
