@@ -91,7 +91,8 @@ impl Keyring {
         Self { own, ..self }
     }
 
-    /// Binds exactly these keys, and the gateway's own. One that was bound alike before stays the same signer, with its health.
+    /// Binds exactly these keys, and the gateway's own. One that was bound alike before stays the same signer, with its
+    /// health, and so does a key on each device that held it before, where devices come or go.
     ///
     /// # Errors
     /// Names the key whose signer is unknown or whose kid stands twice; then nothing has changed.
@@ -100,9 +101,9 @@ impl Keyring {
         let mut bound = BTreeMap::new();
         for binding in self.own.iter().cloned().chain(keys) {
             let kid = binding.public.kid().clone();
-            let key = match before.get(&kid).filter(|old| old.binding.is(&binding)) {
-                Some(old) => Arc::clone(old),
-                None => Arc::new(self.bind_one(binding)?),
+            let key = match before.get(&kid).filter(|old| old.binding.asks_alike(&binding)) {
+                Some(old) if old.binding.places == binding.places => Arc::clone(old),
+                old => Arc::new(self.bind_one(binding, old)?),
             };
             if bound.insert(kid.clone(), key).is_some() {
                 return Err(KeyringError::Repeated(kid));
@@ -112,10 +113,16 @@ impl Keyring {
         Ok(())
     }
 
-    fn bind_one(&self, binding: Binding) -> Result<BoundKey, KeyringError> {
+    /// `before` is the same key, on other devices in part.
+    fn bind_one(&self, binding: Binding, before: Option<&Arc<BoundKey>>) -> Result<BoundKey, KeyringError> {
         let kid = binding.public.kid();
         let mut replicas = Vec::new();
-        for (signer, locator) in &binding.places {
+        for place in &binding.places {
+            if let Some(key) = before.and_then(|old| old.at(place)) {
+                replicas.push(Replica { signer: place.0.clone(), key });
+                continue;
+            }
+            let (signer, locator) = place;
             let unknown = || KeyringError::UnknownSigner { kid: kid.clone(), signer: signer.clone() };
             let device = self.devices.get(signer).ok_or_else(unknown)?;
             let (public, attributes) = (Arc::clone(&binding.public), binding.attributes);
@@ -179,6 +186,12 @@ impl std::fmt::Debug for BoundKey {
 }
 
 impl BoundKey {
+    /// The signer that it is at this place.
+    fn at(&self, place: &(String, String)) -> Option<Arc<dyn Signer>> {
+        let mut replicas = self.binding.places.iter().zip(&self.replicas);
+        replicas.find(|(own, _)| *own == place).map(|(_, replica)| Arc::clone(&replica.key))
+    }
+
     /// Its public half.
     #[must_use]
     pub fn public_key(&self) -> &Arc<PublicKey> {
@@ -280,11 +293,10 @@ pub struct Given {
 }
 
 impl Binding {
-    fn is(&self, other: &Self) -> bool {
+    /// Whether it is the same key, of which the same is asked, wherever it is.
+    fn asks_alike(&self, other: &Self) -> bool {
         let (public, theirs) = (&self.public, &other.public);
-        public.same_key(theirs.modulus(), theirs.exponent())
-            && self.places == other.places
-            && self.attributes == other.attributes
+        public.same_key(theirs.modulus(), theirs.exponent()) && self.attributes == other.attributes
     }
 }
 

@@ -223,8 +223,12 @@ async fn a_key_that_comes_late_serves_by_itself() {
 async fn a_keyring_keeps_what_a_reload_does_not_change() {
     let softhsm = Backend::start("softhsm");
     let (a, b) = (softhsm.generate("quote-signing-a", 2048).await, softhsm.generate("quote-signing-b", 2048).await);
-    let device: Arc<dyn Device> = Arc::new(Token::start(softhsm.config()));
-    let ring = Keyring::new(BTreeMap::from([("softhsm".to_owned(), device)]));
+    let absent = TokenConfig { token_label: "absent".to_owned(), ..softhsm.config() };
+    let devices = [("softhsm", softhsm.config()), ("absent", absent)].map(|(name, config)| {
+        let device: Arc<dyn Device> = Arc::new(Token::start(config));
+        (name.to_owned(), device)
+    });
+    let ring = Keyring::new(BTreeMap::from(devices));
     let of = |public: &Arc<quotesign::jwk::PublicKey>, signer: &str| Binding {
         public: Arc::clone(public),
         places: vec![(signer.to_owned(), softhsm.locator(public.kid().as_str()))],
@@ -240,6 +244,14 @@ async fn a_keyring_keeps_what_a_reload_does_not_change() {
     ring.bind([of(&a, "softhsm")]).unwrap();
     assert!(Arc::ptr_eq(&first, &ring.get(a.kid()).unwrap()), "the same signer, with its health");
     assert!(ring.get(b.kid()).is_none());
+    // Its device goes on while another comes, and goes.
+    let mut two = of(&a, "softhsm");
+    two.places.insert(0, ("absent".to_owned(), softhsm.locator(a.kid().as_str())));
+    for binding in [two, of(&a, "softhsm")] {
+        ring.bind([binding.clone()]).unwrap();
+        assert_eq!(ring.key_health(a.kid()), Some(Health::Serving), "{:?}", binding.places);
+    }
+    let first = ring.get(a.kid()).unwrap();
     let (kid, signer) = (b.kid().clone(), "other".to_owned());
     assert_eq!(ring.bind([of(&b, "other")]).unwrap_err(), KeyringError::UnknownSigner { kid, signer });
     assert_eq!(ring.bind([of(&b, "softhsm"), of(&b, "softhsm")]).unwrap_err(), KeyringError::Repeated(b.kid().clone()));
