@@ -6,6 +6,7 @@
 //! - `link`: the gateway's end of one host process
 //! - `supervisor`: brings the token up, binds and probes its keys, replaces the host process
 //! - `logins`: how often logging in may be tried
+//! - `pin`: reads the PIN, and waits for another where it was refused
 //! - `wire`: what both sides say to each other
 //! - `fault`: what goes wrong, translated in one place
 //! - `provision`: what commands ask of a token
@@ -44,6 +45,7 @@ pub mod host;
 mod link;
 mod logins;
 mod outage;
+mod pin;
 mod provision;
 pub mod raw;
 mod supervisor;
@@ -109,6 +111,7 @@ impl Token {
             wake: Notify::new(),
             closing: CancellationToken::new(),
             logins: Arc::default(),
+            given: pin::Given::default(),
             report,
             config,
         });
@@ -185,6 +188,7 @@ struct Shared {
     wake: Notify,
     closing: CancellationToken,
     logins: Arc<Logins>,
+    given: pin::Given,
     /// What breaks the present generation.
     report: mpsc::Sender<(u64, Fault)>,
 }

@@ -312,13 +312,13 @@ async fn no_wrong_signature_leaves_the_gateway() {
     trial.end().await;
 }
 
-/// A refused PIN is tried once, however often the token is lost after that, and until the gateway is started anew.
+/// A refused PIN is tried once, however long it stays in its place, and until the gateway is started anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_that_was_changed_stops_the_token_after_one_attempt() {
     let trial = Trial::start().await;
     tokio::time::sleep(BEFORE).await;
     trial.shim.rules("C_Login err CKR_PIN_INCORRECT\nC_Sign exit 1 times 1 # so that it must log in anew");
-    trial.gateway.logged("correct its PIN and restart").await;
+    trial.gateway.logged("the token is given up; correct its PIN").await;
     until("signing is not serving", async || !trial.gateway.can_sign().await).await;
     trial.shim.rules("");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -326,7 +326,7 @@ async fn a_pin_that_was_changed_stops_the_token_after_one_attempt() {
     assert_eq!(trial.shim.faults("C_Login"), 1);
     let refused = ask(&trial.gateway.quotes("pricing").await, &trial.pinned()).await.refused;
     assert_eq!(refused.as_deref(), Some("SIGNER_UNAVAILABLE"));
-    println!("| PIN changed | | SIGNER_UNAVAILABLE until the PIN is corrected and the gateway restarted | | | 0 |");
+    println!("| PIN changed | | SIGNER_UNAVAILABLE until the PIN is corrected | | | 0 |");
     let Trial { site, gateway, mut callers, .. } = trial;
     callers.shutdown().await;
     assert!(gateway.stop().success());

@@ -143,7 +143,7 @@ async fn a_wrong_pin_is_tried_once_and_told_loudly() {
     fs::remove_file(&calls).unwrap();
     fs::write(site.path("pin"), "not the pin\n").unwrap();
     let gateway = site.start();
-    gateway.logged("correct its PIN and restart").await;
+    gateway.logged("the token is given up; correct its PIN").await;
     serves_keys_alone(&gateway).await;
     let is_error = |line: &String| line.contains("\"ERROR\"") && line.contains("hsm-primary");
     assert!(gateway.log.lock().unwrap().iter().any(is_error));

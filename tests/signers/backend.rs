@@ -130,6 +130,18 @@ impl Backend {
         assert!(done.status.success(), "{done:?}");
     }
 
+    /// Gives the token in SoftHSM another PIN, and then writes it where the gateway reads it.
+    pub fn change_pin(&self, new: &str) {
+        let config = self.config();
+        let pin = fs::read_to_string(self.file("pin")).unwrap();
+        let mut change = Command::new("pkcs11-tool");
+        change.arg("--module").arg(&config.module).args(["--token-label", &config.token_label, "--login"]);
+        change.args(["--pin", pin.trim(), "--change-pin", "--new-pin", new]);
+        let done = change.env("SOFTHSM2_CONF", &config.environment["SOFTHSM2_CONF"]).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        fs::write(self.file("pin"), format!("{new}\n")).unwrap();
+    }
+
     /// A key pair of openssl's, in a file of this name.
     pub fn make_pem(&self, name: &str) -> PathBuf {
         let pem = self.file(name);

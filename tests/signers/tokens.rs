@@ -290,3 +290,25 @@ async fn a_probe_from_before_does_not_undo_distrust() {
     assert!(after >= SLOW, "it serves after {after:?}, and no test signature since can have taken less than {SLOW:?}");
     token.close().await;
 }
+
+/// The token has another PIN, and is lost before the gateway's file has it: the old one is tried once, the new one when it
+/// is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_was_changed_is_taken_up_without_a_restart() {
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    let token = Token::start(softhsm.disturbed());
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_to_serve(&*key).await;
+    softhsm.rules("C_Login err CKR_PIN_INCORRECT\nC_SignInit logout times 1");
+    contract::comes_not_to_serve(&*key, "refuses the PIN").await;
+    softhsm.rules("");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(token.generation(), 1, "the same PIN was tried again");
+    contract::comes_not_to_serve(&*key, "refuses the PIN").await;
+    softhsm.change_pin("another-pin");
+    contract::comes_to_serve(&*key).await;
+    contract::a_signature_verifies_with_the_pinned_key(&*key).await;
+    assert_eq!(token.generation(), 2);
+    token.close().await;
+}

@@ -1,11 +1,10 @@
 //! The task that keeps one token at work. It starts a host process for one *generation*, has every key bound and
 //! then probed, replaces sessions that are stuck, and ends the generation when it is broken: what is with the host
 //! gets a moment to come back, then the process goes, and the next one begins from nothing. A refused PIN ends it
-//! for good.
+//! until there is another.
 
 use std::{
     collections::BTreeMap,
-    env, fs,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -18,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Key, Pin, Shared, State,
+    Key, Shared, State,
     fault::Fault,
     link::Link,
     outage::Outage,
@@ -51,7 +50,7 @@ const UNFIT_AGAIN: Duration = Duration::from_secs(5);
 /// A token that was up for longer, and is lost, has not been away all the time before.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// Keeps the token at work until it is closed or its PIN is refused.
+/// Keeps the token at work until it is closed or given up.
 pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, Fault)>) {
     let name = &shared.config.name;
     let mut pause = Duration::ZERO;
@@ -62,8 +61,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut reports: mpsc::Receiver<(u64, F
         let Err(fault) = ended else { break };
         if let Fault::Pin(_) = fault {
             shared.down(&fault.to_string());
-            tracing::error!(signer = %name, why = %fault, "the token is given up; correct its PIN and restart");
-            return;
+            tracing::error!(signer = %name, why = %fault, "the token is given up; correct its PIN: a file is read again, a variable with a restart");
+            // Nobody is shown an older reason while the next one is tried.
+            (pause, outage) = (Duration::ZERO, Outage::default());
+            tokio::select! {
+                () = shared.closing.cancelled() => break,
+                () = shared.given.another(&shared.config.pin) => continue,
+            }
         }
         if let Some(lost) = shared.logins.too_many_lost() {
             shared.down(&format!("{lost} logins came to no known end, the last: {fault}; none is tried again"));
@@ -153,6 +157,7 @@ impl<'s> Generation<'s> {
             sessions: u32::try_from(config.sessions).unwrap_or(u32::MAX),
         };
         let pin = config.pin.read()?;
+        shared.given.note(&pin);
         let patience = config.call_timeout * OPEN_FACTOR;
         tokio::select! {
             answer = link.ask(Request::Open(open), &[], patience) => answer??,
@@ -437,21 +442,6 @@ impl Shared {
             if key.standing.health().takes_orders() || key.binding.lock().refusal.is_none() {
                 key.standing.set(Health::NotServing(why.to_owned()));
             }
-        }
-    }
-}
-
-impl Pin {
-    pub(super) fn read(&self) -> Result<SecretString, Fault> {
-        let text = match self {
-            Self::File(path) => fs::read_to_string(path).map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
-            Self::Variable(name) => env::var(name).map_err(std::io::Error::other),
-        };
-        match text {
-            Ok(text) if !text.is_empty() => Ok(SecretString::from(text)),
-            Ok(_) => Err(Fault::Device("its PIN is empty".to_owned())),
-            // Neither path nor name is told: a PIN may have been put in their place.
-            Err(error) => Err(Fault::Device(format!("its PIN cannot be read: {:?}", error.kind()))),
         }
     }
 }
