@@ -84,7 +84,8 @@ pub enum SignError {
     /// The device is away or cannot sign with this key for the moment.
     #[error("the device cannot sign: {0}")]
     Unavailable(String),
-    /// The key on the device is not the one that policy pins, or may not be used. Nothing but an operator heals it.
+    /// The key on the device is not the one that policy pins, or may not be used, or does not sign so much at once.
+    /// Nothing but an operator heals it.
     #[error("the key on the device is unfit: {0}")]
     Unfit(String),
 }

@@ -198,6 +198,24 @@ async fn two_generations_at_once_leave_no_two_keys_of_one_name() {
     assert!(made.len() < 2 && listed.len() == made.len(), "{made:?}, {listed:?}");
 }
 
+/// Whoever has so much signed at once is refused there, once, and disturbs nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_long_for_a_token_is_refused_and_no_loss_of_the_token() {
+    let softhsm = Backend::start("softhsm");
+    let public = softhsm.generate("quote-signing-a", 2048).await;
+    let probe_interval = Duration::from_mins(5);
+    let token = Token::start(TokenConfig { probe_interval, ..softhsm.disturbed() });
+    let key = softhsm.bound(&token, &public, "quote-signing-a");
+    contract::comes_to_serve(&*key).await;
+    softhsm.rules("C_Sign err CKR_DATA_LEN_RANGE times 1");
+    let refused = contract::sign(&*key).await.unwrap_err();
+    assert!(matches!(&refused, SignError::Unfit(why) if why.contains("DataLenRange")), "{refused}");
+    assert_eq!(key.health(), Health::Serving);
+    contract::a_signature_verifies_with_the_pinned_key(&*key).await;
+    assert_eq!(token.generation(), 1, "it was taken for a loss of the token");
+    token.close().await;
+}
+
 /// What somebody put into a locator by mistake is not told to whoever reads logs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_in_a_locator_is_refused_and_not_told_back() {

@@ -44,9 +44,10 @@ pub(super) enum Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         use RvError::{
-            ArgumentsBad, CryptokiNotInitialized, DeviceError, DeviceMemory, DeviceRemoved, FunctionCanceled,
-            HostMemory, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked, SessionClosed, SessionCount,
-            SessionHandleInvalid, SlotIdInvalid, TokenNotPresent, TokenNotRecognized, UserPinNotInitialized,
+            ArgumentsBad, CryptokiNotInitialized, DataLenRange, DeviceError, DeviceMemory, DeviceRemoved,
+            FunctionCanceled, HostMemory, PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked, SessionClosed,
+            SessionCount, SessionHandleInvalid, SlotIdInvalid, TokenNotPresent, TokenNotRecognized,
+            UserPinNotInitialized,
         };
         match error {
             Error::Pkcs11(code, function) => {
@@ -54,6 +55,10 @@ impl From<Error> for Fault {
                 match code {
                     // YubiHSM says so of a PIN that is too short to be one.
                     ArgumentsBad if matches!(function, Function::Login) => Self::Pin(text),
+                    // It is what it was given that is too long, and nothing is wrong with the token.
+                    DataLenRange if matches!(function, Function::SignInit | Function::Sign) => {
+                        Self::Invalid(format!("it signs nothing of this length ({text})"))
+                    }
                     // What is wrong is not the PIN, as far as any code can be trusted.
                     CryptokiNotInitialized
                     | DeviceError
@@ -84,8 +89,8 @@ impl From<Fault> for SignError {
         match fault {
             Fault::Device(_) | Fault::Stuck(_) | Fault::Login(_) => Self::Lost(text),
             Fault::Late => Self::TimedOut,
-            Fault::Pin(_) | Fault::Missing(_) | Fault::Exists(_) | Fault::Invalid(_) => Self::Unavailable(text),
-            Fault::Unfit(_) => Self::Unfit(text),
+            Fault::Pin(_) | Fault::Missing(_) | Fault::Exists(_) => Self::Unavailable(text),
+            Fault::Unfit(_) | Fault::Invalid(_) => Self::Unfit(text),
         }
     }
 }
@@ -129,5 +134,14 @@ mod tests {
         }
         let signing = Fault::from(Error::Pkcs11(RvError::GeneralError, Function::Sign));
         assert_eq!(signing, Fault::Device("C_Sign: GeneralError".to_owned()), "no login at all");
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_token_is_not_the_tokens_fault() {
+        for function in [Function::SignInit, Function::Sign] {
+            let fault = Fault::from(Error::Pkcs11(RvError::DataLenRange, function));
+            assert!(matches!(SignError::from(fault), SignError::Unfit(why) if why.contains("DataLenRange")));
+        }
+        assert!(matches!(login(RvError::DataLenRange), Fault::Login(_)));
     }
 }

@@ -360,14 +360,16 @@ async fn probe(shared: Arc<Shared>, key: Arc<Key>) {
             }
             key.was_refused(generation, &fault);
         }
+        // One that was refused for it is bound no more; else it is the order that was, and no probe is too long.
+        Err(SignError::Unfit(why)) => {
+            let generation = key.binding.lock().generation;
+            if generation != 0 {
+                key.was_refused(generation, &Fault::Unfit(why));
+            }
+        }
         // What a fault means was judged where it came up; a device with too much to do is no worse for it.
         Err(
-            SignError::Gone
-            | SignError::Full
-            | SignError::TimedOut
-            | SignError::Lost(_)
-            | SignError::Unavailable(_)
-            | SignError::Unfit(_),
+            SignError::Gone | SignError::Full | SignError::TimedOut | SignError::Lost(_) | SignError::Unavailable(_),
         ) => {}
     }
     key.binding.lock().probing = false;
