@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use tokio::time;
 
 use super::{Pin, fault::Fault};
@@ -51,17 +51,25 @@ impl Given {
 }
 
 impl Pin {
+    /// What was read is wiped: the PIN is copied out of it at its own length, since cutting it to that could leave it behind.
     pub(super) fn read(&self) -> Result<SecretString, Fault> {
         let text = match self {
-            Self::File(path) => fs::read_to_string(path).map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
+            Self::File(path) => fs::read_to_string(path),
             Self::Variable(name) => env::var(name).map_err(io::Error::other),
         };
-        match text {
-            Ok(text) if !text.is_empty() => Ok(SecretString::from(text)),
-            Ok(_) => Err(Fault::Device("its PIN is empty".to_owned())),
+        let text = match text {
+            Ok(text) => Zeroizing::new(text),
             // Neither path nor name is told: a PIN may have been put in their place.
-            Err(error) => Err(Fault::Device(format!("its PIN cannot be read: {:?}", error.kind()))),
+            Err(error) => return Err(Fault::Device(format!("its PIN cannot be read: {:?}", error.kind()))),
+        };
+        let pin = match self {
+            Self::File(_) => text.trim_end_matches(['\r', '\n']),
+            Self::Variable(_) => text.as_str(),
+        };
+        if pin.is_empty() {
+            return Err(Fault::Device("its PIN is empty".to_owned()));
         }
+        Ok(SecretString::from(pin))
     }
 }
 
