@@ -124,8 +124,8 @@ async fn a_replica_that_holds_another_key_is_refused_there_alone() {
     keyring.close().await;
 }
 
-/// A module in which every call hangs takes the sessions that stand in, and those that they open, with it: that is seen,
-/// and no order waits there longer than a call may take.
+/// A module in which every call hangs holds the sessions that stand in too, as they are opened: that is seen, and no
+/// order waits there for longer than a call may take.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_whose_module_hangs_in_every_call_is_left_for_the_other() {
     let tokens = [Backend::start("softhsm"), Backend::start("softhsm")];

@@ -328,8 +328,8 @@ async fn a_probe_from_before_does_not_undo_distrust() {
     token.close().await;
 }
 
-/// The token has another PIN, and is lost before the gateway's file has it: the old one is tried once, the new one when it
-/// is there.
+/// The token has another PIN, and is lost before the gateway's file has it: the old one is tried once, and the new one
+/// when it is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_that_was_changed_is_taken_up_without_a_restart() {
     let softhsm = Backend::start("softhsm");

@@ -51,7 +51,8 @@ impl Given {
 }
 
 impl Pin {
-    /// What was read is wiped: the PIN is copied out of it at its own length, since cutting it to that could leave it behind.
+    /// What was read is wiped. The PIN is copied out of it at its own length, since cutting the text to that could leave
+    /// a copy behind.
     pub(super) fn read(&self) -> Result<SecretString, Fault> {
         let text = match self {
             Self::File(path) => fs::read_to_string(path),
