@@ -232,7 +232,9 @@ fn a_store_that_its_writer_does_not_trust_gives_nothing_and_ends_no_stop() {
         ledger.stop(stop("halted/partner/other", true)).await.unwrap();
         look_at_stops(&ledger, &stopped).await;
         assert_eq!(stopped.known().iter().count(), 1);
-        let _other = opened(settings(&database, cluster.port, "gw-1", false));
+    });
+    let _other = opened(settings(&database, cluster.port, "gw-1", false));
+    runtime.block_on(async {
         ledger.seed(seed("GB-US", 0)).await.unwrap_err();
         database.sql("DELETE FROM stop");
         look_at_stops(&ledger, &stopped).await;

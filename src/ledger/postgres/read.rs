@@ -224,12 +224,12 @@ pub(super) async fn scopes(client: &Client) -> Result<Vec<(Scope, SequenceNumber
 }
 
 pub(super) async fn all_stops(client: &Client) -> Result<Stops, EngineError> {
-    let rows = rows(client, HEAD, &[]).await?;
+    let rows = rows(client, &format!("{HEAD} FROM meta"), &[]).await?;
     rows.first().ok_or_else(|| unfit("meta")).and_then(|row| stops(row, 3))
 }
 
 pub(super) async fn all_holds(client: &Client) -> Result<Holds, EngineError> {
-    let rows = rows(client, HEAD, &[]).await?;
+    let rows = rows(client, &format!("{HEAD} FROM meta"), &[]).await?;
     rows.first().ok_or_else(|| unfit("meta")).and_then(holds)
 }
 
