@@ -13,15 +13,12 @@ use quotesign::{
     signer::{
         Attributes, Device, Flow, Health, Order, Pinned, SignError,
         keyring::{Binding, Keyring, KeyringError},
-        pkcs11::{Provisioner, Token, TokenConfig},
+        pkcs11::{Token, TokenConfig},
         provision::{Provision as _, ProvisionError},
     },
 };
 
-use crate::{
-    backend::{Backend, new_key},
-    contract,
-};
+use crate::{backend::Backend, contract};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_at_once_and_loses_nothing() {
@@ -180,22 +177,6 @@ async fn a_key_generated_as_extractable_is_unfit() {
     contract::comes_not_to_serve(&*key, "CKA_EXTRACTABLE").await;
     assert!(matches!(contract::sign(&*key).await, Err(SignError::Unfit(_))));
     token.close().await;
-}
-
-/// Both find no key of the name, and each makes one: none of them stays beside another.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_generations_at_once_leave_no_two_keys_of_one_name() {
-    let softhsm = Backend::start("softhsm");
-    softhsm.rules("C_GenerateKeyPair delay 500");
-    let [one, other] = [(); 2].map(|()| Provisioner::new(softhsm.disturbed()));
-    let key = new_key("quote-signing-race", 2048);
-    let (one, other) = tokio::join!(one.generate(&key), other.generate(&key));
-    let (made, refused): (Vec<_>, Vec<_>) = [one, other].into_iter().partition(Result::is_ok);
-    for refused in refused {
-        assert_eq!(refused.unwrap_err(), ProvisionError::Exists("quote-signing-race".to_owned()));
-    }
-    let listed = softhsm.provisioner().list().await.unwrap();
-    assert!(made.len() < 2 && listed.len() == made.len(), "{made:?}, {listed:?}");
 }
 
 /// Whoever has so much signed at once is refused there, once, and disturbs nobody.

@@ -4,7 +4,7 @@
 use cryptoki::{
     context::Pkcs11,
     mechanism::Mechanism,
-    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    object::{Attribute, AttributeType, ObjectClass},
     session::{Session, UserType},
 };
 use secrecy::SecretString;
@@ -58,34 +58,18 @@ pub(super) fn generate(device: &Device, ask: &wire::Generate) -> Result<wire::Tr
     let kid: Kid = ask.kid.parse().map_err(|fault| Fault::Invalid(format!("`{}`: {fault}", ask.kid)))?;
     let session = device.session(Access::Write)?;
     let name = kid.as_str().as_bytes().to_vec();
-    let named = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Label(name.clone())];
-    if !Device::find(&session, &named)?.is_empty() {
+    let private = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Label(name.clone())];
+    if !Device::find(&session, &private)?.is_empty() {
         return Err(Fault::Exists(kid.to_string()));
     }
     clear_leftovers(&session, &name)?;
     let (public, private) = (public_template(&name, ask.bits), private_template(&name));
     let pair = session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private)?;
-    // Of runs at once that all found no such key, whichever makes the last one sees the others'.
-    let tried = match Device::find(&session, &named) {
-        Ok(found) if found.len() > 1 => Err(Fault::Exists(kid.to_string())),
-        Ok(_) => try_new(device, &session, pair.1, &kid),
-        Err(fault) => Err(fault),
-    };
-    tried.map_err(|why| take_back(&session, pair, why))
-}
-
-/// Destroys a new pair that must not stay, and tells why. A public half that is left signs nothing, and the next run
-/// clears it.
-fn take_back(session: &Session, (public, private): (ObjectHandle, ObjectHandle), why: Fault) -> Fault {
-    let is_gone = session.destroy_object(private).is_ok();
-    let _cleared = session.destroy_object(public);
-    match (why, is_gone) {
-        (Fault::Exists(name), true) => Fault::Exists(name),
-        (why, true) => Fault::Unfit(format!("the new key is unfit and was destroyed: {why}")),
-        (why, false) => {
-            Fault::Unfit(format!("the new key is unfit and could not be destroyed; destroy it by hand: {why}"))
-        }
-    }
+    try_new(device, &session, pair.1, &kid).map_err(|why| {
+        let destroyed = [pair.0, pair.1].into_iter().all(|handle| session.destroy_object(handle).is_ok());
+        let end = if destroyed { "and was destroyed" } else { "and could not be destroyed; destroy it by hand" };
+        Fault::Unfit(format!("the new key is unfit {end}: {why}"))
+    })
 }
 
 /// A generation that was killed half-way can leave a public key without its private key, which signs nothing. It
@@ -99,7 +83,12 @@ fn clear_leftovers(session: &Session, name: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn try_new(device: &Device, session: &Session, private: ObjectHandle, kid: &Kid) -> Result<wire::TriedKey, Fault> {
+fn try_new(
+    device: &Device,
+    session: &Session,
+    private: cryptoki::object::ObjectHandle,
+    kid: &Kid,
+) -> Result<wire::TriedKey, Fault> {
     check_never_left(session, private)?;
     let (modulus, exponent) = public_half(session, private)?;
     let key = PublicKey::new(kid.clone(), &modulus, &exponent).map_err(|error| Fault::Unfit(error.to_string()))?;
