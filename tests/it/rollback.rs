@@ -5,7 +5,10 @@ use std::fs;
 use quotesign::ledger::sqlite::Reader;
 use serde_json::json;
 
-use crate::harness::{Quote, Site, done, failed, reason};
+use crate::{
+    commands::client,
+    harness::{Quote, Site, done, failed, reason, until},
+};
 
 /// Signs these numbers through a gateway of its own.
 async fn sign(site: &Site, numbers: std::ops::RangeInclusive<u64>) {
@@ -61,13 +64,21 @@ async fn a_ledger_restored_from_a_backup_signs_nothing_until_somebody_decides() 
     let lost = "[\"development\",\"other\"]=9";
     let unnamed = failed(accept(&[lost]), 2);
     assert!(unnamed.contains("name a floor for"), "{unnamed}");
-    let accepted = done(accept(&[&floor(6), lost]));
-    assert!(accepted.contains("2 floors raised"), "{accepted}");
+    let mut halted = site.command();
+    halted.args(["ledger", "accept-rollback", "--halt", "--reason", "OPS-7", "--config"]).arg(site.config());
+    halted.args(["--raise-floor", &floor(6), "--raise-floor", lost]);
+    let accepted = done(halted.output().unwrap());
+    assert!(accepted.contains("2 floors raised") && accepted.contains("halted/all"), "{accepted}");
     let scopes = quotesign::ledger::Journal::scopes(&Reader::open(&file).unwrap()).unwrap();
     assert!(scopes.iter().any(|(scope, last)| format!("{}={last}", scope.as_str()) == lost), "{scopes:?}");
 
-    let gateway = site.serve().await;
+    let gateway = site.start();
     let pricing = gateway.quotes("pricing").await;
+    until("it knows that it is halted", async || {
+        pricing.sign(&Quote::number(7)).await.is_err_and(|told| reason(&told) == "SIGNING_HALTED")
+    })
+    .await;
+    done(client(&site, &gateway, &["resume", "--all", "--reason", "OPS-7"]));
     let lost = pricing.sign(&Quote::number(6)).await.unwrap_err();
     assert_eq!(reason(&lost), "SEQUENCE_NOT_MONOTONIC");
     pricing.sign(&Quote::number(7)).await.unwrap();

@@ -8,7 +8,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::{Scope, SequenceNumber},
-    ledger::{EngineError, Op, Place, Seed, anchor::Anchor},
+    ledger::{EngineError, Op, Place, Reach, Seed, Stop, StopAct, anchor::Anchor},
 };
 
 use super::{
@@ -24,6 +24,10 @@ pub(in crate::cli) struct AcceptRollback {
     /// the ledger must be named, and every one that was seeded since and is lost: ask the callers for the greatest number they were answered.
     #[arg(long = "raise-floor", value_name = "SCOPE=NUMBER", required = true)]
     floors: Vec<String>,
+    /// Have nothing signed until `quotesign resume --all`: where the gateway assigns numbers, until what was signed since, and is not known
+    /// any more, has expired.
+    #[arg(long)]
+    halt: bool,
     /// Why, for the record.
     #[arg(long)]
     reason: String,
@@ -63,10 +67,15 @@ impl AcceptRollback {
         }
         let context = trail(&mut *engine, &config)?;
         let mut batch = self.seeds(&place, &context)?;
+        let floors = batch.len();
+        if self.halt {
+            let (stop, reason, context) = (Stop::Halted(Reach::All), self.reason.clone(), context.clone());
+            batch.push(Op::Stop(StopAct { stop, stands: true, reason, context, now: SystemClock.now() }));
+        }
         batch.push(record(context, Event::RollbackAccepted, format!("{}: {}", behind.join("; "), self.reason)));
         apply(&mut *engine, &batch)?;
         Anchor::create(&path, config.environment, &engine.heads()).map_err(Failure::failed)?;
-        say!("accepted: {}; {} floors raised", behind.join("; "), batch.len() - 1);
+        say!("accepted: {}; {floors} floors raised", behind.join("; "));
         let stops: Vec<_> = engine.stops().map_err(Failure::failed)?.iter().map(ToString::to_string).collect();
         let stand = if stops.is_empty() { "nothing".to_owned() } else { stops.join(", ") };
         say!("stopped by the ledger as it is: {stand}");

@@ -92,6 +92,47 @@ async fn what_was_revoked_here_is_not_released_before_the_ledger_knows() {
     assert!(gateway.stop().success());
 }
 
+/// It starts while the ledger is away, with a bundle that others have left behind: once it can know that, it shows no set, and what it
+/// exported before stays but for a key that is revoked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_an_older_bundle_shows_no_set_and_takes_what_is_revoked_out_of_its_export() {
+    let mut cluster = Cluster::new(&[]);
+    let mut replicas = Replicas::new(cluster.empty(), 1, &[]).await;
+    let (kid, anchor) = (kid(&replicas.site), replicas.site.path("anchor"));
+    replicas.site.edit_config(|config| config["jwks"]["export"] = toml("'exported'"));
+    replicas.site.env.insert("QUOTESIGN__LEDGER__ANCHOR".to_owned(), anchor.display().to_string());
+    done(replicas.site.run(&["ledger", "anchor", "adopt", "--if-missing", "--reason", "a test"]));
+    let exported = replicas.site.path(&format!("exported/{PARTNER}/jwks.json"));
+    let is_exported = async || fs::read_to_string(&exported).is_ok_and(|set| set.contains(&kid));
+    let old = fs::read_to_string(replicas.site.path("policy/policy.toml")).unwrap();
+    replicas.site.edit_policy(|_| ());
+    let gateway = replicas.start(0);
+    gateway.signing().await;
+    until("the set is exported", is_exported).await;
+    assert!(gateway.stop().success());
+    fs::write(replicas.site.path("policy/policy.toml"), old).unwrap();
+
+    cluster.crash();
+    let gateway = replicas.start(0);
+    until("it shows the keys that it knows", async || {
+        gateway.client("pricing").jwks(&PARTNER.parse().unwrap()).await.is_ok()
+    })
+    .await;
+    cluster.start(&[]);
+    let ready = async |what: &str| gateway.operations(&format!("/readyz?for={what}")).await.0;
+    until("it knows that it is behind", async || ready("jwks").await == 503).await;
+    let told = gateway.client("pricing").jwks(&PARTNER.parse().unwrap()).await.unwrap_err().to_string();
+    assert!(told.contains("503"), "{told}");
+    assert!(is_exported().await, "what was exported is newer than what it has");
+    replicas.database.sql(&format!("INSERT INTO stop VALUES ('revoked/{kid}'); UPDATE meta SET stops = stops + 1"));
+    until("the revoked key is gone from the export", async || !is_exported().await).await;
+    // While the ledger is away again it is behind as before.
+    cluster.crash();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!((ready("jwks").await, ready("signing").await), (503, 503));
+    assert!(gateway.stop().success());
+}
+
 /// Gateways are restarted one after the other while verifiers fetch, as a balancer leads them: to whoever is ready. No request is
 /// lost, neither by a new connection each time nor by one that is kept.
 #[tokio::test(flavor = "multi_thread")]
