@@ -33,7 +33,7 @@ pub struct TimedKey {
     pub sign_from: UtcTime,
     /// Ceases to sign.
     pub sign_until: UtcTime,
-    /// Leaves the JWKS.
+    /// Leaves the JWKS, or with the last quote that it signed and that can be presented.
     pub retire_at: UtcTime,
     /// Signs only where no other key may.
     pub standby: bool,
