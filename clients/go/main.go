@@ -17,6 +17,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -48,12 +49,12 @@ func main() {
 	jwks := flag.String("jwks", "", "the https URL of the partner's key set")
 	payload := flag.String("payload", "", "the quote to begin from, such as examples/quote.json")
 	config := flag.String("service-config", "../service-config.json", "the gRPC service config")
-	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these, burst and stream")
-	count := flag.Int("count", 10, "how many quotes a burst or a stream has")
+	steps := flag.String("steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", "these, burst, crowd and stream")
+	count := flag.Int("count", 10, "how many quotes a burst, a crowd or a stream has")
 	deadline := flag.Float64("deadline", 30, "seconds for a quote or a stream, retries and all")
 	flag.Parse()
 	options.ServiceConfig = string(read(*config))
-	options.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
 
 	s := scenario{count: *count, deadline: time.Duration(*deadline * float64(time.Second))}
 	must(json.Unmarshal(read(*payload), &s.template))
@@ -67,7 +68,7 @@ func main() {
 	known := map[string]func(){
 		"resume": s.resume, "sign": s.sign, "replay": s.replay, "conflict": s.conflict, "schema": s.schema,
 		"sequence": s.tooLow, "denied": s.denied, "expired": s.expired, "verify": s.verify, "burst": s.burst,
-		"stream": s.stream,
+		"crowd": s.crowd, "stream": s.stream,
 	}
 	for _, step := range strings.Split(*steps, ",") {
 		run, is := known[step]
@@ -93,15 +94,20 @@ func (s *scenario) quote(changes claims) func(uint64) []byte {
 
 // tryTo prints what a call came to.
 func (s *scenario) tryTo(step string, call func(context.Context) (*quotesign.Signed, error)) *quotesign.Signed {
-	ctx, cancel := context.WithTimeout(context.Background(), s.deadline)
+	answer := cameTo(s.deadline, call)
+	tellAnswer(step, answer)
+	return answer.Signed
+}
+
+func cameTo(deadline time.Duration, call func(context.Context) (*quotesign.Signed, error)) quotesign.Answer {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	signed, err := call(ctx)
 	var refused *quotesign.Refused
 	if !errors.As(err, &refused) {
 		must(err)
 	}
-	tellAnswer(step, quotesign.Answer{Signed: signed, Refused: refused})
-	return signed
+	return quotesign.Answer{Signed: signed, Refused: refused}
 }
 
 func tellAnswer(step string, answer quotesign.Answer) {
@@ -201,6 +207,27 @@ func (s *scenario) verify() {
 func (s *scenario) burst() {
 	for range s.count {
 		s.issue("burst", nil)
+	}
+}
+
+func (s *scenario) crowd() {
+	answers := make([]quotesign.Answer, s.count)
+	var crowd sync.WaitGroup
+	for at, deadline := 0, s.deadline; at < s.count; at, deadline = at+1, s.deadline/2 {
+		crowd.Add(1)
+		go func() {
+			defer crowd.Done()
+			answers[at] = cameTo(deadline, func(ctx context.Context) (*quotesign.Signed, error) {
+				return s.sequence.Issue(ctx, s.quote(nil))
+			})
+		}()
+		if at == 0 {
+			time.Sleep(500 * time.Millisecond)
+		}
+	}
+	crowd.Wait()
+	for _, answer := range answers {
+		tellAnswer("crowd", answer)
 	}
 }
 

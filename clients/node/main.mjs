@@ -20,8 +20,8 @@ const { values: args } = parseArgs({
     environment: text("development"),
     proto: text(here("../../proto")),
     "service-config": text(here("../service-config.json")),
-    steps: text("resume,sign,replay,conflict,schema,sequence,denied,expired,verify"), // burst and stream
-    count: text("10"), // how many quotes a burst or a stream has
+    steps: text("resume,sign,replay,conflict,schema,sequence,denied,expired,verify"), // burst, crowd and stream
+    count: text("10"), // how many quotes a burst, a crowd or a stream has
     deadline: text("30"), // seconds for a quote or a stream, retries and all
   },
 });
@@ -32,20 +32,19 @@ if (missing.length > 0) {
 }
 
 const template = JSON.parse(readFileSync(args.payload));
-const ca = readFileSync(args.ca);
 const deadlineMs = Number(args.deadline) * 1000;
 const gateway = new Gateway({
   address: args.address,
-  ca,
-  certificate: readFileSync(args.cert),
-  key: readFileSync(args.key),
+  ca: args.ca,
+  certificate: args.cert,
+  key: args.key,
   serviceConfig: readFileSync(args["service-config"], "utf8"),
   environment: args.environment,
   protoDir: args.proto,
   log: (line) => console.error(JSON.stringify(line)),
 });
 const sequence = new Sequence(gateway, template.partner_id);
-const verifier = new Verifier(args.jwks, ca);
+const verifier = new Verifier(args.jwks, readFileSync(args.ca));
 
 const tell = (step, facts) => console.log(JSON.stringify({ step, ...facts }));
 const inSeconds = (seconds) => new Date(Date.now() + seconds * 1000).toISOString().replace(/\.\d+Z$/, "Z");
@@ -63,12 +62,12 @@ function quote(changes = {}) {
 
 /** Prints what a call came to. */
 async function tryTo(step, call) {
-  try {
-    return tellAnswer(step, await call());
-  } catch (refused) {
-    if (!(refused instanceof Refused)) throw refused;
-    return tellAnswer(step, refused);
-  }
+  return tellAnswer(step, await call().catch(refusedAlone));
+}
+
+function refusedAlone(refused) {
+  if (!(refused instanceof Refused)) throw refused;
+  return refused;
 }
 
 /** Prints it, and gives the JWS where it is a signed quote. */
@@ -86,6 +85,8 @@ function tellAnswer(step, answer) {
 }
 
 const issue = (step, changes) => tryTo(step, () => sequence.issue(quote(changes), deadlineMs));
+
+const quotes = () => Array.from({ length: Number(args.count) }, () => quote());
 
 const steps = {
   resume: async () => tell("resume", { last: await sequence.resume() }),
@@ -126,9 +127,12 @@ const steps = {
   burst: async () => {
     for (let at = 0; at < Number(args.count); at++) await issue("burst");
   },
+  crowd: async () => {
+    const crowd = quotes().map((one, at) => sequence.issue(one, at === 0 ? deadlineMs : deadlineMs / 2).catch(refusedAlone));
+    for (const answer of await Promise.all(crowd)) tellAnswer("crowd", answer);
+  },
   stream: async () => {
-    const quotes = Array.from({ length: Number(args.count) }, () => quote());
-    for (const answer of await sequence.issueAll(quotes, deadlineMs)) tellAnswer("stream", answer);
+    for (const answer of await sequence.issueAll(quotes(), deadlineMs)) tellAnswer("stream", answer);
   },
 };
 

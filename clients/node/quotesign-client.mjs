@@ -5,6 +5,7 @@
 // JWS as the operator would. It needs @grpc/grpc-js, @grpc/proto-loader, protobufjs, jose and the files of proto/. What each refusal asks for is in docs/clients.md.
 
 import { randomUUID } from "node:crypto";
+import { readFileSync, statSync } from "node:fs";
 import https from "node:https";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -143,23 +144,48 @@ function actionOf({ reason, retryAfterMs }, code) {
 /** A connection to a gateway over mutual TLS. */
 export class Gateway {
   #client;
+  #connect;
+  #files;
+  #read;
   #log;
 
-  /** `ca`, `certificate` and `key` are PEM buffers, `serviceConfig` is the text of clients/service-config.json. */
+  /** `ca`, `certificate` and `key` are PEM files, `serviceConfig` is the text of clients/service-config.json. */
   constructor({ address, ca, certificate, key, serviceConfig, environment, protoDir, log = () => {} }) {
     const definition = protoLoader.loadSync("quotesign/v1/quote_signing.proto", { includeDirs: [protoDir], longs: Number, defaults: true });
     const { QuoteSigningService } = grpc.loadPackageDefinition(definition).quotesign.v1;
-    this.#client = new QuoteSigningService(address, grpc.credentials.createSsl(ca, key, certificate), {
+    const options = {
       "grpc.service_config": serviceConfig,
       "grpc.enable_retries": 1,
-      // A gateway that was restarted is found again soon, and a connection that died is noticed.
+      // A gateway that was restarted is found again soon, and a connection that died is noticed while a quote has time left.
       "grpc.initial_reconnect_backoff_ms": 200,
       "grpc.max_reconnect_backoff_ms": 5000,
-      "grpc.keepalive_time_ms": 30_000,
-      "grpc.keepalive_timeout_ms": 10_000,
-    });
+      "grpc.keepalive_time_ms": 10_000,
+      "grpc.keepalive_timeout_ms": 5000,
+    };
+    const authority = readFileSync(ca);
+    this.#connect = (certificate, key) =>
+      new QuoteSigningService(address, grpc.credentials.createSsl(authority, key, certificate), options);
+    this.#files = [certificate, key];
+    this.#connected();
     this.environment = environment;
     this.#log = log;
+  }
+
+  /** Makes calls with the certificate that is on disk now: a client keeps the one it began with, so another takes its place. */
+  #connected() {
+    try {
+      const written = this.#files.map((file) => statSync(file).mtimeMs).join();
+      if (written !== this.#read) {
+        const client = this.#connect(...this.#files.map((file) => readFileSync(file)));
+        // The one before ends with its last call.
+        this.#client?.close();
+        [this.#client, this.#read] = [client, written];
+      }
+    } catch (fault) {
+      // They are being exchanged at this moment: the next call finds them.
+      if (!this.#client) throw fault;
+    }
+    return this.#client;
   }
 
   close() {
@@ -193,9 +219,8 @@ export class Gateway {
         const refused = refusal(error);
         const wait = pause(attempt, refused.retryAfterMs);
         const again = refused.action === "retry" && attempt < ATTEMPTS_MAX && performance.now() + wait < end;
-        const { code, reason, action } = refused;
         const wait_s = again ? wait / 1000 : null;
-        this.#log({ correlation_id: correlationId, attempt, code, reason, action, wait_s });
+        this.#log({ correlation_id: correlationId, attempt, ...said(refused), action: refused.action, wait_s });
         if (!again) throw Object.assign(refused, { attempts: attempt, correlationId });
         await sleep(wait);
       }
@@ -211,7 +236,7 @@ export class Gateway {
     const answers = new Map();
     return new Promise((resolve, reject) => {
       const deadline = Date.now() + Math.min(deadlineMs, STREAM_MS);
-      const stream = this.#client.SignQuotes(metadataOf(correlationId), { deadline });
+      const stream = this.#connected().SignQuotes(metadataOf(correlationId), { deadline });
       stream.on("data", ({ tag, signed, refused }) => {
         // What it did not ask for, or cannot read, is no answer; and none takes a signed quote away.
         const before = answers.get(tag);
@@ -234,7 +259,7 @@ export class Gateway {
     return new Promise((resolve, reject) => {
       const options = { deadline: Date.now() + deadlineMs };
       const done = (error, answer) => (error ? reject(error) : resolve(answer));
-      this.#client[method](request, metadataOf(correlationId), options, done);
+      this.#connected()[method](request, metadataOf(correlationId), options, done);
     });
   }
 }
@@ -244,6 +269,13 @@ function metadataOf(correlationId) {
   const metadata = new grpc.Metadata({ waitForReady: true });
   metadata.set("x-correlation-id", correlationId);
   return metadata;
+}
+
+/** What the log tells of it; without a reason, the message alone says why, such as that no connection came about. */
+function said(refused) {
+  if (!refused) return { code: "OK" };
+  const { code, reason, message } = refused;
+  return reason === "" ? { code, reason, message } : { code, reason };
 }
 
 /** As RetryInfo says and a little more, so that not all come back at once; else backing off with full jitter. */
@@ -260,6 +292,18 @@ function timeLeft(payload, deadlineMs) {
   } catch {
     return deadlineMs; // the gateway says what is wrong with it
   }
+}
+
+/** The time that is left, before a number is taken. */
+function timeTo(end) {
+  const left = end - performance.now();
+  if (left > 0) return left;
+  throw late();
+}
+
+function late() {
+  const refused = new Refused(grpc.status.DEADLINE_EXCEEDED, "the time was over before it was sent");
+  return Object.assign(refused, { attempts: 0, correlationId: "" });
 }
 
 /** The numbers of one sequence, handed out in one place and sent in their order. */
@@ -285,26 +329,41 @@ export class Sequence {
   /** Has the bytes signed that `quote(number)` makes, after those asked for before. */
   issue(quote, deadlineMs = DEADLINE_MS) {
     const end = performance.now() + deadlineMs;
-    return this.#inTurn(() => this.#issue(quote, end));
+    return this.#inTurn(end, () => this.#issue(quote, end));
   }
 
   /** Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to, `Refused` and all.
    * A quote is made again where its number did not fit: keep the bytes that `quote(number)` made last. */
-  issueAll(quotes, deadlineMs = DEADLINE_MS) {
+  async issueAll(quotes, deadlineMs = DEADLINE_MS) {
     const end = performance.now() + deadlineMs;
-    return this.#inTurn(() => new Batch(this.#gateway, this, quotes, end).issue());
+    try {
+      return await this.#inTurn(end, () => new Batch(this.#gateway, this, quotes, end).issue());
+    } catch (refused) {
+      if (!(refused instanceof Refused)) throw refused;
+      return quotes.map(() => refused);
+    }
   }
 
-  #inTurn(act) {
-    const turn = this.#turn.then(act);
-    this.#turn = turn.catch(() => {});
-    return turn;
+  /** One after the other; none waits for its turn longer than it has time. */
+  #inTurn(end, act) {
+    return new Promise((resolve, reject) => {
+      let waits = true;
+      const timer = setTimeout(() => {
+        waits = false;
+        reject(late());
+      }, end - performance.now());
+      this.#turn = this.#turn.then(() => {
+        clearTimeout(timer);
+        if (waits) return act().then(resolve, reject);
+      });
+    });
   }
 
   /** A number that did not fit bound nothing, so the quote gets another. */
   async #issue(quote, end) {
     for (let renumbered = 0; ; renumbered++) {
-      if (this.last === null) await this.resume(end - performance.now());
+      const left = timeTo(end);
+      if (this.last === null) await this.resume(left);
       this.last += 1;
       try {
         return await this.#gateway.sign(quote(this.last), end - performance.now());
@@ -345,10 +404,12 @@ class Batch {
       const payloads = new Map(this.#open.map(({ at, payload }) => [at, payload]));
       const { answers, ended } = await this.#gateway.signOverStream(payloads, left, this.#correlationId);
       const again = this.#take(answers, ended);
-      inVain = again.length < sent ? 0 : inVain + 1;
+      // Where the gateway says when to come again, the deadline alone bounds it.
+      const told = again.some(({ refused }) => refused.retryAfterMs !== null);
+      inVain = told || again.length < sent ? 0 : inVain + 1;
       const wait = this.#wait(again, inVain);
       this.#open = this.#open.filter(({ answer }) => answer === null);
-      const line = { correlation_id: this.#correlationId, attempt, code: ended?.code ?? "OK", reason: ended?.reason ?? "" };
+      const line = { correlation_id: this.#correlationId, attempt, ...said(ended) };
       this.#gateway.noted({ ...line, sent, open: this.#open.length, wait_s: wait / 1000 });
       await sleep(wait);
     }
@@ -376,15 +437,16 @@ class Batch {
     for (const quote of fresh) {
       try {
         if (unknown) throw unknown;
+        const left = timeTo(this.#end);
         if (this.#sequence.last === null) {
-          await this.#sequence.resume(this.#end - performance.now());
+          await this.#sequence.resume(left);
           this.#sequence.last = kept.reduce((most, { number }) => Math.max(most, number), this.#sequence.last);
         }
         const number = this.#sequence.last + 1;
         [quote.payload, quote.number] = [quote.of(number), number];
         this.#sequence.last = number;
       } catch (fault) {
-        // Nobody says where the sequence stands, or this one cannot be made.
+        // Nobody says where the sequence stands, or the time is over, or this one cannot be made.
         if (fault instanceof Refused) unknown = fault;
         const said = `the quote could not be made: ${fault.message}`;
         const own = Object.assign(new Refused(grpc.status.INVALID_ARGUMENT, said), { action: "mend" });

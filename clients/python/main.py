@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import sys
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,9 +21,8 @@ class Scenario:
     def __init__(self, arguments):
         self.count, self.deadline_s = arguments.count, arguments.deadline
         self.template = json.loads(arguments.payload.read_text())
-        ca, certificate, key = (path.read_bytes() for path in (arguments.ca, arguments.cert, arguments.key))
-        config = arguments.service_config.read_text()
-        self.gateway = Gateway(arguments.address, ca, certificate, key, config, arguments.environment)
+        identity, config = (arguments.ca, arguments.cert, arguments.key), arguments.service_config.read_text()
+        self.gateway = Gateway(arguments.address, *identity, config, arguments.environment)
         self.sequence = Sequence(self.gateway, self.template["partner_id"])
         self.verifier = Verifier(arguments.jwks, str(arguments.ca))
         self.sent, self.signed = None, None
@@ -40,11 +41,7 @@ class Scenario:
 
     def try_to(self, step, call):
         """Prints what a call came to."""
-        try:
-            answer = call()
-        except Refused as refused:
-            answer = refused
-        return tell_answer(step, answer)
+        return tell_answer(step, came_to(call))
 
     def issue(self, step, **changes):
         return self.try_to(step, lambda: self.sequence.issue(self.quote(**changes), self.deadline_s))
@@ -103,6 +100,17 @@ class Scenario:
         for _ in range(self.count):
             self.issue("burst")
 
+    def crowd(self):
+        def issue(deadline_s):
+            return came_to(lambda: self.sequence.issue(self.quote(), deadline_s))
+
+        with ThreadPoolExecutor(self.count) as crowd:
+            issued = [crowd.submit(issue, self.deadline_s)]
+            time.sleep(0.5)
+            issued += [crowd.submit(issue, self.deadline_s / 2) for _ in range(1, self.count)]
+            for one in issued:
+                tell_answer("crowd", one.result())
+
     def stream(self):
         quotes = [self.quote() for _ in range(self.count)]
         for answer in self.sequence.issue_all(quotes, self.deadline_s):
@@ -111,6 +119,13 @@ class Scenario:
 
 def stamp(at):
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def came_to(call):
+    try:
+        return call()
+    except Refused as refused:
+        return refused
 
 
 def tell_answer(step, answer):
@@ -140,8 +155,8 @@ def main():
     parser.add_argument("--payload", required=True, type=Path, help="the quote to begin from, such as examples/quote.json")
     parser.add_argument("--environment", default="development")
     parser.add_argument("--service-config", type=Path, default=here.parent / "service-config.json")
-    parser.add_argument("--steps", default=STEPS, help=f"{STEPS}, burst and stream")
-    parser.add_argument("--count", type=int, default=10, help="how many quotes a burst or a stream has")
+    parser.add_argument("--steps", default=STEPS, help=f"{STEPS}, burst, crowd and stream")
+    parser.add_argument("--count", type=int, default=10, help="how many quotes a burst, a crowd or a stream has")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a quote or a stream, retries and all")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")

@@ -7,13 +7,16 @@ JWS as the operator would. It needs grpcio, grpcio-status, PyJWT and what protoc
 
 import json
 import logging
+import os
 import random
 import ssl
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 import grpc
 import jwt
@@ -150,19 +153,39 @@ class Gateway:
     """A connection to a gateway over mutual TLS. Safe to share between threads."""
 
     def __init__(self, address, ca, certificate, key, service_config, environment):
-        """`ca`, `certificate` and `key` are PEM bytes, `service_config` is the text of clients/service-config.json."""
-        options = [
+        """`ca`, `certificate` and `key` are PEM files, `service_config` is the text of clients/service-config.json."""
+        self._address, self._ca, self._identity = address, Path(ca).read_bytes(), (certificate, key)
+        self._options = [
             ("grpc.service_config", service_config),
             ("grpc.enable_retries", 1),
-            # A gateway that was restarted is found again soon, and a connection that died is noticed.
+            # A gateway that was restarted is found again soon, and a connection that died is noticed while a quote has time left.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5000),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5000),
+            # That of its other pings, which keepalive waits for.
+            ("grpc.http2.ping_timeout_ms", 5000),
         ]
-        self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), options)
-        self._stub = rpc.QuoteSigningServiceStub(self._channel)
+        self._read, self._channel = None, None
+        self._connected()
         self.environment = environment
+
+    def _connected(self) -> rpc.QuoteSigningServiceStub:
+        """Makes calls with the certificate that is on disk now: a channel keeps the one it began with, so another takes its place."""
+        try:
+            written = [os.stat(file).st_mtime_ns for file in self._identity]
+            if written != self._read:
+                certificate, key = (Path(file).read_bytes() for file in self._identity)
+                credentials = grpc.ssl_channel_credentials(self._ca, key, certificate)
+                # The one before ends with its last call.
+                self._channel = grpc.secure_channel(self._address, credentials, self._options)
+                self._stub = rpc.QuoteSigningServiceStub(self._channel)
+                self._read = written
+        except OSError:
+            if self._channel is None:
+                raise
+            # They are being exchanged at this moment: the next call finds them.
+        return self._stub
 
     def close(self):
         self._channel.close()
@@ -170,13 +193,13 @@ class Gateway:
     def sign(self, payload: bytes, deadline_s: float = 30.0) -> Signed:
         """Has these bytes signed. Whatever happens, no others are sent, so that the answer is always the same JWS."""
         request = pb.SignQuoteRequest(environment=self.environment, payload=payload)
-        answer, attempts, correlation_id = self._call(self._stub.SignQuote, request, time_left(payload, deadline_s))
+        answer, attempts, correlation_id = self._call("SignQuote", request, time_left(payload, deadline_s))
         return Signed(answer.jws, answer.kid, answer.sequence, answer.replayed, attempts, correlation_id)
 
     def last_number(self, partner: str, corridor: str = "", deadline_s: float = 30.0) -> int:
         """The last number taken in a sequence."""
         request = pb.GetSequenceRequest(partner=partner, corridor=corridor)
-        answer, _, _ = self._call(self._stub.GetSequence, request, deadline_s)
+        answer, _, _ = self._call("GetSequence", request, deadline_s)
         return answer.last
 
     def sign_over_stream(self, payloads: dict[int, bytes], deadline_s: float, correlation_id: str):
@@ -189,7 +212,7 @@ class Gateway:
         metadata, answers = (("x-correlation-id", correlation_id),), {}
         timeout = min(deadline_s, STREAM_S)
         # The config's waiting and sending again are for single calls.
-        stream = self._stub.SignQuotes(requests, timeout=timeout, metadata=metadata, wait_for_ready=True)
+        stream = self._connected().SignQuotes(requests, timeout=timeout, metadata=metadata, wait_for_ready=True)
         try:
             for answer in stream:
                 if answer.tag not in payloads or isinstance(answers.get(answer.tag), Signed):
@@ -217,7 +240,7 @@ class Gateway:
             left = max(end - time.monotonic(), 1.0 if attempt == 1 else 0.0)
             try:
                 metadata = (("x-correlation-id", correlation_id),)
-                answer = method(request, timeout=min(left, ATTEMPT_S), metadata=metadata)
+                answer = getattr(self._connected(), method)(request, timeout=min(left, ATTEMPT_S), metadata=metadata)
                 log.info("%s", json.dumps({"correlation_id": correlation_id, "attempt": attempt, "code": "OK"}))
                 return answer, attempt, correlation_id
             except grpc.RpcError as error:
@@ -225,12 +248,20 @@ class Gateway:
             refused.attempts, refused.correlation_id = attempt, correlation_id
             wait = pause(attempt, refused.retry_after_s)
             again = refused.action == "retry" and attempt < ATTEMPTS_MAX and time.monotonic() + wait < end
-            line = {"correlation_id": correlation_id, "attempt": attempt, "code": refused.code, "reason": refused.reason}
+            line = {"correlation_id": correlation_id, "attempt": attempt, **said(refused)}
             log.warning("%s", json.dumps(line | {"action": refused.action, "wait_s": round(wait, 3) if again else None}))
             if not again:
                 raise refused
             time.sleep(wait)
         raise AssertionError("the last attempt raises")
+
+
+def said(refused: Refused | None) -> dict:
+    """What the log tells of it; without a reason, the message alone says why, such as that no connection came about."""
+    if refused is None:
+        return {"code": "OK"}
+    line = {"code": refused.code, "reason": refused.reason}
+    return line if refused.reason else line | {"message": refused.message}
 
 
 def pause(attempt: int, retry_after_s: float | None) -> float:
@@ -253,6 +284,18 @@ def instant(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def time_to(end: float) -> float:
+    """The time that is left, before a number is taken."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise late()
+    return left
+
+
+def late() -> Refused:
+    return Refused("DEADLINE_EXCEEDED", "", "the time was over before it was sent", "retry")
+
+
 class Sequence:
     """The numbers of one sequence, handed out in one place and sent in their order."""
 
@@ -269,10 +312,11 @@ class Sequence:
     def issue(self, quote, deadline_s: float = 30.0) -> Signed:
         """Has the bytes signed that `quote(number)` makes. A number that did not fit bound nothing, so the quote gets another."""
         end = time.monotonic() + deadline_s
-        with self._lock:
+        with self._turn(end):
             for renumbered in range(RENUMBERED_MAX + 1):
+                left = time_to(end)
                 if self.last is None:
-                    self.resume(end - time.monotonic())
+                    self.resume(left)
                 self.last += 1
                 try:
                     return self._gateway.sign(quote(self.last), end - time.monotonic())
@@ -282,20 +326,32 @@ class Sequence:
                     self.last = None
         raise AssertionError("the last round raises")
 
-
     def issue_all(self, quotes, deadline_s: float = 30.0) -> list[Signed | Refused]:
         """Has many quotes signed over one stream, side by side: for each, in this order, what `issue` would come to.
         A quote is made again where its number did not fit: keep the bytes that `quote(number)` made last."""
-        batch = Batch(self._gateway, self, quotes, time.monotonic() + deadline_s)
-        with self._lock:
-            return batch.issue()
+        end, quotes = time.monotonic() + deadline_s, list(quotes)
+        try:
+            with self._turn(end):
+                return Batch(self._gateway, self, quotes, end).issue()
+        except Refused as refused:
+            return [refused] * len(quotes)
+
+    @contextmanager
+    def _turn(self, end: float):
+        """One caller at a time; none waits for that longer than it has time."""
+        if not self._lock.acquire(timeout=max(end - time.monotonic(), 0.0)):
+            raise late()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class Batch:
     """Quotes that go over one stream after the other until each is signed or refused for good."""
 
     def __init__(self, gateway: Gateway, sequence: Sequence, quotes, end: float):
-        self._gateway, self._sequence, self._quotes, self._end = gateway, sequence, list(quotes), end
+        self._gateway, self._sequence, self._quotes, self._end = gateway, sequence, quotes, end
         # The number and the bytes of each: once they were sent they stay, unless the number did not fit.
         self._numbered = {}
         self._attempts, self._renumbered = [0] * len(self._quotes), [0] * len(self._quotes)
@@ -311,11 +367,13 @@ class Batch:
             left = max(self._end - time.monotonic(), 1.0)
             answers, ended = self._gateway.sign_over_stream(sent, left, self._correlation_id)
             again = self._take(sent, answers, ended)
-            in_vain = 0 if len(again) < len(sent) else in_vain + 1
+            # Where the gateway says when to come again, the deadline alone bounds it.
+            told = any(refused.retry_after_s is not None for refused in again.values())
+            in_vain = 0 if told or len(again) < len(sent) else in_vain + 1
             wait = self._wait(again, in_vain)
-            line = {"correlation_id": self._correlation_id, "attempt": stream, "code": ended.code if ended else "OK"}
-            line |= {"reason": ended.reason if ended else "", "sent": len(sent), "open": self._answers.count(None)}
-            log.info("%s", json.dumps(line | {"wait_s": round(wait, 3)}))
+            line = {"correlation_id": self._correlation_id, "attempt": stream, **said(ended)}
+            line |= {"sent": len(sent), "open": self._answers.count(None), "wait_s": round(wait, 3)}
+            log.info("%s", json.dumps(line))
             time.sleep(wait)
         return self._answers
 
@@ -327,10 +385,11 @@ class Batch:
             if answer is not None or at in self._numbered:
                 continue
             try:
+                left = time_to(self._end)
                 if self._sequence.last is None:
-                    resumed = self._sequence.resume(self._end - time.monotonic())
+                    resumed = self._sequence.resume(left)
                     self._sequence.last = max(resumed, kept[-1][0] if kept else 0)
-            except Refused as refused:  # nobody says where the sequence stands
+            except Refused as refused:  # nobody says where the sequence stands, or the time is over
                 for other in range(at, len(self._quotes)):
                     if self._answers[other] is None and other not in self._numbered:
                         self._refuse(other, refused)

@@ -35,9 +35,11 @@ use quotesign::{
     transport::tls,
 };
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_rustls::TlsAcceptor;
@@ -46,7 +48,7 @@ use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    harness::{Gateway, PARTNER, Site, public_place, toml, until},
+    harness::{Caller, Gateway, PARTNER, Site, TRUST_DOMAIN, client_certificate, public_place, toml, until},
     stages::repository,
 };
 
@@ -178,6 +180,8 @@ struct Front {
     behind: Arc<Mutex<Option<SocketAddr>>>,
     /// How many connections came.
     came: Arc<AtomicUsize>,
+    /// How many of them, from the first on, say nothing any more, and do not end either.
+    silent: watch::Sender<usize>,
 }
 
 impl Front {
@@ -187,20 +191,35 @@ impl Front {
         let behind = Arc::new(Mutex::new(None));
         let came = Arc::<AtomicUsize>::default();
         let (now, count) = (behind.clone(), came.clone());
+        let (silent, told) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((mut from, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
+                let number = count.fetch_add(1, Ordering::SeqCst);
                 let target: Option<SocketAddr> = *now.lock().unwrap();
+                let mut told = told.clone();
                 tokio::spawn(async move {
                     if let Some(target) = target
                         && let Ok(mut to) = TcpStream::connect(target).await
                     {
-                        let _either_may_break = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                        let silence = async { drop(told.wait_for(|silent| number < *silent).await) };
+                        tokio::select! {
+                            _either_may_break = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                            () = silence => std::future::pending().await,
+                        }
                     }
                 });
             }
         });
-        Self { address, behind, came }
+        Self { address, behind, came, silent }
+    }
+
+    /// The connections that there are fall silent.
+    fn silences(&self) {
+        self.silent.send_replace(self.came());
+    }
+
+    fn came(&self) -> usize {
+        self.came.load(Ordering::SeqCst)
     }
 
     fn shows(&self, gateway: &Gateway) {
@@ -250,6 +269,9 @@ async fn keeps_the_contract(program: Program) {
         begun(&handle, move || decides_by_the_reason(program, "stream")),
         begun(&handle, move || goes_on_where_a_stream_ended(program)),
         begun(&handle, move || keeps_the_order_over_streams(program)),
+        begun(&handle, move || takes_up_a_new_certificate(program)),
+        begun(&handle, move || leaves_a_silent_connection(program)),
+        begun(&handle, move || minds_its_time(program)),
     ];
     for trial in trials {
         trial.await.unwrap();
@@ -370,18 +392,19 @@ async fn gets_over_what_is_away(program: Program) {
     assert!(before < COUNT, "it was over before the restart was");
     all_signed(&run.done().await, COUNT, &mut expected);
 
-    // The same while they are on their way over a stream.
+    // The same while they are on their way over a stream. Whoever looks on is there before, lest it be over by then.
+    let quotes = gateway.quotes("pricing").await;
     let run = to.run(program, &["--steps", "stream", "--count", "300"]);
-    let on_its_way = async |gateway: &Gateway, number| {
-        let quotes = gateway.quotes("pricing").await;
+    let on_its_way = async |quotes: &Caller, number| {
         until("quotes are signed", async || quotes.last().await > number).await;
         quotes.last().await
     };
-    let last = on_its_way(&gateway, expected + 10).await;
+    let last = on_its_way(&quotes, expected + 10).await;
     assert!(gateway.stop().success());
     gateway = site.serve().await;
+    let quotes = gateway.quotes("pricing").await;
     front.shows(&gateway);
-    let last = on_its_way(&gateway, last + 75).await;
+    let last = on_its_way(&quotes, last + 75).await;
     gateway.kill();
     gateway = site.serve().await;
     front.shows(&gateway);
@@ -399,6 +422,13 @@ async fn gets_over_what_is_away(program: Program) {
     admin.clone().resume(ResumeRequest { reach: reach(), reason: reason() }).await.unwrap();
     all_signed(&run.done().await, 2, &mut expected);
 
+    // The same over streams, for more of them than are sent in vain.
+    admin.clone().halt(HaltRequest { reach: reach(), reason: reason() }).await.unwrap();
+    let run = to.run(program, &["--steps", "stream", "--count", "2"]);
+    until("it comes again", async || run.log.any(|line| line["attempt"].as_u64() > Some(9))).await;
+    admin.clone().resume(ResumeRequest { reach: reach(), reason: reason() }).await.unwrap();
+    all_signed(&run.done().await, 2, &mut expected);
+
     // Somebody else writes to the ledger's file for longer than the gateway waits.
     let other = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -406,6 +436,67 @@ async fn gets_over_what_is_away(program: Program) {
     until("it gets no answer", async || run.log.any(|line| line["action"] == "retry")).await;
     other.execute_batch("ROLLBACK").unwrap();
     all_signed(&run.done().await, 2, &mut expected);
+}
+
+/// Its certificate is exchanged on disk, and the old one ends with the connection that began with it.
+async fn takes_up_a_new_certificate(program: Program) {
+    let site = Site::new();
+    // Few at a time, for it takes a while until the certificate has ended.
+    site.edit_policy(|policy| policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1, burst = 1 }"));
+    let gateway = site.serve().await;
+    let id = format!("spiffe://{TRUST_DOMAIN}/pricing");
+    let mut brief = client_certificate(&[&id], &[]);
+    let ends = OffsetDateTime::now_utc() + time::Duration::seconds(25);
+    brief.not_after = ends;
+    site.authority.issue(&site.path("tls"), "pricing", brief);
+    let to = Target { site: &site, address: gateway.address("grpc"), jwks: "https://127.0.0.1:9/".to_owned() };
+    // Without a service config, for Java waits for a quota by itself with one.
+    let none = site.path("none.json");
+    fs::write(&none, "{}").unwrap();
+    let run = to.run(program, &["--steps", "burst", "--count", "1000", "--service-config", none.to_str().unwrap()]);
+    run.told(1).await;
+    site.authority.issue(&site.path("tls"), "pricing", client_certificate(&[&id], &[]));
+    until("the old certificate has ended", async || OffsetDateTime::now_utc() > ends + time::Duration::SECOND).await;
+    run.told(run.steps.get().len() + 3).await;
+    let steps = run.steps.get();
+    all_signed(&steps, steps.len(), &mut 0);
+}
+
+/// A connection whose other end says nothing any more is noticed while the quote that waits has time left.
+async fn leaves_a_silent_connection(program: Program) {
+    let site = Site::new();
+    let front = Front::new().await;
+    let gateway = site.serve().await;
+    front.shows(&gateway);
+    let to = Target { site: &site, address: front.address, jwks: "https://127.0.0.1:9/".to_owned() };
+    // More than are waited for.
+    let run = to.run(program, &["--steps", "burst", "--count", "10000"]);
+    run.told(5).await;
+    front.silences();
+    run.told(run.steps.get().len() + 5).await;
+    let steps = run.steps.get();
+    all_signed(&steps, steps.len(), &mut 0);
+}
+
+/// Who waits for others, or for a gateway that is away.
+async fn minds_its_time(program: Program) {
+    let site = Site::new();
+    let front = Front::new().await;
+    let to = Target { site: &site, address: front.address, jwks: "https://127.0.0.1:9/".to_owned() };
+    let steps = to.run(program, &["--steps", "crowd", "--count", "3", "--deadline", "6"]).done().await;
+    let [first, others @ ..] = &*steps else { panic!("{steps:#?}") };
+    assert!(first["action"] == "retry" && first["attempts"].as_u64() > Some(0), "{steps:#?}");
+    for other in others {
+        let is = (&other["code"], &other["action"], &other["attempts"]);
+        assert_eq!(is, (&json!("DEADLINE_EXCEEDED"), &json!("retry"), &json!(0)), "{steps:#?}");
+    }
+    assert_eq!(others.len(), 2);
+    // A gateway is looked for often, however long it is away.
+    let before = front.came();
+    let run = to.run(program, &["--steps", "sign", "--deadline", "60"]);
+    until("it looks again", async || front.came() >= before + 10).await;
+    // Where nothing has a reason, the log has what the library says.
+    assert!(run.log.any(|line| line["reason"] == "" && line["message"].is_string()), "{:#?}", run.log.get());
 }
 
 /// All quotes of a burst were signed, each under a greater number than the one before.
@@ -791,9 +882,9 @@ async fn the_service_config_retries_what_is_safe_and_waits_for_the_gateway() {
         let shipped = repository("clients/service-config.json");
         for (config, is_seen) in [(&shipped, false), (&none, true)] {
             front.hides();
-            let before = front.came.load(Ordering::SeqCst);
+            let before = front.came();
             let run = to.run(program, &["--steps", "sign", "--service-config", config.to_str().unwrap()]);
-            until("it looks for the gateway", async || front.came.load(Ordering::SeqCst) > before).await;
+            until("it looks for the gateway", async || front.came() > before).await;
             front.shows(&gateway);
             let log = run.log.clone();
             let steps = run.done().await;

@@ -142,6 +142,18 @@ func refusal(err error) *Refused {
 	return refused
 }
 
+// said is what the log tells of it; without a reason, the message alone says why, such as that no connection came about.
+func (r *Refused) said() []any {
+	if r == nil {
+		return []any{"code", codes.OK.String()}
+	}
+	line := []any{"code", r.Code.String(), "reason", r.Reason}
+	if r.Reason == "" {
+		line = append(line, "message", r.Message)
+	}
+	return line
+}
+
 func (r *Refused) action() Action {
 	if action, known := actions[r.Reason]; known {
 		return action
@@ -177,7 +189,8 @@ type Options struct {
 	// The text of clients/service-config.json.
 	ServiceConfig string
 	Environment   string
-	Log           *slog.Logger
+	// slog's default where it is nil.
+	Log *slog.Logger
 }
 
 // Gateway is a connection to a gateway over mutual TLS. It may be shared.
@@ -194,20 +207,27 @@ func Dial(options Options) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	identity, err := tls.LoadX509KeyPair(options.Certificate, options.Key)
-	if err != nil {
+	// The certificate that is on disk now, for each connection.
+	identity := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(options.Certificate, options.Key)
+		return &pair, err
+	}
+	if _, err := identity(nil); err != nil {
 		return nil, err
 	}
-	config := &tls.Config{RootCAs: ca, Certificates: []tls.Certificate{identity}, MinVersion: tls.VersionTLS13}
+	if options.Log == nil {
+		options.Log = slog.Default()
+	}
+	config := &tls.Config{RootCAs: ca, GetClientCertificate: identity, MinVersion: tls.VersionTLS13}
 	connection, err := grpc.NewClient(
 		options.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithDefaultServiceConfig(options.ServiceConfig),
-		// A gateway that was restarted is found again soon, and a connection that died is noticed.
+		// A gateway that was restarted is found again soon, and a connection that died is noticed while a quote has time left.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)
 	if err != nil {
 		return nil, err
@@ -274,7 +294,7 @@ func (g *Gateway) call(ctx context.Context, expires *time.Time, once func(contex
 		refused.Attempts, refused.CorrelationID = tried, id
 		wait := pause(tried, refused.RetryAfter)
 		again := refused.Action == Retry && tried < attemptsMax && time.Now().Add(wait).Before(end) && ctx.Err() == nil
-		line := []any{"correlation_id", id, "attempt", tried, "code", refused.Code.String(), "reason", refused.Reason, "action", refused.Action}
+		line := append([]any{"correlation_id", id, "attempt", tried, "action", refused.Action}, refused.said()...)
 		if !again {
 			g.log.Warn("call", line...)
 			return tried, id, refused
@@ -313,23 +333,49 @@ func correlationID() string {
 	return hex.EncodeToString(id[:])
 }
 
+// turn is a lock; none waits for it longer than it has time.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return late(ctx)
+	}
+}
+
+func (t turn) give() {
+	<-t
+}
+
+// late refuses what has no time left, before a number is taken.
+func late(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return refusal(status.FromContextError(ctx.Err()).Err())
+}
+
 // Sequence hands out the numbers of one sequence in one place, and sends them in their order.
 type Sequence struct {
 	gateway           *Gateway
 	partner, corridor string
-	lock              sync.Mutex
+	turn              turn
 	last              *uint64
 }
 
 // NewSequence is a sequence that resumes with its first quote. The corridor is empty where the partner has one sequence.
 func NewSequence(gateway *Gateway, partner, corridor string) *Sequence {
-	return &Sequence{gateway: gateway, partner: partner, corridor: corridor}
+	return &Sequence{gateway: gateway, partner: partner, corridor: corridor, turn: make(turn, 1)}
 }
 
 // Resume takes up the sequence where the gateway says that it stands: at the start, and when a number did not fit.
 func (s *Sequence) Resume(ctx context.Context) (uint64, error) {
-	s.lock.Lock()
-	defer s.lock.Unlock()
+	if err := s.turn.take(ctx); err != nil {
+		return 0, err
+	}
+	defer s.turn.give()
 	err := s.resume(ctx)
 	if err != nil {
 		return 0, err
@@ -348,16 +394,21 @@ func (s *Sequence) resume(ctx context.Context) error {
 
 // Forget has the sequence go on behind this number, as one would who has lost count.
 func (s *Sequence) Forget(last uint64) {
-	s.lock.Lock()
-	defer s.lock.Unlock()
+	s.turn <- struct{}{}
+	defer s.turn.give()
 	s.last = &last
 }
 
 // Issue has the bytes signed that quote(number) makes. A number that did not fit bound nothing, so the quote gets another.
 func (s *Sequence) Issue(ctx context.Context, quote func(number uint64) []byte) (*Signed, error) {
-	s.lock.Lock()
-	defer s.lock.Unlock()
+	if err := s.turn.take(ctx); err != nil {
+		return nil, err
+	}
+	defer s.turn.give()
 	for renumbered := 0; ; renumbered++ {
+		if err := late(ctx); err != nil {
+			return nil, err
+		}
 		if s.last == nil {
 			if err := s.resume(ctx); err != nil {
 				return nil, err

@@ -32,13 +32,16 @@ func (s *Sequence) IssueAll(ctx context.Context, quotes []func(number uint64) []
 	if !bounded {
 		return nil, errors.New("a call needs a deadline")
 	}
-	s.lock.Lock()
-	defer s.lock.Unlock()
 	b := batch{sequence: s, end: end, id: correlationID(), quotes: make([]quote, len(quotes))}
 	for at, of := range quotes {
 		b.quotes[at].of = of
 	}
-	b.issue(ctx)
+	if err := s.turn.take(ctx); err != nil {
+		b.unknown(b.open(), err)
+	} else {
+		defer s.turn.give()
+		b.issue(ctx)
+	}
 	answers := make([]Answer, len(quotes))
 	for at, quote := range b.quotes {
 		answers[at] = quote.answer
@@ -85,15 +88,13 @@ func (b *batch) issue(ctx context.Context) {
 		answers, ended := b.send(ctx, sent)
 		again := b.take(sent, answers, ended)
 		inVain++
-		if len(again) < len(sent) {
+		// Where the gateway says when to come again, the deadline alone bounds it.
+		if len(again) < len(sent) || longest(again) != nil {
 			inVain = 0
 		}
 		wait := b.wait(again, inVain)
 		line := []any{"correlation_id", b.id, "attempt", stream, "sent", len(sent), "open", len(b.open()), "wait_s", wait.Seconds()}
-		if ended != nil {
-			line = append(line, "code", ended.Code.String(), "reason", ended.Reason)
-		}
-		b.sequence.gateway.log.Info("stream", line...)
+		b.sequence.gateway.log.Info("stream", append(line, ended.said()...)...)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -135,6 +136,10 @@ func (b *batch) number(ctx context.Context) []int {
 	}
 	slices.SortFunc(order, func(one, other int) int { return cmp.Compare(b.quotes[one].number, b.quotes[other].number) })
 	for done, at := range fresh {
+		if err := late(ctx); err != nil {
+			b.unknown(fresh[done:], err)
+			return order
+		}
 		if b.sequence.last == nil {
 			if err := b.sequence.resume(ctx); err != nil {
 				b.unknown(fresh[done:], err)
@@ -153,7 +158,7 @@ func (b *batch) number(ctx context.Context) []int {
 	return order
 }
 
-// unknown refuses what has no number, since nobody says where the sequence stands.
+// unknown refuses what has no number, since nobody says where the sequence stands, or the time is over.
 func (b *batch) unknown(fresh []int, err error) {
 	var refused *Refused
 	if !errors.As(err, &refused) {

@@ -47,7 +47,14 @@ final class Batch {
 
     List<Sequence.Outcome> issue() {
         try {
-            send();
+            sequence.take(end);
+            try {
+                send();
+            } finally {
+                sequence.give();
+            }
+        } catch (Refused late) {
+            open.forEach(quote -> refuse(quote, late));
         } catch (InterruptedException interrupted) {
             open.forEach(quote -> refuse(quote, unanswered("interrupted")));
             Thread.currentThread().interrupt();
@@ -70,7 +77,9 @@ final class Batch {
             long left = Math.max(end - System.nanoTime(), TimeUnit.SECONDS.toNanos(1));
             var streamed = gateway.signOverStream(payloads, left, id);
             var again = take(streamed.answers(), streamed.ended());
-            inVain = again.size() < payloads.size() ? 0 : inVain + 1;
+            // Where the gateway says when to come again, the deadline alone bounds it.
+            boolean told = again.values().stream().anyMatch(refused -> refused.retryAfter != null);
+            inVain = told || again.size() < payloads.size() ? 0 : inVain + 1;
             long wait = waitFor(again, inVain);
             open.removeIf(quote -> quote.outcome != null);
             note(stream, payloads.size(), streamed.ended(), wait / 1e9);
@@ -109,12 +118,12 @@ final class Batch {
         try {
             for (Quote quote : open) {
                 if (quote.payload == null) {
-                    make(quote, sequence.next(kept, Duration.ofNanos(end - System.nanoTime())));
+                    make(quote, sequence.next(kept, Sequence.left(end)));
                 } else {
                     kept = quote.number;
                 }
             }
-        } catch (Refused unknown) { // nobody says where the sequence stands
+        } catch (Refused unknown) { // nobody says where the sequence stands, or the time is over
             open.stream().filter(quote -> quote.payload == null && quote.outcome == null).forEach(quote -> refuse(quote, unknown));
         }
         open.removeIf(quote -> quote.outcome != null);
@@ -182,8 +191,7 @@ final class Batch {
         var line = new LinkedHashMap<String, Object>();
         line.put("correlation_id", id);
         line.put("attempt", stream);
-        line.put("code", ended == null ? "OK" : ended.code.name());
-        line.put("reason", ended == null ? "" : ended.reason);
+        line.putAll(Refused.said(ended));
         line.put("sent", sent);
         line.put("open", open.size());
         line.put("wait_s", wait);

@@ -11,8 +11,10 @@ import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.MetadataUtils;
 import io.grpc.stub.StreamObserver;
+import io.grpc.util.AdvancedTlsX509KeyManager;
 import java.io.File;
 import java.io.IOException;
+import java.security.GeneralSecurityException;
 import java.text.ParseException;
 import java.time.Duration;
 import java.time.Instant;
@@ -48,6 +50,13 @@ public final class Gateway implements AutoCloseable {
     private static final Metadata.Key<String> CORRELATION =
             Metadata.Key.of("x-correlation-id", Metadata.ASCII_STRING_MARSHALLER);
 
+    private final File certificate;
+    private final File key;
+    private final AdvancedTlsX509KeyManager identity = new AdvancedTlsX509KeyManager();
+    /** When the files were written that it has. */
+    private long certificateWritten;
+
+    private long keyWritten;
     private final ManagedChannel channel;
     private final QuoteSigningServiceBlockingStub stub;
     private final QuoteSigningServiceStub streams;
@@ -66,16 +75,20 @@ public final class Gateway implements AutoCloseable {
             String serviceConfig,
             String environment,
             Consumer<Map<String, Object>> log)
-            throws IOException, ParseException {
-        var credentials = TlsChannelCredentials.newBuilder().trustManager(ca).keyManager(certificate, key).build();
+            throws IOException, ParseException, GeneralSecurityException {
+        this.certificate = certificate;
+        this.key = key;
+        readIdentity();
+        var credentials = TlsChannelCredentials.newBuilder().trustManager(ca).keyManager(identity).build();
         channel = Grpc.newChannelBuilder(address, credentials)
                 .defaultServiceConfig(JSONObjectUtils.parse(serviceConfig).entrySet().stream()
                         .collect(LinkedHashMap::new, (map, e) -> map.put(e.getKey(), asGrpc(e.getValue())), Map::putAll))
                 // What a resolver finds may not replace it.
                 .disableServiceConfigLookUp()
                 .enableRetry()
-                .keepAliveTime(30, TimeUnit.SECONDS)
-                .keepAliveTimeout(10, TimeUnit.SECONDS)
+                // A connection that died is noticed while a quote has time left.
+                .keepAliveTime(10, TimeUnit.SECONDS)
+                .keepAliveTimeout(5, TimeUnit.SECONDS)
                 .build();
         stub = QuoteSigningServiceGrpc.newBlockingStub(channel);
         // The config's waiting and sending again are for single calls.
@@ -100,6 +113,29 @@ public final class Gateway implements AutoCloseable {
         return value;
     }
 
+    /** Has the next connection begin with the certificate that is on disk now. */
+    private synchronized void readIdentity() throws IOException, GeneralSecurityException {
+        if (certificate.lastModified() != certificateWritten || key.lastModified() != keyWritten) {
+            long certificateNow = certificate.lastModified();
+            long keyNow = key.lastModified();
+            identity.updateIdentityCredentials(certificate, key);
+            certificateWritten = certificateNow;
+            keyWritten = keyNow;
+        }
+    }
+
+    /** Before a call: what a connection needs is there, and it is looked for now, not when this library would, after minutes at times. */
+    private void prepare(boolean comeBack) {
+        try {
+            readIdentity();
+        } catch (IOException | GeneralSecurityException exchanged) {
+            // They are being exchanged at this moment: the next call finds them.
+        }
+        if (comeBack) {
+            channel.resetConnectBackoff();
+        }
+    }
+
     @Override
     public void close() {
         channel.shutdownNow();
@@ -122,6 +158,7 @@ public final class Gateway implements AutoCloseable {
 
     /** Sends these bytes, by their tags, in their order over one stream. */
     Streamed signOverStream(LinkedHashMap<Long, byte[]> payloads, long leftNanos, String id) throws InterruptedException {
+        prepare(true);
         var answers = new ConcurrentHashMap<Long, SignQuotesResponse>();
         var ended = new CompletableFuture<Refused>();
         var metadata = new Metadata();
@@ -183,6 +220,7 @@ public final class Gateway implements AutoCloseable {
                 // What has expired is sent once all the same, for the gateway to say so.
                 left = Math.max(left, FIRST_ATTEMPT_MIN.toNanos());
             }
+            prepare(attempt > 1);
             var bounded = stub.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(metadata))
                     .withDeadlineAfter(left, TimeUnit.NANOSECONDS);
             try {
@@ -198,8 +236,7 @@ public final class Gateway implements AutoCloseable {
                 var line = new LinkedHashMap<String, Object>();
                 line.put("correlation_id", id);
                 line.put("attempt", attempt);
-                line.put("code", refused.code.name());
-                line.put("reason", refused.reason);
+                line.putAll(Refused.said(refused));
                 line.put("action", refused.action.name().toLowerCase());
                 line.put("wait_s", again ? wait / 1e9 : null);
                 log.accept(line);

@@ -17,7 +17,10 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.UUID;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.function.LongFunction;
+import java.util.stream.Stream;
 import quotesign.v1.QuoteSigning.SignQuoteResponse;
 
 /** Shows the client at work against a gateway: one JSON line per step. README.md says how to run it. */
@@ -26,8 +29,8 @@ public final class Main {
     private static final Map<String, String> DEFAULTS = Map.of(
             "environment", "development",
             "service-config", "../service-config.json",
-            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // and burst and stream
-            "count", "10", // how many quotes a burst or a stream has
+            "steps", "resume,sign,replay,conflict,schema,sequence,denied,expired,verify", // and burst, crowd and stream
+            "count", "10", // how many quotes a burst, a crowd or a stream has
             "deadline", "30"); // seconds for a quote or a stream, retries and all
 
     @FunctionalInterface
@@ -112,11 +115,9 @@ public final class Main {
                     issue("burst", Map.of());
                 }
             }
+            case "crowd" -> crowd();
             case "stream" -> {
-                var quotes = new ArrayList<LongFunction<byte[]>>();
-                for (int at = 0; at < count; at++) {
-                    quotes.add(quote(Map.of()));
-                }
+                var quotes = Stream.generate(() -> quote(Map.of())).limit(count).toList();
                 for (var outcome : sequence.issueAll(quotes, deadline)) {
                     tell("stream", outcome);
                 }
@@ -143,15 +144,32 @@ public final class Main {
         return tryTo(step, () -> sequence.issue(quote(changes), deadline));
     }
 
+    private void crowd() throws Exception {
+        var crowd = Executors.newFixedThreadPool(count);
+        var issued = new ArrayList<Future<Sequence.Outcome>>();
+        for (int at = 0; at < count; at++) {
+            var own = at == 0 ? deadline : deadline.dividedBy(2);
+            issued.add(crowd.submit(() -> cameTo(() -> sequence.issue(quote(Map.of()), own))));
+            Thread.sleep(at == 0 ? 500 : 0);
+        }
+        for (var one : issued) {
+            tell("crowd", one.get());
+        }
+        crowd.shutdown();
+    }
+
     /** Prints what a call came to. */
     private SignQuoteResponse tryTo(String step, Call call) throws Exception {
+        var outcome = cameTo(call);
+        tell(step, outcome);
+        return outcome.signed() == null ? null : outcome.signed().value();
+    }
+
+    private static Sequence.Outcome cameTo(Call call) throws InterruptedException {
         try {
-            var signed = call.make();
-            tell(step, new Sequence.Outcome(signed, null));
-            return signed.value();
+            return new Sequence.Outcome(call.make(), null);
         } catch (Refused refused) {
-            tell(step, new Sequence.Outcome(null, refused));
-            return null;
+            return new Sequence.Outcome(null, refused);
         }
     }
 

@@ -11,6 +11,7 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.EnumSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -161,6 +162,20 @@ public final class Refused extends Exception {
         metadata = said.metadata;
         this.attempts = attempts;
         this.correlationId = correlationId;
+    }
+
+    /** What the log tells of it; without a reason, the message alone says why, such as that no connection came about. */
+    static Map<String, Object> said(Refused refused) {
+        if (refused == null) {
+            return Map.of("code", Status.Code.OK.name());
+        }
+        var line = new LinkedHashMap<String, Object>();
+        line.put("code", refused.code.name());
+        line.put("reason", refused.reason);
+        if (refused.reason.isEmpty()) {
+            line.put("message", refused.getMessage());
+        }
+        return line;
     }
 
     private Action action() {
