@@ -196,9 +196,12 @@ func (s *scenario) verify() {
 		ctx, cancel := context.WithTimeout(context.Background(), s.deadline)
 		quote, err := s.verifier.Verify(ctx, try.jws, try.now)
 		cancel()
-		if err != nil {
+		switch {
+		case errors.Is(err, quotesign.ErrKeysUnavailable):
+			tell(try.step, claims{"keys_unavailable": err.Error()})
+		case err != nil:
 			tell(try.step, claims{"valid": false, "why": err.Error()})
-		} else {
+		default:
 			tell(try.step, claims{"valid": true, "quote_id": quote["quote_id"]})
 		}
 	}

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
-import { Gateway, Refused, Sequence, Verifier } from "./quotesign-client.mjs";
+import { Gateway, KeysUnavailable, Refused, Sequence, Verifier } from "./quotesign-client.mjs";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const text = (by) => ({ type: "string", default: by });
@@ -120,7 +120,7 @@ const steps = {
       try {
         tell(step, { valid: true, quote_id: (await verifier.verify(jws, now)).quote_id });
       } catch (error) {
-        tell(step, { valid: false, why: error.message });
+        tell(step, error instanceof KeysUnavailable ? { keys_unavailable: error.message } : { valid: false, why: error.message });
       }
     }
   },

@@ -5,13 +5,14 @@
 // JWS as the operator would. It needs @grpc/grpc-js, @grpc/proto-loader, protobufjs, jose and the files of proto/. What each refusal asks for is in docs/clients.md.
 
 import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
 import https from "node:https";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
-import { compactVerify, createRemoteJWKSet } from "jose";
+import { compactVerify } from "jose";
 import protobuf from "protobufjs";
 
 const DOMAIN = "quotesign.v1";
@@ -56,6 +57,12 @@ const BACKOFF_MS = 200;
 const BACKOFF_MAX_MS = 5000;
 const RENUMBERED_MAX = 3;
 const DEADLINE_MS = 30_000;
+
+// How long a key set is kept, how long after a fetch it is not fetched again, and how long a fetch and how large a set may be.
+const KEYS_MS = 300_000;
+const KEYS_AGAIN_MS = 10_000;
+const KEYS_FETCH_MS = 5000;
+const KEYS_LENGTH_MAX = 1 << 20;
 
 // Those messages of google.rpc that a refusal carries.
 const google = protobuf.parse(
@@ -495,22 +502,66 @@ class Batch {
   }
 }
 
+/** The key set is not at hand, so nobody knows whether the JWS is a valid quote: try again. */
+export class KeysUnavailable extends Error {}
+
 /** Checks signed quotes with the partner's published keys, as whoever receives them does. */
 export class Verifier {
-  #keys;
+  #url;
+  #agent;
+  #keys = new Map();
+  #came = -Infinity;
+  #asked = -Infinity;
+  #fetch;
 
   constructor(jwksUrl, ca) {
-    // Cached; fetched again when a kid is not in it, for keys are exchanged.
-    this.#keys = createRemoteJWKSet(new URL(jwksUrl), { agent: new https.Agent({ ca }), timeoutDuration: 5000 });
+    this.#url = new URL(jwksUrl);
+    this.#agent = new https.Agent({ ca });
   }
 
   /** The claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired; else it throws. */
   async verify(jws, now = new Date()) {
-    // The algorithm is ours to say, never the header's. A header without a kid would be tried with the one key there is.
-    const { payload, protectedHeader } = await compactVerify(jws, this.#keys, { algorithms: ["RS256"] });
-    if (!protectedHeader.kid) throw new Error("the header names no kid");
+    // The algorithm is ours to say, never the header's.
+    const { payload } = await compactVerify(jws, ({ kid }) => this.#key(kid), { algorithms: ["RS256"] });
     const claims = JSON.parse(new TextDecoder().decode(payload));
     if (!(Date.parse(claims.expires_at) > now.getTime())) throw new Error("the quote has expired");
     return claims;
+  }
+
+  /** Looks the kid up. The set is kept for a while, and fetched again where a kid is not in it, for keys are exchanged. */
+  async #key(kid) {
+    if (!kid) throw new Error("the header names no kid");
+    const known = () => (performance.now() - this.#came < KEYS_MS ? this.#keys.get(kid) : undefined);
+    if (known()) return known();
+    // Not for every made-up kid, though, nor at once where it failed. All who ask meanwhile wait for the same fetch.
+    if (performance.now() - this.#asked > KEYS_AGAIN_MS) {
+      this.#asked = performance.now();
+      this.#fetch = this.#fetched();
+    }
+    const fault = await this.#fetch;
+    if (known()) return known();
+    throw fault ? new KeysUnavailable(fault.message, { cause: fault }) : new Error(`the key set has no key \`${kid}\``);
+  }
+
+  /** Takes the set in; what was in the way where it could not. */
+  async #fetched() {
+    const request = https.get(this.#url, { agent: this.#agent, signal: AbortSignal.timeout(KEYS_FETCH_MS) });
+    request.on("error", () => {}); // it is told below, also once the answer has begun
+    try {
+      const [answer] = await once(request, "response");
+      if (answer.statusCode !== 200) throw new Error(`the key set's answer is ${answer.statusCode}`);
+      let text = "";
+      for await (const part of answer.setEncoding("utf8")) {
+        text += part;
+        if (text.length > KEYS_LENGTH_MAX) throw new Error("the key set is too large");
+      }
+      this.#keys = new Map(JSON.parse(text).keys.map((key) => [key.kid, key]));
+      this.#came = performance.now();
+      return null;
+    } catch (fault) {
+      return fault;
+    } finally {
+      request.destroy();
+    }
   }
 }

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from quotesign_client import Gateway, Refused, Sequence, Unverified, Verifier
+from quotesign_client import Gateway, KeysUnavailable, Refused, Sequence, Unverified, Verifier
 
 STEPS = "resume,sign,replay,conflict,schema,sequence,denied,expired,verify"
 
@@ -95,6 +95,8 @@ class Scenario:
                 tell(step, valid=True, quote_id=self.verifier.verify(text, now)["quote_id"])
             except Unverified as why:
                 tell(step, valid=False, why=str(why))
+            except KeysUnavailable as why:
+                tell(step, keys_unavailable=str(why))
 
     def burst(self):
         for _ in range(self.count):

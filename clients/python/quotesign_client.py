@@ -7,11 +7,13 @@ JWS as the operator would. It needs grpcio, grpcio-status, PyJWT and what protoc
 
 import json
 import logging
+import math
 import os
 import random
 import ssl
 import threading
 import time
+import urllib.request
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -67,6 +69,9 @@ STREAM_S = 15.0
 RETRY_AFTER_MAX_S = 86_400.0
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
 RENUMBERED_MAX = 3
+
+# How long a key set is kept, how long after a fetch it is not fetched again, and how long a fetch and how large a set may be.
+KEYS_S, KEYS_AGAIN_S, KEYS_FETCH_S, KEYS_BYTES_MAX = 300.0, 10.0, 5.0, 1 << 20
 
 
 @dataclass
@@ -454,22 +459,66 @@ class Unverified(Exception):
     """The JWS is not a valid quote. The text says why."""
 
 
+class KeysUnavailable(Exception):
+    """The key set is not at hand, so nobody knows whether the JWS is a valid quote: try again."""
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
 class Verifier:
     """Checks signed quotes with the partner's published keys, as whoever receives them does."""
 
     def __init__(self, jwks_url: str, ca_file: str):
-        context = ssl.create_default_context(cafile=ca_file)
-        # Cached; fetched again when a kid is not in it, for keys are exchanged.
-        self._keys = jwt.PyJWKClient(jwks_url, ssl_context=context, timeout=5, lifespan=300)
+        https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+        self._url, self._opener = jwks_url, urllib.request.build_opener(https, NoRedirect)
+        self._lock = threading.Lock()
+        self._came, self._keys = -math.inf, {}
+        self._asked, self._fault = -math.inf, None
 
     def verify(self, jws: str, now: datetime | None = None) -> dict:
         """The claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired."""
         try:
-            key = self._keys.get_signing_key_from_jwt(jws)
+            key = self._key(jwt.get_unverified_header(jws).get("kid"))
             # The algorithm is ours to say, never the header's.
-            claims = jwt.decode(jws, key.key, algorithms=["RS256"])
+            claims = jwt.decode(jws, key, algorithms=["RS256"])
             if instant(claims["expires_at"]) <= (now or datetime.now(timezone.utc)):
                 raise Unverified("the quote has expired")
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise Unverified(f"{type(error).__name__}: {error}") from error
         return claims
+
+    def _key(self, kid: str | None):
+        """Looks the kid up. The set is kept for a while, and fetched again where a kid is not in it, for keys are exchanged."""
+        if not kid:
+            raise Unverified("the header names no kid")
+        if key := self._known(kid):
+            return key
+        with self._lock:  # whoever waits here finds what the fetch came to
+            # Not for every made-up kid, though, nor at once where it failed.
+            if time.monotonic() - self._asked > KEYS_AGAIN_S:
+                try:
+                    self._keys, self._fault = self._fetch(), None
+                    self._came = time.monotonic()
+                except Exception as fault:
+                    self._fault = fault
+                self._asked = time.monotonic()
+            if key := self._known(kid):
+                return key
+            if self._fault:
+                raise KeysUnavailable(f"{type(self._fault).__name__}: {self._fault}") from self._fault
+        raise Unverified(f"the key set has no key `{kid}`")
+
+    def _known(self, kid: str):
+        return self._keys.get(kid) if time.monotonic() - self._came < KEYS_S else None
+
+    def _fetch(self) -> dict:
+        end, text = time.monotonic() + KEYS_FETCH_S, b""
+        with self._opener.open(self._url, timeout=KEYS_FETCH_S) as answer:
+            while part := answer.read1():
+                text += part
+                if len(text) > KEYS_BYTES_MAX or time.monotonic() > end:
+                    raise ValueError("the key set is too large or comes too slowly")
+        return {key.key_id: key.key for key in jwt.PyJWKSet.from_json(text).keys}

@@ -37,6 +37,7 @@ use quotesign::{
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     runtime::Handle,
     sync::watch,
@@ -48,7 +49,7 @@ use tonic_prost::ProstCodec;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    harness::{Caller, Gateway, PARTNER, Site, TRUST_DOMAIN, client_certificate, public_place, toml, until},
+    harness::{Authority, Caller, Gateway, PARTNER, Site, TRUST_DOMAIN, client_certificate, public_place, toml, until},
     stages::repository,
 };
 
@@ -272,6 +273,7 @@ async fn keeps_the_contract(program: Program) {
         begun(&handle, move || takes_up_a_new_certificate(program)),
         begun(&handle, move || leaves_a_silent_connection(program)),
         begun(&handle, move || minds_its_time(program)),
+        begun(&handle, move || tells_missing_keys_from_an_invalid_quote(program)),
     ];
     for trial in trials {
         trial.await.unwrap();
@@ -325,18 +327,46 @@ async fn walks_through_every_kind_of_answer(program: Program) {
     assert!(last == 23 && streamed.iter().all(|line| line["attempts"] == 1), "{streamed:#?}");
     let id = streamed[19]["correlation_id"].as_str().unwrap();
     gateway.logged(&format!("\"correlation_id\":\"{id}\"")).await;
-    // A key set whose server another CA vouches for is not taken.
-    let other = crate::harness::Authority::new();
-    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    let (acceptor, socket, jwks) = public_place(other.issue(&site.path(""), "other", certificate)).await;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = socket.accept().await {
-            let _it_hangs_up = acceptor.accept(stream).await;
+}
+
+/// A key set that cannot be had says nothing of a quote. It is asked for once, however many quotes are checked with it.
+async fn tells_missing_keys_from_an_invalid_quote(program: Program) {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let other = Authority::new();
+    // It never ends, one way or another; and one that another CA vouches for is not taken.
+    let endless = format!("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n{{\"keys\":[{}", " ".repeat(2 << 20));
+    let too_slow = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"keys\":[";
+    let not_now = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+    for (what, authority, answer) in [
+        ("another CA", &other, too_slow),
+        ("not now", &site.authority, not_now),
+        ("too large", &site.authority, &endless),
+        ("too slow", &site.authority, too_slow),
+    ] {
+        let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let (acceptor, socket, jwks) = public_place(authority.issue(&site.path(""), "place", certificate)).await;
+        let (asked, answer) = (Arc::<AtomicUsize>::default(), answer.to_owned());
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let (acceptor, answer) = (acceptor.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let _it_hangs_up = stream.write_all(answer.as_bytes()).await;
+                    let _it_hangs_up = stream.read_to_end(&mut Vec::new()).await;
+                });
+            }
+        });
+        let to = Target { site: &site, address: gateway.address("grpc"), jwks };
+        let steps = to.run(program, &["--steps", "sign,verify"]).done().await;
+        for name in ["verify", "verify-changed", "verify-expired"] {
+            let said = step(&steps, name);
+            assert!(said["valid"].is_null() && said["keys_unavailable"].is_string(), "{what}: {said}");
         }
-    });
-    let to = Target { jwks, ..to };
-    let steps = to.run(program, &["--steps", "sign,verify"]).done().await;
-    assert_eq!(step(&steps, "verify")["valid"], false, "{steps:#?}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "{what}");
+    }
 }
 
 async fn waits_as_a_quota_asks(program: Program) {

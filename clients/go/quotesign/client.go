@@ -424,17 +424,30 @@ func (s *Sequence) Issue(ctx context.Context, quote func(number uint64) []byte) 
 	}
 }
 
+// ErrKeysUnavailable says that the key set is not at hand, so nobody knows whether the JWS is a valid quote: try again.
+var ErrKeysUnavailable = errors.New("the key set is not at hand")
+
 // Verifier checks signed quotes with the partner's published keys, as whoever receives them does.
 type Verifier struct {
 	url    string
 	client *http.Client
 	lock   sync.Mutex
-	keys   jose.JSONWebKeySet
-	fresh  time.Time
+	// The fetch that brought the keys, and the last one, which may be under way.
+	good, last *fetch
+}
+
+// fetch is one of the key set, from its beginning on.
+type fetch struct {
+	begun time.Time
+	done  chan struct{}
+	keys  jose.JSONWebKeySet
+	err   error
 }
 
 const (
 	keysLast     = 5 * time.Minute
+	keysAgain    = 10 * time.Second
+	keysFetch    = 5 * time.Second
 	keysBytesMax = 1 << 20
 )
 
@@ -446,10 +459,11 @@ func NewVerifier(url, caFile string) (*Verifier, error) {
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca, MinVersion: tls.VersionTLS12}}
 	refuse := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Verifier{url: url, client: &http.Client{Transport: transport, Timeout: 5 * time.Second, CheckRedirect: refuse}}, nil
+	return &Verifier{url: url, client: &http.Client{Transport: transport, Timeout: keysFetch, CheckRedirect: refuse}}, nil
 }
 
-// Verify gives the claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired.
+// Verify gives the claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired. Any
+// error but [ErrKeysUnavailable] says that the JWS is not a valid quote.
 func (v *Verifier) Verify(ctx context.Context, jws string, now time.Time) (map[string]any, error) {
 	// The algorithm is ours to say, never the header's.
 	signed, err := jose.ParseSignedCompact(jws, []jose.SignatureAlgorithm{jose.RS256})
@@ -474,32 +488,63 @@ func (v *Verifier) Verify(ctx context.Context, jws string, now time.Time) (map[s
 	return claims, nil
 }
 
-// key looks the kid up. The set is kept for a while, and fetched again when a kid is not in it, for keys are exchanged.
+// key looks the kid up. The set is kept for a while, and fetched again where a kid is not in it, for keys are exchanged.
 func (v *Verifier) key(ctx context.Context, kid string) (*jose.JSONWebKey, error) {
-	v.lock.Lock()
-	defer v.lock.Unlock()
-	age := time.Since(v.fresh)
-	// Not for every made-up kid, though.
-	if age > keysLast || (len(v.keys.Key(kid)) == 0 && age > 10*time.Second) {
-		keys, err := v.fetch(ctx)
-		if err != nil {
-			return nil, err
-		}
-		v.keys, v.fresh = keys, time.Now()
+	if kid == "" {
+		return nil, errors.New("the header names no kid")
 	}
-	keys := v.keys.Key(kid)
-	if kid == "" || len(keys) != 1 {
-		return nil, fmt.Errorf("the key set has no key `%s`", kid)
+	if key := v.known(kid); key != nil {
+		return key, nil
 	}
-	return &keys[0], nil
+	last := v.fetched()
+	select {
+	case <-last.done:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", ErrKeysUnavailable, ctx.Err())
+	}
+	if key := v.known(kid); key != nil {
+		return key, nil
+	}
+	if last.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKeysUnavailable, last.err)
+	}
+	return nil, fmt.Errorf("the key set has no key `%s`", kid)
 }
 
-func (v *Verifier) fetch(ctx context.Context) (keys jose.JSONWebKeySet, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, v.url, nil)
-	if err != nil {
-		return keys, err
+func (v *Verifier) known(kid string) *jose.JSONWebKey {
+	v.lock.Lock()
+	defer v.lock.Unlock()
+	if v.good == nil || time.Since(v.good.begun) > keysLast {
+		return nil
 	}
-	answer, err := v.client.Do(request)
+	if keys := v.good.keys.Key(kid); len(keys) == 1 {
+		return &keys[0]
+	}
+	return nil
+}
+
+// fetched is a fetch of now: not one for every made-up kid, though, nor at once where one failed.
+func (v *Verifier) fetched() *fetch {
+	v.lock.Lock()
+	defer v.lock.Unlock()
+	if v.last == nil || time.Since(v.last.begun) > keysAgain {
+		last := &fetch{begun: time.Now(), done: make(chan struct{})}
+		v.last = last
+		// Whoever began it may wait for it no longer than others do.
+		go func() {
+			defer close(last.done)
+			if last.keys, last.err = v.get(); last.err == nil {
+				v.lock.Lock()
+				defer v.lock.Unlock()
+				v.good = last
+			}
+		}()
+	}
+	return v.last
+}
+
+func (v *Verifier) get() (keys jose.JSONWebKeySet, err error) {
+	answer, err := v.client.Get(v.url)
 	if err != nil {
 		return keys, err
 	}

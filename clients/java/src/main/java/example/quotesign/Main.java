@@ -211,6 +211,8 @@ public final class Main {
             tell(step, Map.of("valid", true, "quote_id", verifier.verify(jws, now).get("quote_id")));
         } catch (Verifier.Unverified why) {
             tell(step, Map.of("valid", false, "why", why.getMessage()));
+        } catch (Verifier.KeysUnavailable why) {
+            tell(step, Map.of("keys_unavailable", why.getMessage()));
         }
     }
 
