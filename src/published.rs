@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,8 @@ pub struct Published {
     replicas: Mutex<Vec<Lease>>,
     /// The bundle that this gateway's sets are out of date without, and how that is told.
     lags: Mutex<Option<(u64, String)>>,
+    /// The serial of the newest bundle that this gateway has had in force.
+    reached: AtomicU64,
     at_urls: Mutex<BTreeMap<PartnerId, Result<Shown, String>>>,
     /// What was revoked when the URLs were last looked at.
     revoked: Mutex<BTreeSet<Kid>>,
@@ -126,6 +131,8 @@ impl Published {
         let count = count(&leases);
         // A newer bundle that one gateway tries out takes nobody's key sets away.
         let why = count.no_vote.get(own).filter(|_| count.is_newest_usual);
+        // Where it has followed while the ledger was asked, it is not behind.
+        let why = why.filter(|_| self.reached.load(Ordering::Acquire) < count.newest);
         *self.lags.lock() = why.map(|why| (count.newest, format!("this gateway {why}; reload its bundle")));
         *self.replicas.lock() = leases;
         count
@@ -138,6 +145,7 @@ impl Published {
 
     /// This gateway has the bundle of that serial.
     pub fn has_reached(&self, serial: u64) {
+        self.reached.fetch_max(serial, Ordering::AcqRel);
         self.lags.lock().take_if(|(newest, _)| *newest <= serial);
     }
 

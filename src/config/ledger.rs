@@ -9,7 +9,7 @@ use crate::{
     domain::Environment,
     ledger::{
         LedgerConfig, Place, Store,
-        postgres::{Server, Settings},
+        postgres::{Server, Settings, WriterAt},
     },
     outgoing::Outgoing,
     room::Room,
@@ -70,6 +70,8 @@ pub struct PostgresSection {
     /// How long one exchange with the server may take, in milliseconds.
     #[serde(default = "defaults::timeout_ms")]
     pub timeout_ms: u64,
+    #[serde(skip)]
+    writer: WriterAt,
 }
 
 mod defaults {
@@ -245,6 +247,7 @@ impl PostgresSection {
             tls: tls.map_err(|fault| fault.to_string())?.map(Arc::new),
             high_availability: self.high_availability,
             timeout: Duration::from_millis(self.timeout_ms),
+            writer: self.writer.clone(),
         };
         let clock_offset_max = Duration::from_millis(self.clock_offset_ms_max);
         Ok(Settings { server, replica: self.replica(), clock_offset_max })

@@ -279,6 +279,7 @@ mod tests {
                 tls: None,
                 high_availability: false,
                 timeout: Duration::from_secs(1),
+                writer: postgres::WriterAt::default(),
             };
             let (replica, clock_offset_max) = ("gw-1".to_owned(), Duration::from_secs(1));
             let store = Store::Postgres(Box::new(Settings { server, replica, clock_offset_max }));

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future;
 use tokio_postgres::{Client, Statement, types::ToSql};
 use uuid::Uuid;
 
@@ -27,10 +28,10 @@ use crate::{
     clock::UtcTime,
     domain::{Environment, Identity, Kid, Scope, SequenceNumber},
 };
-use home::Place;
+use home::{Home, Lookout};
 use own::Own;
 use read::{Seen, Statements};
-use session::{Session, definite, fenced, has_moved};
+use session::{KEEPS, Session, definite, fenced, has_moved};
 
 mod condition;
 mod home;
@@ -44,6 +45,7 @@ mod session;
 mod write;
 
 pub(super) use condition::condition;
+pub use home::WriterAt;
 pub use reader::Reader;
 pub use session::Server;
 
@@ -76,8 +78,7 @@ struct Inner {
     seen: Heads,
     /// Absent after an error that leaves its state in doubt.
     open: Option<Open>,
-    /// The server that it was opened at last.
-    place: Place,
+    lookout: Lookout,
     /// A batch that was sent: where the lane stands if it was applied, and its replies.
     undecided: Option<(Position, Replies)>,
 }
@@ -85,8 +86,10 @@ struct Inner {
 /// A session with its statements.
 struct Open {
     session: Session,
+    home: Home,
     reads: Statements,
     apply: Statement,
+    keeps: Statement,
 }
 
 impl Postgres {
@@ -117,11 +120,14 @@ impl Postgres {
         let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
-        let (seen, place) = (Heads::new(), Place::default());
-        let mut inner = Inner { settings, environment, owner, lane, seen, open: None, place, undecided: None };
+        let Server { writer, high_availability, timeout, .. } = &settings.server;
+        let lookout = Lookout::new(writer.clone(), *high_availability, *timeout);
+        let (seen, open, undecided) = (Heads::new(), None, None);
+        let mut inner = Inner { settings, environment, owner, lane, seen, open, lookout, undecided };
         runtime.block_on(async {
             let open = inner.connect().await?;
-            inner.place.is(&open.session.home);
+            inner.lookout.is_settled(&open.session.client, &open.home).await?;
+            inner.lookout.is(&open.home);
             inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
             inner.seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads;
             inner.open = Some(open);
@@ -151,7 +157,9 @@ impl Inner {
             schema::check(&session.client, self.environment).await?;
             let reads = Statements::prepare(&session.client).await?;
             let apply = session.client.prepare(&write::sql()).await.map_err(definite)?;
-            let open = Open { session, reads, apply };
+            let keeps = session.client.prepare(&format!("SELECT {KEEPS}")).await.map_err(definite)?;
+            let home = session.home().await?;
+            let open = Open { session, home, reads, apply, keeps };
             let seen = Box::pin(open.reads.snapshot(&open.session.client, &Needs::default())).await?;
             self.bears(&seen)?;
             Ok(open)
@@ -164,6 +172,7 @@ impl Inner {
         let needs = Needs::of(batch);
         let until = Instant::now() + self.settings.server.timeout;
         while Instant::now() < until {
+            self.lookout.is_sure()?;
             let open = self.open.as_ref().ok_or_else(closed)?;
             let seen = open.reads.snapshot(&open.session.client, &needs).await?;
             self.bears(&seen)?;
@@ -194,9 +203,11 @@ impl Inner {
             arguments.iter().map(|argument| &**argument as &(dyn ToSql + Sync)).collect();
         // What the server said before is not about this commit.
         open.session.was_warned();
-        // `query` alone ends after the commit: rows can arrive before it.
-        match open.session.client.query(&open.apply, &arguments).await {
-            Ok(_) => open.session.unwarned().map(|()| true),
+        // `query` alone ends after the commit: rows can arrive before it. The question behind it is sent with it.
+        let applied = open.session.client.query(&open.apply, &arguments);
+        let (applied, is_kept) = future::join(applied, open.is_kept(&self.settings.server)).await;
+        match applied {
+            Ok(_) => is_kept.and_then(|()| open.session.unwarned()).map(|()| true),
             Err(error) if has_moved(&error) => Ok(false),
             Err(error) => Err(definite(error)),
         }
@@ -218,26 +229,35 @@ impl Inner {
         self.open = None;
         let open = self.connect().await?;
         open.session.was_warned();
-        let lane = open.retake(&self.settings.replica, &self.owner).await?;
+        let lane = match open.retake(&self.settings.replica, &self.owner).await {
+            Err(EngineError::Unfit(_)) if open.is_before(&self.settings.replica, self.lane.epoch).await? => {
+                return Err(self.has_lost(&open, true, "this gateway had the lane later than the ledger says").await);
+            }
+            lane => lane?,
+        };
         // What was before it is everywhere once it is.
+        open.is_kept(&self.settings.server).await?;
         open.session.unwarned()?;
         let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
         if !applied && self.lane.position != lane.position {
-            let why = "the journal is not where this gateway left it".to_owned();
-            return Err(self.place.has_lost(&open.session.client, why).await);
+            return Err(self.has_lost(&open, true, "the journal is not where this gateway left it").await);
         }
         // It may fail from here on as well: what became of the batch is not forgotten before all of it is done.
         fail::fail_point!("ledger::reopening", |_| Err(closed()));
         let gone = open.gone_back(&self.seen).await?;
         if !gone.is_empty() {
             let why = format!("the ledger has gone back in time: {}", gone.join("; "));
-            return Err(self.place.has_lost(&open.session.client, why).await);
+            return Err(self.has_lost(&open, false, &why).await);
         }
         // What another gateway may miss is told by then.
-        self.place.is_settled(&open.session.home, self.settings.server.high_availability)?;
-        self.place.is(&open.session.home);
+        self.lookout.is_settled(&open.session.client, &open.home).await?;
+        self.lookout.is(&open.home);
         (self.open, self.lane) = (Some(open), lane);
         Ok(self.undecided.take().filter(|_| applied).map(|(_, replies)| replies))
+    }
+
+    async fn has_lost(&mut self, open: &Open, is_own: bool, why: &str) -> EngineError {
+        self.lookout.has_lost(&open.session.client, &open.home, is_own, why.to_owned()).await
     }
 }
 
@@ -256,6 +276,24 @@ impl Open {
     async fn retake(&self, replica: &str, owner: &Uuid) -> Result<Lane, EngineError> {
         let sql = "UPDATE lane SET epoch = epoch + 1 WHERE lane = $1 AND owner = $2 RETURNING epoch, next_idx, link";
         self.taken(replica, sql, &[&replica, &owner.as_bytes().as_slice()]).await
+    }
+
+    /// Whether the lane is not there, or was not taken as often as this gateway, which had it in its turn `epoch`, knows: whoever else
+    /// takes it makes it more.
+    async fn is_before(&self, replica: &str, epoch: i64) -> Result<bool, EngineError> {
+        let rows = read::rows(&self.session.client, "SELECT epoch FROM lane WHERE lane = $1", &[&replica]).await?;
+        rows.first().map_or(Ok(true), |row| Ok(read::value::<i64>(row, 0)? < epoch))
+    }
+
+    /// Whether what was just committed is where it must be. A wait for the standby ends without a warning where the server is told
+    /// meanwhile that it has none.
+    async fn is_kept(&self, server: &Server) -> Result<(), EngineError> {
+        if server.high_availability {
+            let rows = self.session.client.query(&self.keeps, &[]).await.map_err(definite)?;
+            let keeps: Vec<bool> = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            server.keeps(&keeps).map_err(|fault| EngineError::Unknown(fault.to_string()))?;
+        }
+        Ok(())
     }
 
     async fn taken(&self, replica: &str, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Lane, EngineError> {
@@ -326,12 +364,16 @@ impl Reads for Postgres {
 impl Engine for Postgres {
     fn renew(&mut self, holding: &Holding) -> Result<Vec<Lease>, EngineError> {
         let replica = self.inner.settings.replica.clone();
-        let (leases, heads) = self.read(async |open| {
+        let sure = self.inner.lookout.is_sure();
+        let (leases, seen) = self.read(async |open| {
+            sure?;
             let leases = lease::renew(&open.session.client, &replica, holding).await?;
             // A gateway that has little to write knows what the others have, too.
-            Ok((leases, open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads))
+            Ok((leases, open.reads.snapshot(&open.session.client, &Needs::default()).await?))
         })?;
-        self.inner.seen = heads;
+        if self.inner.bears(&seen).is_ok() {
+            self.inner.seen = seen.heads;
+        }
         Ok(leases)
     }
 
@@ -348,8 +390,8 @@ impl Engine for Postgres {
     }
 
     fn reads(&self) -> OpenReads {
-        let (server, home) = (self.inner.settings.server.clone(), self.inner.place.shared());
-        Box::new(move || Ok(Box::new(Reader::open_at(&server, &home)?)))
+        let server = self.inner.settings.server.clone();
+        Box::new(move || Ok(Box::new(Reader::open(&server)?)))
     }
 
     fn reads_are_durable(&self) -> bool {

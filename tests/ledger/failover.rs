@@ -41,12 +41,20 @@ fn pair(waits: bool) -> (Cluster, Database, Cluster) {
     (cluster, database, standby)
 }
 
+/// A gateway that another server has taken over from waits for 24 s, and looks every ten.
 fn until(mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_mins(1);
     while !holds() {
         assert!(Instant::now() < until, "it never comes to that");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What the primary writes from now on the standby never has.
+fn cut_off(standby: &Cluster, primary: &Cluster) {
+    standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+    standby.sql("postgres", "SELECT pg_reload_conf()");
+    until(|| primary.sql("postgres", "SELECT count(*) FROM pg_stat_replication") == "0");
 }
 
 fn settings(database: &Database, port: u16, replica: &str, high_availability: bool) -> Settings {
@@ -78,8 +86,12 @@ fn what_is_read_after_a_failover_is_of_the_server_that_is_written_to() {
         assert!(ledger.stops().await.unwrap().iter().next().is_none());
     });
     let new = database.fails_over_to(&standby, &address);
-    let mut second = opened(settings(&new, new.port, "gw-2", false));
-    one(&mut second, Op::Stop(stop(&format!("revoked/{A}"), true))).unwrap();
+    let mut second = None;
+    until(|| {
+        second = Postgres::open(settings(&new, new.port, "gw-2", false), Environment::Sandbox).ok();
+        second.is_some()
+    });
+    one(&mut second.unwrap(), Op::Stop(stop(&format!("revoked/{A}"), true))).unwrap();
     runtime.block_on(async {
         // Whoever was told that it is unavailable asks again.
         while ledger.seed(seed("GB-US", 0)).await.is_err() {
@@ -164,16 +176,16 @@ fn what_only_one_gateway_knows_to_be_lost_stops_all() {
     one(&mut second, Op::Seed(seed("GB-US", 0))).unwrap();
     let new = Database { port: standby.port, name: database.name.clone() };
     until(|| new.sql("SELECT count(*) FROM scope") == "2");
-    standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
-    standby.sql("postgres", "SELECT pg_reload_conf()");
-    until(|| old.sql("postgres", "SELECT count(*) FROM pg_stat_replication") == "0");
+    cut_off(&standby, &old);
     pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
     old.crash();
     new.sql("SELECT pg_promote()");
     address.leads_to(&standby);
     let told = |engine: &mut Postgres| engine.reopen().unwrap_err().to_string();
-    let waits = told(&mut second);
-    assert!(waits.contains("another server has taken over"), "{waits}");
+    // One that starts now knows no other server, and waits with the others.
+    let starts = || Postgres::open(settings(&database, address.port, "gw-3", false), Environment::Sandbox);
+    let waits = [told(&mut second), starts().err().unwrap().to_string()];
+    assert!(waits.iter().all(|waits| waits.contains("another server has taken over")), "{waits:?}");
     let lost = told(&mut first);
     assert!(lost.contains("is not where this gateway left it"), "{lost}");
     until(|| second.reopen().is_ok());
@@ -183,6 +195,75 @@ fn what_only_one_gateway_knows_to_be_lost_stops_all() {
     one(&mut second, Op::Stop(stop("halted/all", false))).unwrap();
     told(&mut first);
     pending(one(&mut second, Op::Reserve(reserve("q2", 1))));
+    starts().unwrap();
+}
+
+/// The standby did not even have it that the gateway took its lane: that is no other that writes under its name.
+#[test]
+fn a_lane_that_is_as_it_was_before_it_was_taken_is_a_loss() {
+    let (old, database, standby) = pair(false);
+    let address = Address::of(old.port);
+    let opened = |replica| opened(settings(&database, address.port, replica, false));
+    drop(opened("gw-1"));
+    let new = Database { port: standby.port, name: database.name.clone() };
+    until(|| new.sql("SELECT count(*) FROM lane") == "1");
+    cut_off(&standby, &old);
+    let (mut first, mut never_seen) = (opened("gw-1"), opened("gw-2"));
+    old.crash();
+    new.sql("SELECT pg_promote()");
+    address.leads_to(&standby);
+    for engine in [&mut first, &mut never_seen] {
+        let lost = engine.reopen().unwrap_err().to_string();
+        assert!(lost.contains("had the lane later than the ledger says"), "{lost}");
+    }
+    assert_eq!(new.sql("SELECT what FROM stop"), "halted/all");
+}
+
+/// The old server lives on with the connection that writes, and the address leads to the new one: nothing is read there before the
+/// writer is there, too.
+#[test]
+fn nothing_is_read_of_another_server_than_the_one_that_is_written_to() {
+    let (old, database, standby) = pair(false);
+    let address = Address::of(old.port);
+    let settings = settings(&database, address.port, "gw-1", false);
+    let server = settings.server.clone();
+    let ledger = Ledger::start(Box::new(opened(settings)), CONFIG);
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(ledger.seed(seed("GB-IN", 0))).unwrap();
+    let new = Database { port: standby.port, name: database.name.clone() };
+    until(|| new.sql("SELECT count(*) FROM scope") == "1");
+    new.sql("SELECT pg_promote()");
+    address.leads_to(&standby);
+    let refused = |read: Result<Reader, EngineError>| match read {
+        Err(EngineError::Away(why)) => why.contains("another server than what writes"),
+        _ => false,
+    };
+    assert!(refused(Reader::open(&server)));
+    assert!(runtime.block_on(ledger.stops()).is_err(), "the desk has not asked before");
+    // The writer looks where the address leads, and is there once the others have had their time.
+    until(|| runtime.block_on(ledger.seed(seed("GB-US", 0))).is_ok());
+    assert!(Reader::open(&server).is_ok());
+    assert_eq!(new.sql("SELECT count(*) FROM scope"), "2");
+    runtime.block_on(ledger.close());
+}
+
+/// The name of the standby is taken away while a commit waits for it: the wait ends without a word, and nobody is told of the commit.
+#[test]
+fn a_wait_for_a_standby_that_is_taken_away_is_no_word_of_it() {
+    let (primary, database, standby) = pair(true);
+    let mut engine = opened(settings(&database, primary.port, "gw-1", true));
+    one(&mut engine, Op::Seed(seed("GB-IN", 0))).unwrap();
+    standby.crash();
+    let told = thread::scope(|scope| {
+        let told = scope.spawn(|| engine.apply(&[Op::Reserve(reserve("q1", 1))]).map(drop));
+        until(|| database.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1");
+        primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = ''");
+        primary.sql("postgres", "SELECT pg_reload_conf()");
+        told.join().unwrap()
+    });
+    assert!(matches!(told, Err(EngineError::Unknown(_))), "{told:?}");
+    let unfit = engine.reopen().unwrap_err().to_string();
+    assert!(unfit.contains("names no synchronous standby"), "{unfit}");
 }
 
 /// What a server is asked for before it is written to is asked each time: settings change under sessions that go on.

@@ -16,7 +16,7 @@ use std::{
 
 use quotesign::{
     domain::Environment,
-    ledger::postgres::{Postgres, Server, Settings},
+    ledger::postgres::{Postgres, Server, Settings, WriterAt},
 };
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -250,6 +250,7 @@ impl Database {
             tls: None,
             high_availability: false,
             timeout: Duration::from_secs(5),
+            writer: WriterAt::default(),
         }
     }
 

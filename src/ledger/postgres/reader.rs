@@ -2,12 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use parking_lot::Mutex;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
-    home::Home,
     in_time,
     own::Own,
     read, readings,
@@ -41,23 +39,15 @@ impl Reader {
     /// Connects.
     ///
     /// # Errors
-    /// Where the server cannot be used.
+    /// Where the server cannot be used, or is another than the one that this process writes to.
     pub fn open(server: &Server) -> Result<Self, EngineError> {
         let runtime = Own::new()?;
-        let session = runtime.block_on(Session::open(server))?;
+        let session = runtime.block_on(async {
+            let session = Box::pin(Session::open(server)).await?;
+            let home = in_time(server.timeout, session.home()).await?;
+            server.writer.is_at(&home).map(|()| session)
+        })?;
         Ok(Self::of(runtime, session, server.timeout))
-    }
-
-    /// Connects to the very server that the writer is at, which is at `home`.
-    ///
-    /// # Errors
-    /// Where the server cannot be used, or is another: one that a failover has left behind, or that the writer has not found yet.
-    pub(super) fn open_at(server: &Server, home: &Mutex<Home>) -> Result<Self, EngineError> {
-        let reader = Self::open(server)?;
-        if reader.session.home == *home.lock() {
-            return Ok(reader);
-        }
-        Err(EngineError::Away("a connection that reads has reached another server than the one that writes".to_owned()))
     }
 
     /// On a session that is open.

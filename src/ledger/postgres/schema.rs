@@ -6,8 +6,13 @@ use super::session::definite;
 use crate::{domain::Environment, ledger::EngineError};
 
 /// What brings a database of version n to version n + 1.
-const MIGRATIONS: [&str; 4] =
-    [include_str!("v1.sql"), include_str!("v2.sql"), include_str!("v3.sql"), include_str!("v4.sql")];
+const MIGRATIONS: [&str; 5] = [
+    include_str!("v1.sql"),
+    include_str!("v2.sql"),
+    include_str!("v3.sql"),
+    include_str!("v4.sql"),
+    include_str!("v5.sql"),
+];
 /// Of the advisory lock that one migration holds.
 const LOCK: i64 = 7_810_768;
 

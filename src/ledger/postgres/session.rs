@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, config::SslMode, error::Severity};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::home::Home;
+use super::home::{Home, WriterAt};
 use crate::{ledger::EngineError, outgoing::Outgoing};
 
 /// Where the server is and what is asked of it.
@@ -32,6 +32,8 @@ pub struct Server {
     pub high_availability: bool,
     /// How long one exchange with it may take.
     pub timeout: Duration,
+    /// Where this process writes, which those who read beside it must have reached.
+    pub writer: WriterAt,
 }
 
 impl Server {
@@ -58,8 +60,6 @@ impl Server {
 /// A connection, and whether the server said that a commit may not be where it should be.
 pub(super) struct Session {
     pub client: Client,
-    /// The server.
-    pub home: Home,
     warned: Arc<AtomicBool>,
 }
 
@@ -80,7 +80,7 @@ impl Session {
     pub async fn open(server: &Server) -> Result<Self, EngineError> {
         let timeout = server.timeout;
         let opened = tokio::time::timeout(timeout, async {
-            let mut session = Self::connect(server).await?;
+            let session = Self::connect(server).await?;
             session.check(server).await?;
             Ok(session)
         });
@@ -117,11 +117,11 @@ impl Session {
             tokio::spawn(drive(connection, Arc::clone(&warned)));
             client
         };
-        Ok(Self { client, home: Home::default(), warned })
+        Ok(Self { client, warned })
     }
 
-    /// Refuses a server that acknowledges what it could lose, and learns which it is.
-    async fn check(&mut self, server: &Server) -> Result<(), EngineError> {
+    /// Refuses a server that acknowledges what it could lose.
+    async fn check(&self, server: &Server) -> Result<(), EngineError> {
         let sql = format!(
             "SELECT current_setting('server_version_num')::int / 10000, {KEEPS}, pg_is_in_recovery(),
                     current_setting('synchronous_commit') = 'on'"
@@ -137,9 +137,12 @@ impl Session {
         if let Some((_, why)) = wrong.iter().find(|(wrong, _)| *wrong) {
             return Err(EngineError::Unfit(format!("the ledger's server {why}")));
         }
-        server.keeps(&row.get::<_, Vec<bool>>(1))?;
-        self.home = Box::pin(Home::of(&self.client)).await?;
-        Ok(())
+        server.keeps(&row.get::<_, Vec<bool>>(1))
+    }
+
+    /// Which server it is.
+    pub async fn home(&self) -> Result<Home, EngineError> {
+        Home::of(&self.client).await
     }
 
     /// Whether the server warned since the last time this was asked. A commit that comes with a warning may be on
