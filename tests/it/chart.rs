@@ -579,8 +579,14 @@ fn modules_come_by_image_volume_or_sidecar_and_the_module_s_path_is_on_what_is_m
 }
 
 /// Runs a command that copies a module, as the pod's user, into a directory as the kubelet makes it: root's, and anybody may write
-/// there. Only root can try that.
+/// there. Only root can try that; anybody sees whether it would keep the owner or the times, which that user may not set there.
 fn copied_as_the_pod_s_user(spec: &Value, container: &Value) {
+    let keeps = |option: &&str| match option.strip_prefix("--") {
+        Some(long) => long == "archive" || long.starts_with("preserve"),
+        None => option.starts_with('-') && option.contains(['a', 'p']),
+    };
+    let options = items(&container["command"]).map(|argument| argument.as_str().unwrap());
+    assert_eq!(options.filter(keeps).collect::<Vec<_>>(), [""; 0]);
     if !geteuid().is_root() {
         println!("not root: that the module is copied is not tried");
         return;
