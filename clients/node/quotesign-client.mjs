@@ -57,6 +57,8 @@ const BACKOFF_MS = 200;
 const BACKOFF_MAX_MS = 5000;
 const RENUMBERED_MAX = 3;
 const DEADLINE_MS = 30_000;
+// A timer of more than this would end at once.
+const TIMER_MS_MAX = 2 ** 31 - 1;
 
 // How long a key set is kept, how long after a fetch it is not fetched again, and how long a fetch and how large a set may be.
 const KEYS_MS = 300_000;
@@ -358,10 +360,11 @@ export class Sequence {
       const timer = setTimeout(() => {
         waits = false;
         reject(late());
-      }, end - performance.now());
+      }, Math.min(end - performance.now(), TIMER_MS_MAX));
       this.#turn = this.#turn.then(() => {
         clearTimeout(timer);
-        if (waits) return act().then(resolve, reject);
+        // What it throws is its caller's: those who come after have their turns.
+        if (waits) return Promise.resolve().then(act).then(resolve, reject);
       });
     });
   }

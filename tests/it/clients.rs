@@ -832,6 +832,25 @@ async fn the_client_in_node_keeps_the_contract() {
     keeps_the_contract(node).await;
 }
 
+/// What a caller got wrong is told to that caller; those behind have their turns, and may have all the time that there is.
+#[test]
+fn the_client_in_node_goes_on_after_a_caller_s_mistake() {
+    let client = repository(".tools/clients-node/quotesign-client.mjs");
+    let script = format!(
+        r#"
+        import {{ setTimeout as sleep }} from "node:timers/promises";
+        import {{ Sequence }} from {client:?};
+        const sequence = new Sequence({{ lastNumber: async () => 0, sign: (payload) => sleep(50, payload) }}, "a partner");
+        const same = (number) => number;
+        const all = [sequence.issue(same), sequence.issueAll(new Set()), sequence.issue(same, Infinity)];
+        const [before, wrong, behind] = await Promise.allSettled(all);
+        console.log(before.value, wrong.reason instanceof TypeError, behind.value);
+        "#
+    );
+    let output = Command::new("node").args(["--input-type=module", "--eval", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1 true 2", "{output:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_in_go_keeps_the_contract() {
     keeps_the_contract(go).await;
