@@ -171,26 +171,29 @@ class Gateway:
             # That of its other pings, which keepalive waits for.
             ("grpc.http2.ping_timeout_ms", 5000),
         ]
-        self._read, self._channel = None, None
+        self._lock, self._read, self._channel = threading.Lock(), None, None
         self._connected()
         self.environment = environment
 
     def _connected(self) -> rpc.QuoteSigningServiceStub:
         """Makes calls with the certificate that is on disk now: a channel keeps the one it began with, so another takes its place."""
-        try:
-            written = [os.stat(file).st_mtime_ns for file in self._identity]
-            if written != self._read:
-                certificate, key = (Path(file).read_bytes() for file in self._identity)
-                credentials = grpc.ssl_channel_credentials(self._ca, key, certificate)
-                # The one before ends with its last call.
-                self._channel = grpc.secure_channel(self._address, credentials, self._options)
-                self._stub = rpc.QuoteSigningServiceStub(self._channel)
-                self._read = written
-        except OSError:
-            if self._channel is None:
-                raise
-            # They are being exchanged at this moment: the next call finds them.
-        return self._stub
+        with self._lock:
+            try:
+                written = [os.stat(file).st_mtime_ns for file in self._identity]
+                if written != self._read:
+                    # A channel takes whatever it is given, and fails with it.
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*self._identity)
+                    certificate, key = (Path(file).read_bytes() for file in self._identity)
+                    credentials = grpc.ssl_channel_credentials(self._ca, key, certificate)
+                    # The one before ends with its last call.
+                    self._channel = grpc.secure_channel(self._address, credentials, self._options)
+                    self._stub = rpc.QuoteSigningServiceStub(self._channel)
+                    self._read = written
+            except OSError:  # ssl.SSLError is one
+                if self._channel is None:
+                    raise
+                # They are being exchanged at this moment: the next call finds them.
+            return self._stub
 
     def close(self):
         self._channel.close()

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     convert::Infallible,
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -476,7 +476,7 @@ async fn takes_up_a_new_certificate(program: Program) {
     let gateway = site.serve().await;
     let id = format!("spiffe://{TRUST_DOMAIN}/pricing");
     let mut brief = client_certificate(&[&id], &[]);
-    let ends = OffsetDateTime::now_utc() + time::Duration::seconds(25);
+    let ends = OffsetDateTime::now_utc() + time::Duration::seconds(30);
     brief.not_after = ends;
     site.authority.issue(&site.path("tls"), "pricing", brief);
     let to = Target { site: &site, address: gateway.address("grpc"), jwks: "https://127.0.0.1:9/".to_owned() };
@@ -485,7 +485,26 @@ async fn takes_up_a_new_certificate(program: Program) {
     fs::write(&none, "{}").unwrap();
     let run = to.run(program, &["--steps", "burst", "--count", "1000", "--service-config", none.to_str().unwrap()]);
     run.told(1).await;
-    site.authority.issue(&site.path("tls"), "pricing", client_certificate(&[&id], &[]));
+    // Not in one step: the key is half written, does not fit, and the certificate is empty, and full at the time at which it was empty.
+    let new = site.authority.issue(&site.path(""), "new", client_certificate(&[&id], &[]));
+    let (certificate, key) = (fs::read(new.certificate).unwrap(), fs::read_to_string(new.private_key).unwrap());
+    let half = &key[..=key.find('\n').unwrap() + 61];
+    let written = OffsetDateTime::now_utc();
+    for (file, text) in [
+        ("pricing.key", half.as_bytes()),
+        ("pricing.key", key.as_bytes()),
+        ("pricing.pem", b""),
+        ("pricing.pem", &certificate),
+    ] {
+        let place = site.path("tls").join("new");
+        fs::write(&place, text).unwrap();
+        if file == "pricing.pem" {
+            File::options().append(true).open(&place).unwrap().set_modified(written.into()).unwrap();
+        }
+        fs::rename(place, site.path("tls").join(file)).unwrap();
+        run.told(run.steps.get().len() + 2).await;
+    }
+    assert!(OffsetDateTime::now_utc() < ends, "the old certificate ended before the new one was there");
     until("the old certificate has ended", async || OffsetDateTime::now_utc() > ends + time::Duration::SECOND).await;
     run.told(run.steps.get().len() + 3).await;
     let steps = run.steps.get();

@@ -12,9 +12,12 @@ import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.MetadataUtils;
 import io.grpc.stub.StreamObserver;
 import io.grpc.util.AdvancedTlsX509KeyManager;
+import io.grpc.util.CertificateUtils;
 import java.io.File;
+import java.io.FileInputStream;
 import java.io.IOException;
 import java.security.GeneralSecurityException;
+import java.security.cert.CertificateException;
 import java.text.ParseException;
 import java.time.Duration;
 import java.time.Instant;
@@ -113,25 +116,35 @@ public final class Gateway implements AutoCloseable {
         return value;
     }
 
-    /** Has the next connection begin with the certificate that is on disk now. */
-    private synchronized void readIdentity() throws IOException, GeneralSecurityException {
-        if (certificate.lastModified() != certificateWritten || key.lastModified() != keyWritten) {
-            long certificateNow = certificate.lastModified();
-            long keyNow = key.lastModified();
-            identity.updateIdentityCredentials(certificate, key);
-            certificateWritten = certificateNow;
-            keyWritten = keyNow;
+    /** Has the next connection begin with the certificate that is on disk now. Whether that is another than before. */
+    private synchronized boolean readIdentity() throws IOException, GeneralSecurityException {
+        long certificateNow = certificate.lastModified();
+        long keyNow = key.lastModified();
+        if (certificateNow == certificateWritten && keyNow == keyWritten) {
+            return false;
         }
+        try (var chain = new FileInputStream(certificate);
+                var own = new FileInputStream(key)) {
+            var certificates = CertificateUtils.getX509Certificates(chain);
+            if (certificates.length == 0) {
+                throw new CertificateException(certificate + " holds no certificate");
+            }
+            identity.updateIdentityCredentials(certificates, CertificateUtils.getPrivateKey(own));
+        }
+        certificateWritten = certificateNow;
+        keyWritten = keyNow;
+        return true;
     }
 
     /** Before a call: what a connection needs is there, and it is looked for now, not when this library would, after minutes at times. */
     private void prepare(boolean comeBack) {
+        boolean exchanged = false;
         try {
-            readIdentity();
-        } catch (IOException | GeneralSecurityException exchanged) {
+            exchanged = readIdentity();
+        } catch (IOException | GeneralSecurityException | RuntimeException halfWritten) {
             // They are being exchanged at this moment: the next call finds them.
         }
-        if (comeBack) {
+        if (comeBack || exchanged) {
             channel.resetConnectBackoff();
         }
     }
