@@ -536,6 +536,7 @@ export class Verifier {
     if (!kid) throw new Error("the header names no kid");
     const known = () => (performance.now() - this.#came < KEYS_MS ? this.#keys.get(kid) : undefined);
     if (known()) return known();
+    const begun = performance.now();
     // Not for every made-up kid, though, nor at once where it failed. All who ask meanwhile wait for the same fetch.
     if (performance.now() - this.#asked > KEYS_AGAIN_MS) {
       this.#asked = performance.now();
@@ -543,11 +544,14 @@ export class Verifier {
     }
     const fault = await this.#fetch;
     if (known()) return known();
-    throw fault ? new KeysUnavailable(fault.message, { cause: fault }) : new Error(`the key set has no key \`${kid}\``);
+    if (fault) throw new KeysUnavailable(fault.message, { cause: fault });
+    if (this.#asked < begun) throw new KeysUnavailable(`a moment ago the key set had no key \`${kid}\``);
+    throw new Error(`the key set has no key \`${kid}\``);
   }
 
   /** Takes the set in; what was in the way where it could not. */
   async #fetched() {
+    const begun = performance.now();
     const request = https.get(this.#url, { agent: this.#agent, signal: AbortSignal.timeout(KEYS_FETCH_MS) });
     request.on("error", () => {}); // it is told below, also once the answer has begun
     try {
@@ -559,7 +563,7 @@ export class Verifier {
         if (text.length > KEYS_LENGTH_MAX) throw new Error("the key set is too large");
       }
       this.#keys = new Map(JSON.parse(text).keys.map((key) => [key.kid, key]));
-      this.#came = performance.now();
+      this.#came = begun;
       return null;
     } catch (fault) {
       return fault;

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -499,19 +499,22 @@ class Verifier:
             raise Unverified("the header names no kid")
         if key := self._known(kid):
             return key
+        begun = time.monotonic()
         with self._lock:  # whoever waits here finds what the fetch came to
             # Not for every made-up kid, though, nor at once where it failed.
             if time.monotonic() - self._asked > KEYS_AGAIN_S:
+                self._asked = time.monotonic()
                 try:
                     self._keys, self._fault = self._fetch(), None
-                    self._came = time.monotonic()
+                    self._came = self._asked
                 except Exception as fault:
                     self._fault = fault
-                self._asked = time.monotonic()
             if key := self._known(kid):
                 return key
             if self._fault:
                 raise KeysUnavailable(f"{type(self._fault).__name__}: {self._fault}") from self._fault
+            if self._asked < begun:
+                raise KeysUnavailable(f"a moment ago the key set had no key `{kid}`")
         raise Unverified(f"the key set has no key `{kid}`")
 
     def _known(self, kid: str):
@@ -524,4 +527,8 @@ class Verifier:
                 text += part
                 if len(text) > KEYS_BYTES_MAX or time.monotonic() > end:
                     raise ValueError("the key set is too large or comes too slowly")
-        return {key.key_id: key.key for key in jwt.PyJWKSet.from_json(text).keys}
+        keys = {}
+        for key in json.loads(text)["keys"]:  # PyJWKSet would not take a set of none
+            with suppress(jwt.PyJWTError):  # of another kind than this library knows
+                keys[key.get("kid")] = jwt.PyJWK(key).key
+        return keys

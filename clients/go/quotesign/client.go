@@ -496,6 +496,7 @@ func (v *Verifier) key(ctx context.Context, kid string) (*jose.JSONWebKey, error
 	if key := v.known(kid); key != nil {
 		return key, nil
 	}
+	begun := time.Now()
 	last := v.fetched()
 	select {
 	case <-last.done:
@@ -507,6 +508,9 @@ func (v *Verifier) key(ctx context.Context, kid string) (*jose.JSONWebKey, error
 	}
 	if last.err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeysUnavailable, last.err)
+	}
+	if last.begun.Before(begun) {
+		return nil, fmt.Errorf("%w: a moment ago it had no key `%s`", ErrKeysUnavailable, kid)
 	}
 	return nil, fmt.Errorf("the key set has no key `%s`", kid)
 }

@@ -6,11 +6,15 @@ import com.nimbusds.jose.JWSObject;
 import com.nimbusds.jose.crypto.RSASSAVerifier;
 import com.nimbusds.jose.jwk.JWKSet;
 import com.nimbusds.jose.jwk.RSAKey;
-import com.nimbusds.jose.util.DefaultResourceRetriever;
 import com.nimbusds.jose.util.JSONObjectUtils;
+import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.IOException;
-import java.net.URL;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse.BodyHandlers;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.security.GeneralSecurityException;
 import java.security.KeyStore;
@@ -19,12 +23,15 @@ import java.text.ParseException;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.TimeUnit;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
 /** Checks signed quotes with the partner's published keys, as whoever receives them does. */
 public final class Verifier {
-    private static final int TIMEOUT_MS = 5000;
+    private static final long FETCH_S = 5;
     private static final int BYTES_MAX = 1 << 20;
     /** How long a key set is kept, and how long after a fetch it is not fetched again. */
     private static final Duration KEPT = Duration.ofMinutes(5);
@@ -40,26 +47,29 @@ public final class Verifier {
 
     /** The key set is not at hand, so nobody knows whether the JWS is a valid quote: try again. */
     public static final class KeysUnavailable extends Exception {
-        KeysUnavailable(Exception cause) {
-            super(cause.toString(), cause);
+        KeysUnavailable(String why, Throwable cause) {
+            super(why, cause);
         }
     }
 
-    private record Keys(JWKSet set, long came) {}
+    /** A fetch of the key set: since when, and what it comes to. */
+    private record Fetch(long begun, CompletableFuture<JWKSet> set) {}
 
-    private final URL url;
-    private final DefaultResourceRetriever retriever;
-    private volatile Keys keys;
-    /** When the last fetch ended, and what was in its way; null where nothing was. */
-    private Long asked;
+    private final HttpRequest request;
+    private final HttpClient client;
+    /** The last one, which may be under way, and the one that brought the keys. */
+    private Fetch last;
 
-    private Exception fault;
+    private volatile Fetch good;
 
     /** With the key set at an https URL, whose certificate is held against the CA of a PEM file. */
     public Verifier(String jwksUrl, File ca) throws IOException, GeneralSecurityException {
-        url = new URL(jwksUrl);
-        var tls = trusting(ca).getSocketFactory();
-        retriever = new DefaultResourceRetriever(TIMEOUT_MS, TIMEOUT_MS, BYTES_MAX, true, tls);
+        request = HttpRequest.newBuilder(URI.create(jwksUrl)).build();
+        client = HttpClient.newBuilder()
+                .sslContext(trusting(ca))
+                .version(HttpClient.Version.HTTP_1_1)
+                .followRedirects(HttpClient.Redirect.NEVER)
+                .build();
     }
 
     /** The claims, where the signature is RS256 of the key that the header's kid names and the quote has not expired. */
@@ -89,36 +99,61 @@ public final class Verifier {
             throw new Unverified("the header names no kid", null);
         }
         var key = known(kid);
-        return key != null ? key : fetched(kid);
+        if (key != null) {
+            return key;
+        }
+        long begun = System.nanoTime();
+        var last = fetched();
+        try {
+            if (last.set().join().getKeyByKeyId(kid) instanceof RSAKey found) {
+                return found;
+            }
+        } catch (CompletionException unavailable) {
+            throw new KeysUnavailable(unavailable.getCause().toString(), unavailable.getCause());
+        }
+        if (last.begun() - begun < 0) {
+            throw new KeysUnavailable("a moment ago the key set had no key `" + kid + "`", null);
+        }
+        throw new Unverified("the key set has no key `" + kid + "`", null);
     }
 
     private RSAKey known(String kid) {
-        var keys = this.keys;
-        boolean fresh = keys != null && System.nanoTime() - keys.came() < KEPT.toNanos();
-        return fresh && keys.set().getKeyByKeyId(kid) instanceof RSAKey key ? key : null;
+        var good = this.good;
+        boolean fresh = good != null && System.nanoTime() - good.begun() < KEPT.toNanos();
+        return fresh && good.set().join().getKeyByKeyId(kid) instanceof RSAKey key ? key : null;
     }
 
-    /** One at a time: whoever waits here finds what the fetch came to. */
-    private synchronized RSAKey fetched(String kid) throws Unverified, KeysUnavailable {
-        // Not for every made-up kid, though, nor at once where it failed.
-        if (asked == null || System.nanoTime() - asked > AGAIN.toNanos()) {
-            try {
-                var set = JWKSet.parse(retriever.retrieveResource(url).getContent());
-                keys = new Keys(set, System.nanoTime());
-                fault = null;
-            } catch (IOException | ParseException | RuntimeException unavailable) {
-                fault = unavailable;
+    /** A fetch of now: not one for every made-up kid, though, nor at once where one failed. */
+    private synchronized Fetch fetched() {
+        if (last == null || System.nanoTime() - last.begun() > AGAIN.toNanos()) {
+            var fetch = new Fetch(System.nanoTime(), get());
+            fetch.set().thenRun(() -> good = fetch);
+            last = fetch;
+        }
+        return last;
+    }
+
+    private CompletableFuture<JWKSet> get() {
+        var body = new ByteArrayOutputStream();
+        var answer = client.sendAsync(request, BodyHandlers.ofByteArrayConsumer(part -> part.ifPresent(bytes -> {
+            body.writeBytes(bytes);
+            if (body.size() > BYTES_MAX) {
+                throw new IllegalStateException("the key set is too large");
             }
-            asked = System.nanoTime();
-        }
-        var key = known(kid);
-        if (key == null && fault != null) {
-            throw new KeysUnavailable(fault);
-        }
-        if (key == null) {
-            throw new Unverified("the key set has no key `" + kid + "`", null);
-        }
-        return key;
+        })));
+        var set = answer.thenApply(head -> {
+            if (head.statusCode() != 200) {
+                throw new IllegalStateException("the key set's answer is " + head.statusCode());
+            }
+            try {
+                return JWKSet.parse(body.toString(StandardCharsets.UTF_8));
+            } catch (ParseException unreadable) {
+                throw new CompletionException(unreadable);
+            }
+        });
+        // In all, and not from one part to the next.
+        set.orTimeout(FETCH_S, TimeUnit.SECONDS).whenComplete((keys, fault) -> answer.cancel(true));
+        return set;
     }
 
     private static SSLContext trusting(File ca) throws IOException, GeneralSecurityException {
