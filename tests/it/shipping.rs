@@ -558,6 +558,8 @@ async fn after_a_failover_the_journal_is_shipped_from_where_it_is_written() {
     site.keep_ledger_in(&format!("postgresql://postgres@127.0.0.1:{}/{}", address.port, database.name), "");
     let standby = cluster.standby();
     ship_to(&site, &grpc(&sink), "");
+    // So much shorter is the time that a server which takes over is left alone.
+    let site = site.with("QUOTESIGN__LEDGER__POSTGRES__TIMEOUT_MS", "2000");
     let gateway = site.serve().await;
     sign(&gateway, [1]).await;
     sink.has_all(&site, &[]).await;

@@ -41,7 +41,7 @@ fn pair(waits: bool) -> (Cluster, Database, Cluster) {
     (cluster, database, standby)
 }
 
-/// A gateway that another server has taken over from waits for 24 s, and looks every ten.
+/// A gateway that another server has taken over from waits for 17 s, and looks every five.
 fn until(mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_mins(1);
     while !holds() {

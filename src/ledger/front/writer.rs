@@ -20,7 +20,7 @@ use crate::ledger::{
 /// How often a batch that the store refuses is divided to find the operation to blame.
 const DIVISIONS_MAX: u32 = 32;
 /// The first and the longest pause between attempts to open a store that failed.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The engine, its queue, and whether it is to be opened again.
 pub(super) struct Writer {

@@ -16,7 +16,7 @@ use super::{read, session::definite};
 use crate::ledger::EngineError;
 
 /// The longest that a gateway which cannot reach its ledger waits before it tries again, and half as much again.
-const AGAIN: Duration = Duration::from_secs(15);
+const AGAIN: Duration = Duration::from_secs(8);
 /// Whatever is decided after this knows it.
 const HALT_ALL: &str = "SELECT pg_advisory_xact_lock(7810769);
     UPDATE meta SET stops = stops + 1; INSERT INTO stop VALUES ('halted/all') ON CONFLICT DO NOTHING";
