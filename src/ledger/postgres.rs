@@ -31,7 +31,7 @@ use crate::{
 use home::{Home, Lookout};
 use own::Own;
 use read::{Seen, Statements};
-use session::{KEEPS, Session, definite, fenced, has_moved};
+use session::{KEEPS, Session, definite, fenced, has_moved, told};
 
 mod condition;
 mod home;
@@ -120,15 +120,17 @@ impl Postgres {
         let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
-        let Server { writer, high_availability, timeout, .. } = &settings.server;
-        let lookout = Lookout::new(writer.clone(), *high_availability, *timeout);
+        let lookout = Lookout::new(settings.server.writer.clone(), settings.server.high_availability);
         let (seen, open, undecided) = (Heads::new(), None, None);
         let mut inner = Inner { settings, environment, owner, lane, seen, open, lookout, undecided };
         runtime.block_on(async {
             let open = inner.connect().await?;
-            inner.lookout.is_settled(&open.session.client, &open.home).await?;
-            inner.lookout.is(&open.home);
+            inner.lookout.is_at(&open.home);
+            inner.lookout.is_settled(&open.session.client, &open.home, None).await?;
+            open.session.was_warned();
             inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
+            open.is_kept(&inner.settings.server).await?;
+            open.session.unwarned()?;
             inner.seen = open.reads.snapshot(&open.session.client, &Needs::default()).await?.heads;
             inner.open = Some(open);
             Ok::<_, EngineError>(())
@@ -228,10 +230,13 @@ impl Inner {
     async fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
         self.open = None;
         let open = self.connect().await?;
+        self.lookout.is_at(&open.home);
         open.session.was_warned();
-        let lane = match open.retake(&self.settings.replica, &self.owner).await {
-            Err(EngineError::Unfit(_)) if open.is_before(&self.settings.replica, self.lane.epoch).await? => {
-                return Err(self.has_lost(&open, true, "this gateway had the lane later than the ledger says").await);
+        let (replica, owner) = (&self.settings.replica, &self.owner);
+        let lane = match open.retake(replica, owner).await {
+            // That it was taken is gone, and nobody else has it.
+            Err(EngineError::Unfit(_)) if open.is_before(replica, self.lane.epoch).await? => {
+                open.take(replica, owner).await?
             }
             lane => lane?,
         };
@@ -240,24 +245,24 @@ impl Inner {
         open.session.unwarned()?;
         let applied = self.undecided.as_ref().is_some_and(|(after, _)| *after == lane.position);
         if !applied && self.lane.position != lane.position {
-            return Err(self.has_lost(&open, true, "the journal is not where this gateway left it").await);
+            let why = "the journal is not where this gateway left it";
+            // What is there beside all that this gateway knows is no loss.
+            if lane.position.next_index > self.lane.position.next_index {
+                return Err(EngineError::Unfit(why.to_owned()));
+            }
+            return Err(self.lookout.has_lost(&open, replica, true, why).await);
         }
         // It may fail from here on as well: what became of the batch is not forgotten before all of it is done.
         fail::fail_point!("ledger::reopening", |_| Err(closed()));
         let gone = open.gone_back(&self.seen).await?;
         if !gone.is_empty() {
             let why = format!("the ledger has gone back in time: {}", gone.join("; "));
-            return Err(self.has_lost(&open, false, &why).await);
+            return Err(self.lookout.has_lost(&open, replica, false, &why).await);
         }
         // What another gateway may miss is told by then.
-        self.lookout.is_settled(&open.session.client, &open.home).await?;
-        self.lookout.is(&open.home);
+        self.lookout.is_settled(&open.session.client, &open.home, Some(replica)).await?;
         (self.open, self.lane) = (Some(open), lane);
         Ok(self.undecided.take().filter(|_| applied).map(|(_, replies)| replies))
-    }
-
-    async fn has_lost(&mut self, open: &Open, is_own: bool, why: &str) -> EngineError {
-        self.lookout.has_lost(&open.session.client, &open.home, is_own, why.to_owned()).await
     }
 }
 
@@ -289,7 +294,9 @@ impl Open {
     /// meanwhile that it has none.
     async fn is_kept(&self, server: &Server) -> Result<(), EngineError> {
         if server.high_availability {
-            let rows = self.session.client.query(&self.keeps, &[]).await.map_err(definite)?;
+            // Whatever becomes of the question, the commit stands.
+            let unknown = |error| EngineError::Unknown(told(&error));
+            let rows = self.session.client.query(&self.keeps, &[]).await.map_err(unknown)?;
             let keeps: Vec<bool> = rows.first().map(|row| row.get(0)).unwrap_or_default();
             server.keeps(&keeps).map_err(|fault| EngineError::Unknown(fault.to_string()))?;
         }

@@ -1,25 +1,20 @@
 //! Which server the ledger is at. Where another has taken over, what was acknowledged may be gone, and it may be another gateway
 //! that knows of it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use parking_lot::Mutex;
 use tokio_postgres::Client;
 
-use super::{read, session::definite};
+use super::{Open, read};
 use crate::ledger::EngineError;
 
-/// The longest that a gateway which cannot reach its ledger waits before it tries again, and half as much again.
-const AGAIN: Duration = Duration::from_secs(8);
-/// Whatever is decided after this knows it.
-const HALT_ALL: &str = "SELECT pg_advisory_xact_lock(7810769);
-    UPDATE meta SET stops = stops + 1; INSERT INTO stop VALUES ('halted/all') ON CONFLICT DO NOTHING";
+/// So long nothing is written to a server that has taken over, unless each gateway that lived has looked before: longer than an
+/// address is kept that has changed.
+const SETTLES: &str = "1 minute";
 
 /// A server: no other has the same, and itself not after it was started anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +42,6 @@ pub(super) struct Lookout {
     writer: WriterAt,
     /// Without a synchronous standby what was acknowledged may be gone on another server.
     may_lose: bool,
-    /// How long nothing is written to one that has taken over: by then each gateway that lives has tried to reach it.
-    settles: Duration,
-    /// Where the others were kept from signing.
-    halted: Option<String>,
 }
 
 impl Home {
@@ -81,17 +72,14 @@ impl WriterAt {
 }
 
 impl Lookout {
-    pub fn new(writer: WriterAt, high_availability: bool, timeout: Duration) -> Self {
-        // Opened anew it takes up to three exchanges.
-        let settles = AGAIN.saturating_add(timeout.saturating_mul(3));
-        Self { writer, may_lose: !high_availability, settles, halted: None }
+    pub fn new(writer: WriterAt, high_availability: bool) -> Self {
+        Self { writer, may_lose: !high_availability }
     }
 
-    /// The writer is there.
-    pub fn is(&mut self, home: &Home) {
+    /// The writer has reached this one. Who reads beside it reads there, also while it must not be written to.
+    pub fn is_at(&self, home: &Home) {
         *self.writer.0.home.lock() = Some(home.clone());
         self.writer.0.is_doubted.store(false, Ordering::Release);
-        self.halted = None;
     }
 
     /// Whether the writer is where others are.
@@ -105,11 +93,12 @@ impl Lookout {
         Ok(())
     }
 
-    /// Whether `there`, which `client` has reached, may be written to.
+    /// Whether `there`, which `client` has reached, may be written to. `looked` is who finds nothing gone there; one that has just
+    /// started knows of nothing.
     ///
     /// # Errors
     /// As long as another gateway may still have to say that something is gone.
-    pub async fn is_settled(&self, client: &Client, there: &Home) -> Result<(), EngineError> {
+    pub async fn is_settled(&self, client: &Client, there: &Home, looked: Option<&str>) -> Result<(), EngineError> {
         if !self.may_lose {
             return Ok(());
         }
@@ -117,32 +106,53 @@ impl Lookout {
                      CASE WHEN EXISTS (SELECT 1 FROM home) THEN clock_timestamp() ELSE '-infinity' END
                    ON CONFLICT DO NOTHING";
         read::rows(client, sql, &[&there.history]).await?;
-        let sql =
-            "SELECT found_at < clock_timestamp() - $2::bigint * interval '1 millisecond' FROM home WHERE history = $1";
-        let settles = i64::try_from(self.settles.as_millis()).unwrap_or(i64::MAX);
-        let rows = read::rows(client, sql, &[&there.history, &settles]).await?;
+        if let Some(replica) = looked {
+            let sql = "INSERT INTO looked VALUES ($1, $2, false) ON CONFLICT DO NOTHING";
+            read::rows(client, sql, &[&there.history, &replica]).await?;
+        }
+        // Those that lived have renewed their leases as late as anybody did at the server of before.
+        let sql = format!(
+            "SELECT h.found_at < clock_timestamp() - interval '{SETTLES}' OR NOT EXISTS (
+                      SELECT 1 FROM replica r WHERE NOT EXISTS (
+                        SELECT 1 FROM looked l WHERE l.history = h.history AND l.replica = r.replica)
+                      AND r.seen_at > (SELECT max(b.seen_at) FROM replica b WHERE b.seen_at < h.found_at) - interval '10 s')
+             FROM home h WHERE h.history = $1"
+        );
+        let rows = read::rows(client, &sql, &[&there.history]).await?;
         if rows.first().is_some_and(|row| row.get(0)) {
             return Ok(());
         }
-        let wait = self.settles.as_secs();
         Err(EngineError::Away(format!(
-            "another server has taken over; for {wait} s each gateway can say whether anything is gone"
+            "another server has taken over; each gateway has {SETTLES} to say whether anything is gone"
         )))
     }
 
-    /// Keeps every gateway from signing, once for each server, and says why this one does not: what was acknowledged is not there, and
-    /// the others may not know. Somebody has to decide, and to resume. With a synchronous standby that is so of what `is_own` alone: of
-    /// others' lanes something may have been seen that nobody was told of.
-    pub async fn has_lost(&mut self, client: &Client, there: &Home, is_own: bool, why: String) -> EngineError {
-        if (self.may_lose || is_own) && self.halted.as_ref() != Some(&there.history) {
-            match client.batch_execute(HALT_ALL).await.map_err(definite) {
-                Ok(()) => {
-                    self.halted = Some(there.history.clone());
+    /// Keeps every gateway from signing, once for each that says so of a server, and says why `replica` does not: what was
+    /// acknowledged is not there, and the others may not know. Somebody has to decide, and to resume. With a synchronous standby that
+    /// is so of what `is_own` alone: of others' lanes something may have been seen that nobody was told of.
+    pub async fn has_lost(&self, open: &Open, replica: &str, is_own: bool, why: &str) -> EngineError {
+        if self.may_lose || is_own {
+            match halt_all(&open.session.client, &open.home, replica).await {
+                Ok(true) => {
                     tracing::error!(why, "signing is halted for all gateways of this ledger, until it is resumed");
                 }
+                Ok(false) => {}
                 Err(fault) => tracing::error!(why, %fault, "signing could not be halted for the other gateways"),
             }
         }
-        EngineError::Unfit(why)
+        EngineError::Unfit(why.to_owned())
     }
+}
+
+/// Whatever is decided after this knows it; whether it was done, and not before.
+async fn halt_all(client: &Client, there: &Home, replica: &str) -> Result<bool, EngineError> {
+    let sql = "WITH told AS (
+                 INSERT INTO looked VALUES ($1, $2, true)
+                 ON CONFLICT (history, replica) DO UPDATE SET has_lost = true WHERE NOT looked.has_lost RETURNING 1),
+               locked AS (SELECT pg_advisory_xact_lock(7810769) FROM told),
+               raised AS (UPDATE meta SET stops = stops + 1 WHERE EXISTS (SELECT 1 FROM locked)),
+               halted AS (INSERT INTO stop SELECT 'halted/all' FROM locked ON CONFLICT DO NOTHING)
+               SELECT EXISTS (SELECT 1 FROM told)";
+    let rows = read::rows(client, sql, &[&there.history, &replica]).await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
 }
