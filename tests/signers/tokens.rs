@@ -53,10 +53,16 @@ async fn a_full_queue_refuses_at_once_and_loses_nothing() {
 async fn who_has_a_place_is_never_told_that_there_is_no_room_to_wait() {
     let softhsm = Backend::start("softhsm");
     let probe_interval = Duration::from_millis(1);
+    // All are made before a look is taken at any: SoftHSM fails a login now and then while another process asks it
+    // a thousand times a second.
+    let mut publics = Vec::new();
+    for kid in ["quote-signing-a", "quote-signing-b", "quote-signing-c", "quote-signing-d"] {
+        publics.push((kid, softhsm.generate(kid, 3072).await));
+    }
     let token = Token::start(TokenConfig { sessions: 1, queue_max: 2, probe_interval, ..softhsm.config() });
     let mut keys = Vec::new();
-    for kid in ["quote-signing-a", "quote-signing-b", "quote-signing-c", "quote-signing-d"] {
-        keys.push(softhsm.bound(&token, &softhsm.generate(kid, 3072).await, kid));
+    for (kid, public) in &publics {
+        keys.push(softhsm.bound(&token, public, kid));
         contract::comes_to_serve(&**keys.last().unwrap()).await;
     }
     let (begun, mut signed, mut probed) = (Instant::now(), 0, false);

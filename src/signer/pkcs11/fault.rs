@@ -19,7 +19,7 @@ pub(super) enum Fault {
     #[error("the token refuses the PIN ({0}); it is not tried again")]
     Pin(String),
     /// A login came to an end that does not say whether the PIN was taken. The token may have counted it.
-    #[error("a login came to no known end ({0})")]
+    #[error("a login came to no known end ({0}); the token may have counted it as a wrong PIN")]
     Login(String),
     /// The token is there and has no such key.
     #[error("the token holds no private RSA key that `{0}` names")]
