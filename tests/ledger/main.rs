@@ -11,7 +11,7 @@
 
 mod contract;
 mod failover;
-mod holds;
+mod late;
 mod model;
 mod ops;
 mod postgres;

@@ -25,10 +25,11 @@ pub(super) fn sql() -> String {
     format!("SELECT apply({})", places.join(", "))
 }
 
-/// Whether a batch depends on what is stopped, or changes it.
+/// Whether a batch depends on what is stopped, or changes it. What is asked for and agreed to counts as that: who asks may be
+/// suspended, and two who agree at once are one after the other.
 pub(super) fn heed(batch: &[Op]) -> i32 {
     match () {
-        () if batch.iter().any(|op| matches!(op, Op::Stop(_))) => 2,
+        () if batch.iter().any(|op| matches!(op, Op::Stop(_) | Op::Propose(_))) => 2,
         () if Changes::heed_stops(batch) => 1,
         () => 0,
     }
@@ -46,6 +47,10 @@ pub(super) fn arguments<'a>(
 ) -> Result<Arguments<'a>, EngineError> {
     let Position { next_index, link } = changes.position;
     let newest = changes.newest().map_or(0, UtcTime::millis);
+    // A proposal that comes or goes stops nothing and ends no stop, and is counted with them.
+    let proposed = changes.proposals.iter().map(|(act, _)| (format!("proposed/{act}"), false));
+    let stopped = changes.stops.iter().map(|(stop, stands)| (stop.to_string(), *stands));
+    let (stops, stand): (Vec<_>, Vec<_>) = stopped.chain(proposed).unzip();
     let mut arguments: Arguments<'a> = vec![
         Box::new(name),
         Box::new(lane.epoch),
@@ -55,8 +60,8 @@ pub(super) fn arguments<'a>(
         Box::new(newest),
         Box::new(heed),
         Box::new(stops_seen),
-        Box::new(changes.stops.iter().map(|(stop, _)| stop.to_string()).collect::<Vec<_>>()),
-        Box::new(changes.stops.iter().map(|(_, stands)| *stands).collect::<Vec<_>>()),
+        Box::new(stops),
+        Box::new(stand),
     ];
     arguments.extend(scopes(changes)?);
     arguments.extend(quotas(changes));

@@ -1,5 +1,5 @@
-//! What a hold keeps, on a database that two gateways share: one of them decides by what it read before the other's hold, and
-//! writes after that was answered.
+//! What holds keep and who agrees, on a database that two gateways share: one of them decides by what it read before the other's
+//! act, and writes after that was answered.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -11,7 +11,7 @@ use std::{
 use quotesign::{
     clock::UtcTime,
     ledger::{
-        CheckpointAct, Done, Engine as _, HoldAct, Op, Prune, Reads as _, Refusal,
+        CheckpointAct, Done, Engine as _, HoldAct, Op, Propose, Prune, Reads as _, Refusal,
         postgres::{Postgres, Reader},
     },
 };
@@ -136,4 +136,28 @@ fn of_two_gateways_that_set_one_hold_neither_narrows_the_others() {
     // Of two acts that share a batch the second is what stands.
     first.apply(&[hold(Some(before)), hold(None)]).unwrap();
     assert_eq!(database.sql("SELECT count(*) FROM hold"), "0");
+}
+
+/// Two second persons agree at once: the act is done once.
+#[test]
+fn what_two_agree_to_at_once_is_agreed_to_once() {
+    let database = Cluster::shared().database();
+    let (mut first, mut second) = gateways(&database);
+    let propose = |caller: &str| {
+        let (act, caller, within) = ("Resume all".to_owned(), caller.parse().unwrap(), Duration::from_mins(1));
+        Op::Propose(Propose { act, caller, within, context: context(), now: now() })
+    };
+    let asked_before = |done: Result<Done, Refusal>| match done {
+        Ok(Done::Proposed(before, _)) => before.map(|caller| caller.to_string()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked_before(one(&mut first, propose("dns:one.example"))), None);
+    let mut agreed = None;
+    let comes_late = late(&database, &mut first, propose("dns:two.example"), 0, || {
+        agreed = asked_before(one(&mut second, propose("dns:three.example")));
+    });
+    assert_eq!(agreed.as_deref(), Some("dns:one.example"));
+    assert_eq!(asked_before(comes_late), None, "it was agreed to already");
+    assert_eq!(database.sql("SELECT caller FROM proposal"), "dns:two.example", "who waits for another in turn");
+    assert_eq!(database.sql("SELECT count(*) FROM stop"), "0");
 }
