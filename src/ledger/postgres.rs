@@ -160,7 +160,7 @@ impl Inner {
             let reads = Statements::prepare(&session.client).await?;
             let apply = session.client.prepare(&write::sql()).await.map_err(definite)?;
             let keeps = session.client.prepare(&format!("SELECT {KEEPS}")).await.map_err(definite)?;
-            let home = session.home().await?;
+            let home = Home::of(&session.client).await?;
             let open = Open { session, home, reads, apply, keeps };
             let seen = Box::pin(open.reads.snapshot(&open.session.client, &Needs::default())).await?;
             self.bears(&seen)?;

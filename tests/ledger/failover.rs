@@ -10,7 +10,8 @@ use quotesign::{
     control::look_at_stops,
     domain::Environment,
     ledger::{
-        Engine as _, EngineError, Holding, Journal as _, Ledger, LedgerConfig, LedgerError, Op, Refusal, Reserved,
+        Engine as _, EngineError, Holding, Journal as _, Ledger, LedgerConfig, LedgerError, Op, Reads as _, Refusal,
+        Reserved,
         postgres::{Postgres, Reader, Server, Settings},
     },
     pipeline::{canonicalise::Mark, reserve::recall},
@@ -20,7 +21,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     ops::{A, commit, context, identity, now, one, pending, reserve, seed, stop},
-    server::{Address, Cluster, Database},
+    server::{Address, Cluster, Cutter, Database},
 };
 
 const CONFIG: LedgerConfig = LedgerConfig { queue_max: 64, batch_max: 16 };
@@ -55,6 +56,18 @@ fn cut_off(standby: &Cluster, primary: &Cluster) {
     standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
     standby.sql("postgres", "SELECT pg_reload_conf()");
     until(|| primary.sql("postgres", "SELECT count(*) FROM pg_stat_replication") == "0");
+}
+
+/// Has the standby take over from a server that crashes, with a standby of its own that commits wait for.
+fn leads(old: &Cluster, standby: &Cluster, database: &Database, address: &Address) -> (Cluster, Database) {
+    old.crash();
+    standby.sql("postgres", "SELECT pg_promote()");
+    let follows = standby.standby();
+    standby.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+    standby.sql("postgres", "SELECT pg_reload_conf()");
+    until(|| standby.sql("postgres", "SELECT string_agg(sync_state, ',') FROM pg_stat_replication") == "sync");
+    address.leads_to(standby);
+    (follows, Database { port: standby.port, name: database.name.clone() })
 }
 
 fn settings(database: &Database, port: u16, replica: &str, high_availability: bool) -> Settings {
@@ -170,8 +183,10 @@ fn a_lane_that_is_taken_with_a_warning_tells_nothing_of_a_commit() {
 fn what_only_one_gateway_knows_to_be_lost_stops_all() {
     let (old, database, standby) = pair(false);
     let address = Address::of(old.port);
-    let opened = |replica| opened(settings(&database, address.port, replica, false));
-    let (mut first, mut second) = (opened("gw-1"), opened("gw-2"));
+    let settings = |replica| settings(&database, address.port, replica, false);
+    let of_the_first = settings("gw-1");
+    let read_by_the_first = of_the_first.server.clone();
+    let (mut first, mut second) = (opened(of_the_first), opened(settings("gw-2")));
     one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
     one(&mut second, Op::Seed(seed("GB-US", 0))).unwrap();
     for engine in [&mut first, &mut second] {
@@ -186,11 +201,16 @@ fn what_only_one_gateway_knows_to_be_lost_stops_all() {
     address.leads_to(&standby);
     let told = |engine: &mut Postgres| engine.reopen().unwrap_err().to_string();
     // One that starts now knows no other server, and waits with the others.
-    let starts = || Postgres::open(settings(&database, address.port, "gw-3", false), Environment::Sandbox);
+    let starts = || Postgres::open(settings("gw-3"), Environment::Sandbox);
     let waits = [told(&mut second), starts().err().unwrap().to_string()];
     assert!(waits.iter().all(|waits| waits.contains("another server has taken over")), "{waits:?}");
     let lost = told(&mut first);
     assert!(lost.contains("is not where this gateway left it"), "{lost}");
+    let mut reader = Reader::open(&read_by_the_first).unwrap();
+    assert!(
+        reader.stops().unwrap().iter().any(|stop| stop.to_string() == "halted/all"),
+        "it learns of stops all the same"
+    );
     second.reopen().unwrap();
     let stopped = one(&mut second, Op::Reserve(reserve("q2", 1)));
     assert!(matches!(stopped, Err(Refusal::Halted { .. })), "{stopped:?}");
@@ -199,6 +219,73 @@ fn what_only_one_gateway_knows_to_be_lost_stops_all() {
     told(&mut first);
     pending(one(&mut second, Op::Reserve(reserve("q2", 1))));
     starts().unwrap();
+}
+
+/// Commits waited for the standby that takes over: nothing is gone, and nobody waits for anybody.
+#[test]
+fn a_standby_that_commits_waited_for_takes_over_at_once() {
+    let (old, database, standby) = pair(true);
+    let address = Address::of(old.port);
+    let opened = |replica| opened(settings(&database, address.port, replica, true));
+    let (mut first, mut second) = (opened("gw-1"), opened("gw-2"));
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let held = pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
+    one(&mut second, Op::Seed(seed("GB-US", 0))).unwrap();
+    for engine in [&mut first, &mut second] {
+        engine.renew(&Holding { serial: 1, shown: BTreeSet::new() }).unwrap();
+    }
+    let (_follows, new) = leads(&old, &standby, &database, &address);
+    for engine in [&mut first, &mut second] {
+        engine.reopen().unwrap();
+    }
+    one(&mut second, Op::Commit(commit(&held, "e30.e30.x"))).unwrap();
+    pending(one(&mut first, Op::Reserve(reserve("q2", 2))));
+    assert_eq!(new.sql("SELECT what FROM stop"), "");
+}
+
+/// Commits waited for another standby than the one that was made the new server: what is gone was acknowledged.
+#[test]
+fn what_was_acknowledged_and_is_gone_stops_all_also_where_commits_wait_for_a_standby() {
+    let (old, database, standby) = pair(true);
+    let address = Address::of(old.port);
+    let opened = |replica| opened(settings(&database, address.port, replica, true));
+    let (mut first, mut second) = (opened("gw-1"), opened("gw-2"));
+    one(&mut first, Op::Seed(seed("GB-IN", 0))).unwrap();
+    let follower = old.standby();
+    until(|| old.sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "2");
+    let has_all = "SELECT bool_and(replay_lsn >= pg_current_wal_flush_lsn()) FROM pg_stat_replication";
+    until(|| old.sql("postgres", has_all) == "t");
+    standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''");
+    standby.sql("postgres", "SELECT pg_reload_conf()");
+    until(|| old.sql("postgres", "SELECT string_agg(sync_state, ',') FROM pg_stat_replication") == "sync");
+    pending(one(&mut first, Op::Reserve(reserve("q1", 1))));
+    drop(follower);
+    let (_follows, new) = leads(&old, &standby, &database, &address);
+    let lost = first.reopen().unwrap_err().to_string();
+    assert!(lost.contains("is not where this gateway left it"), "{lost}");
+    assert_eq!(new.sql("SELECT what FROM stop"), "halted/all");
+    second.reopen().unwrap();
+    let stopped = one(&mut second, Op::Reserve(reserve("q2", 1)));
+    assert!(matches!(stopped, Err(Refusal::Halted { .. })), "{stopped:?}");
+}
+
+/// The connection is lost behind the commit and before the answer to what follows it: whether a standby has it is not known.
+#[test]
+fn a_commit_that_is_not_known_to_be_kept_is_not_told() {
+    let (primary, database, _standby) = pair(true);
+    let cutter = Cutter::before(primary.port);
+    let mut engine = opened(settings(&database, cutter.port, "gw-1", true));
+    one(&mut engine, Op::Seed(seed("GB-IN", 0))).unwrap();
+    cutter.ready();
+    pending(one(&mut engine, Op::Reserve(reserve("q1", 1))));
+    let answers = cutter.ready();
+    cutter.cut_after(answers - 1);
+    let told = engine.apply(&[Op::Reserve(reserve("q2", 2))]);
+    assert!(matches!(told, Err(EngineError::Unknown(_))), "{told:?}");
+    assert_eq!(database.sql("SELECT count(*) FROM quote"), "2", "the answer to the commit came");
+    cutter.cut_after(u32::MAX);
+    let replies = engine.reopen().unwrap().expect("it had been applied");
+    assert_eq!(pending(replies.into_iter().next().unwrap()).sequence().get(), 2);
 }
 
 /// The standby did not even have it that gateways took their lanes: that is no other that writes under their names, and a loss only of

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::copy,
+    io::{self, Read as _, Write as _, copy},
     net::{Shutdown, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
@@ -106,7 +106,7 @@ impl Cluster {
         let mut write = as_postgres("sh");
         write.args(["-c", "umask 077; cat > \"$1\"", "sh"]).arg(&path).current_dir("/").stdin(Stdio::piped());
         let mut write = write.spawn().unwrap();
-        std::io::Write::write_all(&mut write.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        write.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         assert!(write.wait().unwrap().success());
         path
     }
@@ -232,6 +232,67 @@ impl Address {
     /// New connections reach this server from now on.
     pub fn leads_to(&self, server: &Cluster) {
         self.leads_to.store(server.port, Ordering::SeqCst);
+    }
+}
+
+/// What stands between a client and its server: it counts how often the server was ready for more, and cuts off what is sent after so
+/// many times.
+pub struct Cutter {
+    pub port: u16,
+    ready: Arc<AtomicU32>,
+    left: Arc<AtomicU32>,
+}
+
+impl Cutter {
+    pub fn before(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (ready, left) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(u32::MAX)));
+        let cutter = Self { port: listener.local_addr().unwrap().port(), ready: ready.clone(), left: left.clone() };
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", server)).unwrap());
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || {
+                    let _ = copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+                let (ready, left) = (ready.clone(), left.clone());
+                thread::spawn(move || {
+                    let _ = Self::carry(&server, &client, &ready, &left);
+                    let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+                });
+            }
+        });
+        cutter
+    }
+
+    /// Message by message: a letter, and a length that counts itself.
+    fn carry(mut server: &TcpStream, mut client: &TcpStream, ready: &AtomicU32, left: &AtomicU32) -> io::Result<()> {
+        loop {
+            let mut message = vec![0; 5];
+            server.read_exact(&mut message)?;
+            let length = u32::from_be_bytes(message[1..].try_into().unwrap()) as usize;
+            message.resize(1 + length, 0);
+            server.read_exact(&mut message[5..])?;
+            if left.load(Ordering::SeqCst) == 0 {
+                return Ok(());
+            }
+            client.write_all(&message)?;
+            if message[0] == b'Z' {
+                ready.fetch_add(1, Ordering::SeqCst);
+                left.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// How often the server has been ready since this was asked before.
+    pub fn ready(&self) -> u32 {
+        self.ready.swap(0, Ordering::SeqCst)
+    }
+
+    /// Once the server was ready so many times, nothing more reaches the client.
+    pub fn cut_after(&self, times: u32) {
+        self.left.store(times, Ordering::SeqCst);
     }
 }
 

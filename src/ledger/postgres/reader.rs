@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{
+    home::Home,
     in_time,
     own::Own,
     read, readings,
@@ -44,7 +45,7 @@ impl Reader {
         let runtime = Own::new()?;
         let session = runtime.block_on(async {
             let session = Box::pin(Session::open(server)).await?;
-            let home = in_time(server.timeout, session.home()).await?;
+            let home = in_time(server.timeout, Home::of(&session.client)).await?;
             server.writer.is_at(&home).map(|()| session)
         })?;
         Ok(Self::of(runtime, session, server.timeout))

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, config::SslMode, error::Severity};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::home::{Home, WriterAt};
+use super::home::WriterAt;
 use crate::{ledger::EngineError, outgoing::Outgoing};
 
 /// Where the server is and what is asked of it.
@@ -138,11 +138,6 @@ impl Session {
             return Err(EngineError::Unfit(format!("the ledger's server {why}")));
         }
         server.keeps(&row.get::<_, Vec<bool>>(1))
-    }
-
-    /// Which server it is.
-    pub async fn home(&self) -> Result<Home, EngineError> {
-        Home::of(&self.client).await
     }
 
     /// Whether the server warned since the last time this was asked. A commit that comes with a warning may be on
