@@ -1,6 +1,6 @@
 //! What the ledger gives beside a raw log on the same disk in the same run: `cargo bench --bench ledger`. A pair is a
 //! reservation and a commit, each durable when it returns. The raw log appends as many bytes as the ledger's records and JWS
-//! have, and synchronises once for whatever waits, as the ledger does. `-- postgres` has the database instead,
+//! have, and synchronises once for whatever waits, as the ledger does; SQLite alone writes them as rows. `-- postgres` has the database instead,
 //! `-- large` the speed with many quotes.
 
 #![allow(
@@ -37,6 +37,8 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinSet};
 #[path = "../tests/ledger/ops.rs"]
 #[allow(dead_code, reason = "the suite of the ledger uses the rest of it")]
 mod ops;
+#[path = "ledger/bare.rs"]
+mod bare;
 #[path = "ledger/large.rs"]
 mod large;
 #[path = "ledger/postgres.rs"]
@@ -95,8 +97,11 @@ fn home() -> PathBuf {
 }
 
 fn small() {
-    println!("| callers | ledger, pairs/s | CPU a pair | p50 | p99 | operations a commit | raw log, pairs/s | ratio |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| callers | ledger, pairs/s | CPU a pair | p50 | p99 | operations a commit | raw log, pairs/s | ratio \
+         | bare SQLite, pairs/s | CPU a pair | p50 | p99 |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     // `CALLERS=64` measures that alone.
     let only = env::var("CALLERS").ok().map(|text| text.parse::<usize>().unwrap());
     for callers in [1, 8, 64, 256].into_iter().filter(|callers| only.is_none_or(|only| only == *callers)) {
@@ -105,11 +110,13 @@ fn small() {
         let engine = Sqlite::open(&path, Environment::Sandbox).unwrap();
         let ledger = measure(vec![started(Box::new(engine))], callers, 1);
         let raw = raw(&home().join(format!("log-{callers}.raw")), callers);
+        let bare = bare::measure(&home().join(format!("log-bare-{callers}.sqlite")), callers);
         println!(
-            "| {callers} | {} | {:.0} | {raw:.0} | {:.2} |",
+            "| {callers} | {} | {:.0} | {raw:.0} | {:.2} | {} |",
             ledger.cells(),
             ledger.together,
-            ledger.per_second / raw
+            ledger.per_second / raw,
+            bare.cells()
         );
     }
 }
@@ -136,27 +143,43 @@ impl Measured {
     }
 }
 
-/// Has `callers` make pairs through the ledgers, with numbers from `first` on. The processor time is that of this whole
-/// process, callers included.
-pub(crate) fn measure(ledgers: Vec<Ledger>, callers: usize, first: u64) -> Measured {
+/// Has `count` callers make pairs through the ledgers, with numbers from `first` on.
+pub(crate) fn measure(ledgers: Vec<Ledger>, count: usize, first: u64) -> Measured {
+    let next = Arc::new(AtomicU64::new(first));
+    let measured = callers(count, |caller| {
+        let (ledger, next) = (ledgers[caller % ledgers.len()].clone(), Arc::clone(&next));
+        // Who comes too late for its number takes the next, as part of the same pair.
+        move || {
+            let (ledger, next) = (ledger.clone(), Arc::clone(&next));
+            async move { while !pair(&ledger, next.fetch_add(1, Ordering::Relaxed)).await {} }
+        }
+    });
+    let (mut ops, mut batches) = (0, 0);
+    for ledger in ledgers {
+        let load = ledger.load();
+        (ops, batches) = (ops + load.ops, batches + load.batches);
+        Runtime::new().unwrap().block_on(ledger.close());
+    }
+    Measured { together: ops as f64 / batches as f64, ..measured }
+}
+
+/// Has callers make one pair after another for a time. The processor time is that of this whole process, callers included.
+pub(crate) fn callers<P, F>(count: usize, pair: impl Fn(usize) -> P) -> Measured
+where
+    P: Fn() -> F + Send + 'static,
+    F: Future<Output = ()> + Send,
+{
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
-        let next = Arc::new(AtomicU64::new(first));
         let (cpu, since) = (cpu_time(), Instant::now());
         let mut tasks = JoinSet::new();
-        for caller in 0..callers {
-            let (ledger, next) = (ledgers[caller % ledgers.len()].clone(), Arc::clone(&next));
+        for caller in 0..count {
+            let pair = pair(caller);
             tasks.spawn(async move {
                 let mut took = Vec::new();
                 while since.elapsed() < ROUND {
                     let began = Instant::now();
-                    // Who comes too late for its number takes the next, as part of the same pair.
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        if pair(&ledger, number).await {
-                            break;
-                        }
-                    }
+                    pair().await;
                     took.push(began.elapsed());
                 }
                 took
@@ -164,19 +187,13 @@ pub(crate) fn measure(ledgers: Vec<Ledger>, callers: usize, first: u64) -> Measu
         }
         let mut took: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
         let (lasted, cpu) = (since.elapsed(), cpu_time().saturating_sub(cpu));
-        let (mut ops, mut batches) = (0, 0);
-        for ledger in ledgers {
-            let load = ledger.load();
-            (ops, batches) = (ops + load.ops, batches + load.batches);
-            ledger.close().await;
-        }
         took.sort_unstable();
         Measured {
             per_second: took.len() as f64 / lasted.as_secs_f64(),
             cpu_us: cpu.as_secs_f64() * 1e6 / took.len() as f64,
             p50: took[took.len() / 2],
             p99: took[took.len() * 99 / 100],
-            together: ops as f64 / batches as f64,
+            together: 1.0,
         }
     })
 }
