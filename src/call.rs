@@ -9,7 +9,10 @@ pub use trace::{Parent, Sampler, Trace};
 pub use turn::{Line, Turn};
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -34,6 +37,8 @@ pub struct Call {
     pub trace: Option<Trace>,
     /// Its turn among the quotes of a stream, where it is one.
     pub turn: Option<Turn>,
+    /// Whether the journal has how it ended.
+    pub journalled: Journalled,
 }
 
 impl Call {
@@ -50,7 +55,25 @@ impl Call {
             course: Arc::new(Course::new(now)),
             trace: None,
             turn: None,
+            journalled: Journalled::default(),
         }
+    }
+}
+
+/// Whether the journal has how a call ended: whoever decides it says so, and the edge has the rest journalled.
+#[derive(Debug, Clone, Default)]
+pub struct Journalled(Arc<AtomicBool>);
+
+impl Journalled {
+    /// It has.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

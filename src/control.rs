@@ -2,6 +2,7 @@
 //! never waits for it.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     audit::{self, Event, Facts, Record, Status},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Environment, PolicyDigest},
+    domain::{Environment, Kid, PolicyDigest},
     jwk::PublicKey,
     ledger::{Kept, Ledger, LedgerError, Publish, Stop, StopAct},
     policy::{AttributesRule, Bundle, DIGEST_FILE, Problem, files, timeline::TimedKey},
@@ -99,19 +100,30 @@ impl Control {
     pub async fn reload(&self, context: audit::Context) -> Result<Reloaded, ReloadError> {
         let _turn = self.turn.lock().await;
         let current = self.policy.load_full();
-        match self.read(&current).await {
-            Ok(bundle) => self.adopt(bundle, &current, context).await,
-            Err(problems) => {
-                let text = problems.join("; ");
-                tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
-                *self.refused.lock() = Some(text.clone());
-                self.reloads.refused.fetch_add(1, Ordering::Relaxed);
-                let status = context.answered(Status::FailedPrecondition);
-                let facts = Facts { detail: Some(text), status, ..Facts::default() };
-                self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
-                Err(ReloadError::Refused(problems))
+        let reloaded = match self.read(&current).await {
+            Ok(bundle) => self.adopt(bundle, &current, context.clone()).await,
+            Err(problems) => Err(ReloadError::Refused(problems)),
+        };
+        match reloaded {
+            Err(ReloadError::Refused(problems)) => Err(self.refuse(problems, context).await?),
+            // What another gateway has told the ledger of since.
+            Err(ReloadError::Ledger(LedgerError::Refused(refusal))) => {
+                Err(self.refuse(vec![refusal.to_string()], context).await?)
             }
+            reloaded => reloaded,
         }
+    }
+
+    /// Tells loudly that a bundle was refused, and what of.
+    async fn refuse(&self, problems: Vec<String>, context: audit::Context) -> Result<ReloadError, LedgerError> {
+        let text = problems.join("; ");
+        tracing::error!(problems = text, "the policy bundle was refused; the last good one goes on serving");
+        *self.refused.lock() = Some(text.clone());
+        self.reloads.refused.fetch_add(1, Ordering::Relaxed);
+        let status = context.answered(Status::FailedPrecondition);
+        let facts = Facts { detail: Some(text), status, ..Facts::default() };
+        self.ledger.record(Record::new(Event::PolicyRefused, SystemClock.now(), context, facts)).await?;
+        Ok(ReloadError::Refused(problems))
     }
 
     /// Why the newest reload was refused.
@@ -144,6 +156,7 @@ impl Control {
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         let standings = Standings::of_now(&self.stopped, &self.published);
         problems.extend(keeps_keys(&bundle, current, &standings, SystemClock.now()));
+        problems.extend(knows_keys(&bundle, &self.published.kids()));
         if problems.is_empty() { Ok(bundle) } else { Err(problems) }
     }
 
@@ -178,11 +191,15 @@ impl Control {
 /// Where a kid was another key before, or that cannot be made durable.
 pub async fn publish(ledger: &Ledger, bundle: &Bundle, context: &audit::Context) -> Result<(), LedgerError> {
     for key in bundle.timeline.all() {
-        let kept = Kept::new(key.public.to_jwk().to_string(), key.partner.clone(), PURPOSE, key.publish_at);
         let (kid, context, now) = (key.kid.clone(), context.clone(), SystemClock.now());
-        ledger.publish(Publish { kid, kept, context, now }).await?;
+        ledger.publish(Publish { kid, kept: kept(key), context, now }).await?;
     }
     Ok(())
+}
+
+/// What the ledger remembers of a key for ever.
+fn kept(key: &TimedKey) -> Kept {
+    Kept::new(key.public.to_jwk().to_string(), key.partner.clone(), PURPOSE, key.publish_at)
 }
 
 /// Has `stopped` know what the ledger says now, and says whether the ledger lacks anything that is known. A ledger that cannot be
@@ -331,6 +348,19 @@ pub fn keeps_keys(bundle: &Bundle, current: &Bundle, standings: &Standings, now:
         }
     }
     problems
+}
+
+/// What a bundle may not do to the keys of any bundle ever: the ledger remembers each kid's.
+fn knows_keys(bundle: &Bundle, remembered: &BTreeMap<Kid, Kept>) -> Vec<String> {
+    let was_another =
+        |key: &&Arc<TimedKey>| remembered.get(&key.kid).is_some_and(|before| !before.is_same_key(&kept(key)));
+    let told = |key: &Arc<TimedKey>| {
+        format!(
+            "policy.toml: the kid `{}` was another key or partner's before; give the new key a kid of its own",
+            key.kid
+        )
+    };
+    bundle.timeline.all().filter(was_another).map(told).collect()
 }
 
 /// Binds the keyring to the keys of a bundle. The loader has checked every locator.

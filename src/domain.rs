@@ -26,6 +26,9 @@ impl Malformed {
     }
 }
 
+/// The longest correlation id.
+const CORRELATION_BYTES_MAX: usize = 64;
+
 macro_rules! word {
     ($(#[$doc:meta])* $name:ident, $fits:expr, $rule:literal) => {
         $(#[$doc])*
@@ -113,7 +116,7 @@ word!(
 word!(
     /// What joins a call's log lines, records and answers (`x-correlation-id`).
     CorrelationId,
-    |text| made_of(text, 64, is_token),
+    |text| made_of(text, CORRELATION_BYTES_MAX, is_token),
     "a correlation id is 1 to 64 of A-Z, a-z, 0-9, `-`, `.`, `_` and `:`"
 );
 
@@ -163,10 +166,12 @@ impl CorrelationId {
         Self(uuid::Uuid::now_v7().to_string())
     }
 
-    /// That of one part of what this one is of: with the tag behind it, or one made here where that would be too long.
+    /// That of one part of what this one is of: with the tag behind it, and cut where that would be too long.
     #[must_use]
     pub fn tagged(&self, tag: u64) -> Self {
-        format!("{}.{tag}", self.0).parse().unwrap_or_else(|_| Self::made())
+        let tag = format!(".{tag}");
+        let kept = CORRELATION_BYTES_MAX.saturating_sub(tag.len()).min(self.0.len());
+        self.0.get(..kept).map_or_else(Self::made, |kept| Self(format!("{kept}{tag}")))
     }
 }
 
@@ -429,6 +434,15 @@ mod tests {
 
     fn caller(text: &str) -> Option<Caller> {
         text.parse().ok()
+    }
+
+    #[test]
+    fn the_tag_of_a_quote_is_never_cut_from_its_correlation_id() {
+        let tagged = |id: &str, tag| id.parse::<CorrelationId>().unwrap().tagged(tag).to_string();
+        assert_eq!(tagged("abc", 7), "abc.7");
+        let long = tagged(&"a".repeat(64), u64::MAX);
+        assert_eq!(long, format!("{}.{}", "a".repeat(43), u64::MAX));
+        assert!(long.parse::<CorrelationId>().is_ok());
     }
 
     #[test]

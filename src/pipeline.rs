@@ -146,6 +146,19 @@ pub struct Answer {
 }
 
 impl Pipeline {
+    /// Counts an attempt to have something signed, whatever is sent with it: a quote of a stream is held back where too many are.
+    ///
+    /// # Errors
+    /// Where the caller's quota is spent, or it is suspended.
+    pub async fn attempt(&self, policy: &Bundle, call: &Call) -> Result<attempts::Counted, Refusal> {
+        let counted = match call.turn {
+            None => attempts::count(&self.attempts, policy, call)?,
+            Some(_) => attempts::count_in_time(&self.attempts, policy, call).await?,
+        };
+        self.let_in(call)?;
+        Ok(counted)
+    }
+
     /// Signs one quote under `policy`, or says why not. `trail` gathers what the audit records of this call share.
     ///
     /// # Errors
@@ -157,11 +170,7 @@ impl Pipeline {
         request: QuoteRequest,
         trail: &mut audit::Context,
     ) -> Result<Answer, Refusal> {
-        let counted = match call.turn {
-            None => attempts::count(&self.attempts, policy, call)?,
-            Some(_) => attempts::count_in_time(&self.attempts, policy, call).await?,
-        };
-        self.let_in(call)?;
+        let counted = self.attempt(policy, call).await?;
         self.has_joined()?;
         let now = self.clock.now()?;
         let course = &*call.course;

@@ -65,7 +65,7 @@ impl Suspend {
             let done = done.map_err(|status| Failure::refused(&status))?.into_inner();
             say!("`{caller}` is suspended on every gateway of this ledger until `quotesign callers reinstate`");
             say!("audit record {}", done.audit_record_id);
-            tell(&done);
+            tell(&caller, &done);
             if done.unknown {
                 return Err(super::misspelt(&format!("the bundle declares no caller `{caller}`")));
             }
@@ -74,7 +74,7 @@ impl Suspend {
     }
 }
 
-fn tell(done: &SuspendCallerResponse) {
+fn tell(caller: &str, done: &SuspendCallerResponse) {
     for quote in &done.signed {
         let at = quote.signed_at.map(|at| UtcTime::from_millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000));
         say!(
@@ -90,7 +90,9 @@ fn tell(done: &SuspendCallerResponse) {
         );
     }
     if done.has_more {
-        say!("there is more: ask again, with --signed-since the time of the last one");
+        say!(
+            "there is more, or may be: `quotesign audit tail --caller {caller} --event quote.committed` has all of it"
+        );
     }
 }
 

@@ -148,6 +148,7 @@ impl Gateway {
             metrics: self.metrics.clone(),
             calls: self.calls.clone(),
             tracer: self.tracer.clone(),
+            pipeline: self.pipeline.clone(),
         }));
         for (routes, listener, section, live) in [
             (grpc, grpc_listener, &self.config.grpc, &self.lives.grpc),

@@ -74,11 +74,10 @@ impl Pipeline {
         }
     }
 
-    /// Journals a refusal; the record joins the next batch and never holds the answer up. An attempt beyond its
-    /// quota is counted by the metrics alone.
+    /// Journals a refusal; the record joins the next batch and never holds the answer up.
     pub fn journal_refusal(&self, context: Context, refusal: &Refusal) {
         match refusal {
-            Refusal::Told(_) | Refusal::Exhausted(_) => return,
+            Refusal::Told(_) => return,
             Refusal::Verify(VerifyError::Mismatch(_)) | Refusal::Torn | Refusal::NoCanonicalForm(_) => {
                 tracing::error!(correlation_id = %context.correlation_id, %refusal, "alarm: a quote could not be released");
             }

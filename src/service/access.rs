@@ -119,17 +119,16 @@ impl Rpc {
     /// UNAUTHENTICATED where the client certificate names no caller.
     pub fn call<T>(self, request: &Request<T>) -> Result<Call, Status> {
         let (edge, peer) = behind(request)?;
-        self.call_of(edge, &peer)
+        self.call_of(&edge, &peer)
     }
 
     /// The call of this peer at this edge.
     ///
     /// # Errors
     /// UNAUTHENTICATED where the client certificate names no caller, or is not accepted any more.
-    pub fn call_of(self, edge: Edge, peer: &Peer) -> Result<Call, Status> {
+    pub fn call_of(self, edge: &Edge, peer: &Peer) -> Result<Call, Status> {
         let caller = peer.caller().map_err(|why| status::plain(Reason::CallerUnidentified, why.to_string()))?.clone();
-        let Edge { correlation_id, deadline, subject, course, trace, .. } = edge;
-        Ok(Call { caller, method: self.method, correlation_id, deadline, subject, course, trace, turn: None })
+        Ok(edge.call(self.method, caller))
     }
 
     /// Counts the attempt, and says whether policy lets `call` do this with `partner`. Unknown and forbidden look
@@ -149,12 +148,14 @@ impl Rpc {
         let id: PartnerId = partner.parse().map_err(|_| unknown())?;
         // Asked for unknown partners too, so that the two cases also take the same time.
         let verdict = policy.authority.decide(&call.caller, self.action, Resource::Partner(&id), None);
-        match policy.partner(&id) {
-            Some(partner) if verdict.allowed => {
-                // A second look at the same call finds it told.
-                let _told = call.subject.set(Subject { partner: Some(id), quote_id: None });
-                Ok((partner, verdict))
-            }
+        let partner = policy.partner(&id);
+        if partner.is_some() {
+            // Whose it is is told of a denial, too; a name that policy does not have is the caller's own text. A second look at the
+            // same call finds it told.
+            let _told = call.subject.set(Subject { partner: Some(id), quote_id: None });
+        }
+        match partner {
+            Some(partner) if verdict.allowed => Ok((partner, verdict)),
             _ => {
                 denied(pipeline, policy, call, &verdict, status::answer(Reason::NotFound));
                 Err(unknown())
@@ -198,7 +199,10 @@ fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status
 
 /// Journals that policy denied an act, and what its caller is told; the record joins the next batch.
 fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict, told: audit::Status) {
-    let context = audit::Context { rule_ids: verdict.rule_ids.clone(), ..trail(call, pipeline.environment, policy) };
+    let partner = call.subject.get().and_then(|subject| subject.partner.clone());
+    let (rule_ids, trail) = (verdict.rule_ids.clone(), trail(call, pipeline.environment, policy));
+    let context = audit::Context { rule_ids, partner, ..trail };
+    call.journalled.set();
     pipeline.journal_denial(context, Reason::PolicyDenied, told, "policy does not allow it".to_owned());
 }
 

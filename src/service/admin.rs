@@ -110,10 +110,12 @@ impl AdminService for Admin {
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
         context.rule_ids = verdict.rule_ids;
         let reloaded = self.control.reload(context).await.map_err(|fault| match fault {
-            ReloadError::Refused(problems) => status::plain(
-                Reason::BundleRefused,
-                format!("the bundle was refused and the last good one goes on serving: {}", problems.join("; ")),
-            ),
+            ReloadError::Refused(problems) => {
+                call.journalled.set();
+                let problems = problems.join("; ");
+                let why = format!("the bundle was refused and the last good one goes on serving: {problems}");
+                status::plain(Reason::BundleRefused, why)
+            }
             ReloadError::Ledger(error) => status::of_ledger_error(error),
         })?;
         Ok(Response::new(proto::ReloadPolicyResponse {
@@ -179,7 +181,7 @@ impl AdminService for Admin {
         let record = self.put_stop(access::SUSPEND_CALLER, &call, stop, true, reason).await?;
         let (caller, since) = suspended?;
         let (signed, has_more) = match since {
-            Some(since) => self.signed_by(&caller, since).await?,
+            Some(since) => self.signed_by(&caller, since).await,
             None => (Vec::new(), false),
         };
         let audit_record_id = record.to_string();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
@@ -94,7 +94,12 @@ pub fn routes(sets: Sets, lines: Lines) -> Router {
         .layer(middleware::from_fn_with_state(lines, lines::answer))
 }
 
-async fn of_partner(State(sets): State<Sets>, Path(partner): Path<String>, headers: HeaderMap) -> Response {
+async fn of_partner(
+    State(sets): State<Sets>,
+    partner: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Response {
+    let Ok(Path(partner)) = partner else { return StatusCode::NOT_FOUND.into_response() };
     let policy = sets.policy.load();
     let found = partner.parse::<PartnerId>().ok().and_then(|id| policy.partner(&id));
     answer(&sets, &policy, found, &headers)
@@ -169,6 +174,8 @@ mod tests {
             holding: Holding { serial, shown: BTreeSet::new() },
         };
         assert_eq!(asked().await, 200);
+        let nobody = Request::get("/partners/%ff/.well-known/jwks.json").body(Body::empty()).unwrap();
+        assert_eq!(routes.clone().oneshot(nobody).await.unwrap().status(), StatusCode::NOT_FOUND);
         published.meet("a", vec![lease("a", 1), lease("b", 2)]);
         assert_eq!(asked().await, 503);
         published.meet("a", vec![lease("a", 2), lease("b", 2)]);

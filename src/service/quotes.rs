@@ -38,6 +38,12 @@ pub struct Quotes {
     pub windows: Windows,
 }
 
+/// What a request is told that cannot be read: that is an attempt as any other.
+async fn attempted(pipeline: &Pipeline, call: &Call, unread: Status) -> Status {
+    let policy = pipeline.policy.load_full();
+    pipeline.attempt(&policy, call).await.err().map_or(unread, |refusal| status::of(&refusal))
+}
+
 /// Signs the quote of one call, or of one place in a stream.
 async fn sign(
     pipeline: &Arc<Pipeline>,
@@ -45,8 +51,11 @@ async fn sign(
     request: proto::SignQuoteRequest,
 ) -> Result<proto::SignQuoteResponse, Status> {
     let proto::SignQuoteRequest { environment, payload, quote_id, values_fixed_at } = request;
-    let values_fixed_at = values_fixed_at.map(|at| instant("values_fixed_at", at)).transpose()?;
     let policy = pipeline.policy.load_full();
+    let values_fixed_at = match values_fixed_at.map(|at| instant("values_fixed_at", at)).transpose() {
+        Ok(values_fixed_at) => values_fixed_at,
+        Err(unread) => return Err(attempted(pipeline, call, unread).await),
+    };
     let mut trail = access::trail(call, pipeline.environment, &policy);
     let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
     let signed = pipeline.sign_quote(&policy, call, request, &mut trail).await;
@@ -63,6 +72,7 @@ async fn sign(
             expires_at: Some(proto::timestamp(answer.released.expires_at)),
         }),
         Err(refusal) => {
+            call.journalled.set();
             pipeline.journal_refusal(trail, &refusal);
             Err(status::of(&refusal))
         }

@@ -17,8 +17,9 @@ use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use crate::{
-    call::{Course, Parent, Subject, Trace},
+    call::{Call, Course, Journalled, Parent, Subject, Trace},
     domain::{Caller, CorrelationId, Environment},
+    pipeline::Pipeline,
     proto::Reason,
     service::{access, status},
     telemetry::{Metrics, Tracer},
@@ -32,6 +33,8 @@ use super::{
 /// The header that joins a call's log lines, records and answers.
 pub const CORRELATION: &str = "x-correlation-id";
 const TIMEOUT: &str = "grpc-timeout";
+/// How the messages of a request are compressed.
+const ENCODING: &str = "grpc-encoding";
 /// The header of W3C Trace Context, and the one that answers it.
 const PARENT: &str = "traceparent";
 const RESPONSE: &str = "traceresponse";
@@ -49,6 +52,8 @@ pub struct Edge {
     pub course: Arc<Course>,
     /// The call's place in a trace, where it has one.
     pub trace: Option<Trace>,
+    /// Whether the journal has how the call ended.
+    pub journalled: Journalled,
     /// What the caller says of its trace.
     parent: Option<Parent>,
     /// When a call that lasts ends, where its caller says so.
@@ -68,6 +73,8 @@ pub struct Site {
     pub calls: TaskTracker,
     /// Where recorded calls go.
     pub tracer: Arc<Tracer>,
+    /// Where refusals are journalled that nobody else has journalled.
+    pub pipeline: Arc<Pipeline>,
 }
 
 /// Puts the edge around a server's services.
@@ -87,6 +94,7 @@ impl Edge {
             subject: Arc::default(),
             course: Arc::new(Course::new(now)),
             trace: self.site.tracer.begin(self.parent.clone()),
+            journalled: Journalled::default(),
             ..self.clone()
         }
     }
@@ -103,8 +111,15 @@ impl Edge {
     }
 
     /// The line of a call of `caller`, to be ended with it.
-    pub fn line(&self, method: &'static str, caller: String) -> Line {
-        Line::new(self.clone(), method, caller)
+    pub fn line(&self, method: &'static str, caller: Caller) -> Line {
+        Line::new(self.clone(), method, Some(caller))
+    }
+
+    /// The call of `caller` that this is the edge of.
+    #[must_use]
+    pub fn call(&self, method: &'static str, caller: Caller) -> Call {
+        let Self { correlation_id, deadline, subject, course, trace, journalled, .. } = self.clone();
+        Call { caller, method, correlation_id, deadline, subject, course, trace, turn: None, journalled }
     }
 
     pub(super) fn site(&self) -> &Site {
@@ -152,12 +167,17 @@ where
         let course = Arc::new(Course::new(started));
         let until = sent.and_then(|sent| started.checked_add(sent));
         let (deadline, subject, site) = (started + wait, Arc::default(), self.site.clone());
-        let edge = Edge { correlation_id, deadline, subject, course, trace, parent, until, site };
+        let journalled = Journalled::default();
+        let edge = Edge { correlation_id, deadline, subject, course, trace, journalled, parent, until, site };
         let method = access::known(request.uri().path()).unwrap_or("unknown");
-        let name = caller.as_ref().map_or_else(|_| "unidentified".to_owned(), ToString::to_string);
-        let line = edge.line(method, name);
+        let line = Line::new(edge.clone(), method, caller.as_ref().ok().cloned());
         if let Err(why) = caller {
             let response = status::plain(Reason::CallerUnidentified, why.to_string()).into_http();
+            return Box::pin(async move { Ok(ended(line, response)) });
+        }
+        if request.headers().get(ENCODING).is_some_and(|encoding| encoding != "identity") {
+            let why = format!("the gateway takes no compressed request; send it without `{ENCODING}`");
+            let response = status::plain(Reason::InvalidRequest, why).into_http();
             return Box::pin(async move { Ok(ended(line, response)) });
         }
         // As severe as can be: a filter that lets a line through lets it through with the id.

@@ -4,9 +4,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
+    audit,
     clock::{Clock as _, SystemClock},
-    domain::{PartnerId, QuoteId},
-    service::access,
+    domain::{Caller, PartnerId, QuoteId},
+    proto::Reason,
+    service::{access, status},
     telemetry::otlp::spans::Ended,
 };
 
@@ -17,12 +19,13 @@ use super::edge::Edge;
 pub struct Line {
     edge: Edge,
     method: &'static str,
-    caller: String,
+    /// Nobody, where the peer cannot be told.
+    caller: Option<Caller>,
     is_told: bool,
 }
 
 impl Line {
-    pub(super) fn new(edge: Edge, method: &'static str, caller: String) -> Self {
+    pub(super) fn new(edge: Edge, method: &'static str, caller: Option<Caller>) -> Self {
         Self { edge, method, caller, is_told: false }
     }
 
@@ -38,8 +41,8 @@ impl Line {
     /// A stream is open.
     pub(super) fn opened(mut self) {
         self.is_told = true;
-        let Self { edge, method, caller, .. } = &self;
-        let environment = edge.site().environment.as_str();
+        let Self { edge, method, .. } = &self;
+        let (caller, environment) = (self.caller(), edge.site().environment.as_str());
         tracing::info!(method, caller, correlation_id = %edge.correlation_id, environment, "stream");
     }
 
@@ -49,11 +52,31 @@ impl Line {
         let info = refused.and_then(Status::get_details_error_info);
         let reason = info.as_ref().map_or("", |info| info.reason.as_str());
         self.tell(refused.map_or(Code::Ok, Status::code), reason);
+        if let (Some(refused), Some(reason)) = (refused, Reason::from_str_name(&format!("REASON_{reason}"))) {
+            self.journal(reason, refused.message());
+        }
+    }
+
+    fn caller(&self) -> String {
+        self.caller.as_ref().map_or_else(|| "unidentified".to_owned(), Caller::to_string)
+    }
+
+    /// Journals a refusal of a caller that is known, unless whoever refused has done so.
+    fn journal(&self, reason: Reason, why: &str) {
+        let Self { edge, method, caller: Some(caller), .. } = self else { return };
+        if edge.journalled.is_set() {
+            return;
+        }
+        let (pipeline, subject) = (&edge.site().pipeline, edge.subject.get().cloned().unwrap_or_default());
+        let policy = pipeline.policy.load();
+        let trail = access::trail(&edge.call(method, caller.clone()), pipeline.environment, &policy);
+        let context = audit::Context { partner: subject.partner, quote_id: subject.quote_id, ..trail };
+        pipeline.journal_denial(context, reason, status::answer(reason), why.to_owned());
     }
 
     fn tell(&self, code: Code, reason: &str) {
-        let Self { edge, method, caller, .. } = self;
-        let method = *method;
+        let Self { edge, method, .. } = self;
+        let (method, caller) = (*method, self.caller());
         let took = edge.course.started().elapsed();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let (subject, site) = (edge.subject.get(), edge.site());

@@ -12,17 +12,19 @@ use quotesign::{
     ledger::{Journal as _, sqlite::Reader},
     proto::{
         ActivateKeyRequest, GetSequenceRequest, HaltReach, HaltRequest, QuoteOutcome, ReloadPolicyRequest,
-        ReportQuoteOutcomeRequest, ResumeRequest, halt_reach::To,
+        ReportQuoteOutcomeRequest, ResumeRequest, SeedSequenceRequest, SignQuoteRequest, SuspendCallerRequest,
+        halt_reach::To,
     },
     review::exported::{Kept, verify_ledger},
 };
 use rusqlite::{Connection, params};
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tonic::{Code, Request};
 
 use crate::{
     checkpoints::page_script,
-    harness::{Caller, PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, toml},
+    harness::{Caller, PARTNER, Quote, Site, TRUST_DOMAIN, done, failed, quotesign, reason, refused, toml},
     kills::number_from,
 };
 
@@ -322,6 +324,79 @@ async fn a_caller_that_sends_only_refusals_fills_no_journal_and_each_is_counted_
     let told: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(told["refused"]["POLICY_DENIED"], denied);
     assert_eq!(told["events"]["quote.committed"], signed);
+}
+
+/// Whoever decides, the ledger, the checks of an act or the server below: a caller that is known leaves a record of what it tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_known_caller_is_refused_is_journalled_once() {
+    let site = Site::new();
+    site.edit_policy(|policy| policy["quotas"]["attempts_per_caller"] = toml("{ per_second = 1, burst = 6 }"));
+    let gateway = site.serve().await;
+    let (pricing, auditor) = (gateway.quotes("pricing").await, gateway.quotes("auditor").await);
+    let admin = gateway.admin("operator").await;
+    let seed = |floor, reason: &str| SeedSequenceRequest {
+        partner: PARTNER.to_owned(),
+        floor,
+        reason: reason.to_owned(),
+        ..SeedSequenceRequest::default()
+    };
+    admin.clone().seed_sequence(seed(7, "OPS-1")).await.unwrap();
+    refused(admin.clone().seed_sequence(seed(3, "OPS-1")).await, Code::FailedPrecondition, "FLOOR_NOT_RAISED");
+    refused(admin.clone().seed_sequence(seed(9, "")).await, Code::InvalidArgument, "INVALID_REQUEST");
+    let reach = Some(HaltReach { to: Some(To::All(true)) });
+    let resume = ResumeRequest { reach, reason: "OPS-1".to_owned() };
+    refused(admin.clone().resume(resume).await, Code::NotFound, "NOT_FOUND");
+    refused(pricing.sign_bytes(vec![b'x'; 200_000]).await, Code::InvalidArgument, "INVALID_REQUEST");
+    let unread = SignQuoteRequest {
+        environment: "development".to_owned(),
+        values_fixed_at: Some(prost_types::Timestamp { seconds: 0, nanos: -1 }),
+        ..SignQuoteRequest::default()
+    };
+    let mut compressed = Request::new(unread.clone());
+    compressed.metadata_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+    let told = refused(pricing.0.clone().sign_quote(compressed).await, Code::InvalidArgument, "INVALID_REQUEST");
+    assert!(told.message().contains("without `grpc-encoding`"), "{told}");
+    let mut read = 0;
+    loop {
+        let refused = pricing.0.clone().sign_quote(unread.clone()).await.unwrap_err();
+        match reason(&refused).as_str() {
+            "INVALID_REQUEST" => read += 1,
+            "RATE_LIMITED" => break,
+            other => panic!("{other}"),
+        }
+    }
+    assert!((1..=8).contains(&read), "what cannot be read is no attempt: {read}");
+    let suspend = SuspendCallerRequest {
+        caller: "spiffe://dev.quotesign.example/auditor".to_owned(),
+        reason: "OPS-2".to_owned(),
+        signed_since: None,
+    };
+    admin.clone().suspend_caller(suspend).await.unwrap();
+    let asked = GetSequenceRequest { partner: PARTNER.to_owned(), corridor: String::new() };
+    refused(auditor.0.clone().get_sequence(asked).await, Code::PermissionDenied, "CALLER_SUSPENDED");
+
+    site.journalled("quote.refused", read + 7).await;
+    let journal = site.journal();
+    let records = journal.iter().filter(|record| record["event"] == "quote.refused");
+    let mut told: Vec<String> = records
+        .map(|record| {
+            let part = |of: &Value| of.as_str().unwrap_or("").rsplit('/').next().unwrap_or("").to_owned();
+            let (caller, method) = (part(&record["context"]["caller"]), part(&record["context"]["method"]));
+            format!("{caller} {method} {}", part(&record["facts"]["reason"]))
+        })
+        .collect();
+    told.sort();
+    let mut wanted = vec![
+        "auditor GetSequence CALLER_SUSPENDED",
+        "operator Resume NOT_FOUND",
+        "operator SeedSequence FLOOR_NOT_RAISED",
+        "operator SeedSequence INVALID_REQUEST",
+        "pricing SignQuote RATE_LIMITED",
+    ];
+    wanted.extend(vec!["pricing SignQuote INVALID_REQUEST"; read + 2]);
+    wanted.sort_unstable();
+    assert_eq!(told, wanted);
+    assert!(gateway.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

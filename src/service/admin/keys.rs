@@ -147,6 +147,9 @@ impl Admin {
             }
             first => first,
         };
+        if first.is_none() {
+            call.journalled.set();
+        }
         match first {
             Some(first) => Ok((context, format!("{reason} (first asked for by {first})"))),
             None => Err(status::plain(

@@ -22,7 +22,7 @@ const PAGE: u32 = 2_000;
 const PAGES_MAX: usize = 25;
 
 impl Admin {
-    /// A page of what a key or a caller has had signed. That it was read is journalled with the next batch.
+    /// A page of what a key or a caller has had signed. That it is read is journalled before.
     pub(super) async fn signed_page(
         &self,
         context: Context,
@@ -37,12 +37,12 @@ impl Admin {
         };
         let filters = vec![whose.told(), format!("since={since}")];
         let facts = Facts { filters, status: context.answered(audit::Status::Ok), ..Facts::default() };
-        let read = || self.pipeline.ledger.journal(Record::new(Event::Read, SystemClock.now(), context, facts));
+        let read = Record::new(Event::Read, SystemClock.now(), context, facts);
+        self.pipeline.ledger.record(read).await.map_err(status::of_ledger_error)?;
         let mut quotes = Vec::new();
         for _ in 0..PAGES_MAX {
             let page = self.pipeline.ledger.records_after(after, PAGE).await.map_err(status::of_ledger_error)?;
             let Some(last) = page.last() else {
-                read();
                 return Ok(proto::ListSignedQuotesResponse { quotes, ..Default::default() });
             };
             after = last.id;
@@ -52,20 +52,22 @@ impl Admin {
                 break;
             }
         }
-        read();
         Ok(proto::ListSignedQuotesResponse { quotes, next_page_token: after.to_string() })
     }
 
-    /// What `caller` has had signed since `since`, oldest first, and whether there is more.
-    pub(super) async fn signed_by(
-        &self,
-        caller: &Caller,
-        since: UtcTime,
-    ) -> Result<(Vec<proto::SignedQuote>, bool), Status> {
+    /// What `caller` has had signed since `since`, oldest first, and whether there is more, or may be: whoever asks has suspended it, and
+    /// is told so whatever becomes of the reading.
+    pub(super) async fn signed_by(&self, caller: &Caller, since: UtcTime) -> (Vec<proto::SignedQuote>, bool) {
         let (mut signed, mut after) = (Vec::new(), id_before(since));
-        loop {
-            let page = self.pipeline.ledger.records_after(after, PAGE).await.map_err(status::of_ledger_error)?;
-            let Some(last) = page.last() else { return Ok((signed, false)) };
+        for _ in 0..PAGES_MAX {
+            let page = match self.pipeline.ledger.records_after(after, PAGE).await {
+                Ok(page) => page,
+                Err(fault) => {
+                    tracing::warn!(%caller, %fault, "what a caller had signed could not be read to its end");
+                    break;
+                }
+            };
+            let Some(last) = page.last() else { return (signed, false) };
             after = last.id;
             let theirs = |record: &&Record| {
                 record.event == Event::Committed && record.context.caller.as_ref() == Some(caller) && record.at >= since
@@ -73,9 +75,10 @@ impl Admin {
             signed.extend(page.iter().filter(theirs).map(told));
             if signed.len() > TOLD_MAX {
                 signed.truncate(TOLD_MAX);
-                return Ok((signed, true));
+                break;
             }
         }
+        (signed, true)
     }
 }
 

@@ -18,11 +18,12 @@ use tonic_types::pb;
 use tracing::Instrument as _;
 
 use super::{
-    sign,
+    attempted, sign,
     window::{Open, Windows},
 };
 use crate::{
     call::{Line, Turn},
+    domain::Caller,
     pipeline::{Pipeline, attempts},
     proto::{self, Reason, sign_quotes_response::Answer},
     service::{access, status},
@@ -52,8 +53,7 @@ struct Source {
     pipeline: Arc<Pipeline>,
     edge: Edge,
     peer: Arc<Peer>,
-    /// The name of the caller.
-    caller: String,
+    caller: Caller,
 }
 
 impl QuoteStream {
@@ -69,7 +69,7 @@ impl QuoteStream {
         request: &Request<T>,
     ) -> Result<Self, Status> {
         let (edge, peer) = access::behind(request)?;
-        let call = access::SIGN_QUOTES.call_of(edge.clone(), &peer)?;
+        let call = access::SIGN_QUOTES.call_of(&edge, &peer)?;
         let policy = pipeline.policy.load_full();
         let counted = attempts::count_in_time(&pipeline.attempts, &policy, &call).await;
         counted.map_err(|spent| status::of(&spent.into()))?;
@@ -78,7 +78,7 @@ impl QuoteStream {
         let retiring = request.extensions().get().map(|Retiring(token)| token.clone()).unwrap_or_default();
         // Before the edge lets go of its own.
         let (under_way, counted) = (edge.under_way(), metrics.stream());
-        let source = Source { pipeline, edge, peer, caller: call.caller.to_string() };
+        let source = Source { pipeline, edge, peer, caller: call.caller };
         Ok(Self { source, open, window: windows.stream(), retiring, _under_way: under_way, _counted: counted })
     }
 
@@ -160,10 +160,13 @@ impl Source {
         quote: Option<proto::SignQuoteRequest>,
         turn: Turn,
     ) -> Result<proto::SignQuoteResponse, Status> {
-        let mut call = access::SIGN_QUOTES.call_of(edge, &self.peer)?;
+        let mut call = access::SIGN_QUOTES.call_of(&edge, &self.peer)?;
         call.turn = Some(turn);
-        let missing = || status::plain(Reason::InvalidRequest, "`quote` is missing; send the quote beside its tag");
-        sign(&self.pipeline, &call, quote.ok_or_else(missing)?).await
+        let Some(quote) = quote else {
+            let missing = status::plain(Reason::InvalidRequest, "`quote` is missing; send the quote beside its tag");
+            return Err(attempted(&self.pipeline, &call, missing).await);
+        };
+        sign(&self.pipeline, &call, quote).await
     }
 }
 

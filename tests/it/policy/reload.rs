@@ -13,13 +13,16 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use quotesign::proto::ReloadPolicyRequest;
+use quotesign::{
+    clock::{Clock as _, SystemClock},
+    proto::ReloadPolicyRequest,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::client,
-    harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, reason, until},
+    harness::{Gateway, PARTNER, Quote, Site, done, failed, quotesign, reason, timed_key, until},
     kills::number_from,
 };
 
@@ -256,4 +259,44 @@ async fn reloading_under_full_load_drops_no_call() {
     println!("p99 while reloading is {:.2} times that without", (p99[1] + p99[3]) / (p99[0] + p99[2]));
     assert!(gateway.stop().success());
     done(site.run(&["audit", "verify"]));
+}
+
+/// The ledger remembers the keys of bundles that nobody has any more; one that gives such a kid to another key is refused as loudly as
+/// any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kid_that_was_another_key_in_some_bundle_before_is_refused_loudly() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let reload = || client(&site, &gateway, &["admin", "reload-policy"]);
+    let tomorrow = SystemClock.now().plus(Duration::from_hours(24));
+    let times = [0, 24, 48, 96].map(|hours| tomorrow.plus(Duration::from_hours(hours)));
+    let keys = ["quote-b1", "quote-b2"].map(|kid| {
+        let args =
+            ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--bits", "2048", "--kid", kid];
+        let out = site.path(kid);
+        let printed = done(site.run(&[&args[..], &["--out", out.to_str().unwrap()]].concat()));
+        (printed, fs::read_to_string(out.join(format!("{kid}.jwk.json"))).unwrap())
+    });
+    let [(printed, first), (_, other)] = keys;
+    let pinned = site.path("policy/keys/quote-b1.jwk.json");
+    let with = |jwk: &str| {
+        fs::write(&pinned, jwk).unwrap();
+        site.edit_policy(|policy| {
+            policy["keys"].as_array_of_tables_mut().unwrap().push(timed_key(&printed, times));
+        });
+    };
+    with(&first);
+    done(reload());
+    fs::remove_file(&pinned).unwrap();
+    site.edit_policy(|policy| drop(policy["keys"].as_array_of_tables_mut().unwrap().remove(1)));
+    done(reload());
+    with(&other.replace("quote-b2", "quote-b1"));
+    let refused = failed(reload(), 1);
+    assert!(refused.contains("BUNDLE_REFUSED") && refused.contains("`quote-b1` was another key"), "{refused}");
+    let journalled = site.journalled("policy.refused", 1).await;
+    assert!(journalled[0]["facts"]["detail"].as_str().unwrap().contains("quote-b1"), "{journalled:?}");
+    let (_, metrics) = gateway.operations("/metrics").await;
+    assert!(metrics.contains("quotesign_policy_reloads_total{result=\"refused\"} 1"), "{metrics}");
+    assert!(status(&site, &gateway).contains("was another key"));
+    assert!(gateway.stop().success());
 }
