@@ -288,15 +288,19 @@ async fn a_kid_that_was_another_key_in_some_bundle_before_is_refused_loudly() {
     with(&first);
     done(reload());
     fs::remove_file(&pinned).unwrap();
-    site.edit_policy(|policy| drop(policy["keys"].as_array_of_tables_mut().unwrap().remove(1)));
+    site.edit_policy(|policy| {
+        policy["keys"].as_array_of_tables_mut().unwrap().retain(|key| key["kid"].as_str() != Some("quote-b1"));
+    });
     done(reload());
     with(&other.replace("quote-b2", "quote-b1"));
     let refused = failed(reload(), 1);
     assert!(refused.contains("BUNDLE_REFUSED") && refused.contains("`quote-b1` was another key"), "{refused}");
     let journalled = site.journalled("policy.refused", 1).await;
     assert!(journalled[0]["facts"]["detail"].as_str().unwrap().contains("quote-b1"), "{journalled:?}");
-    let (_, metrics) = gateway.operations("/metrics").await;
-    assert!(metrics.contains("quotesign_policy_reloads_total{result=\"refused\"} 1"), "{metrics}");
+    until("it is counted", async || {
+        gateway.operations("/metrics").await.1.contains("quotesign_policy_reloads_total{result=\"refused\"} 1")
+    })
+    .await;
     assert!(status(&site, &gateway).contains("was another key"));
     assert!(gateway.stop().success());
 }
