@@ -1,5 +1,7 @@
 //! How long things are kept: quotes until they were pruned, and for as long as somebody holds them.
 
+use std::time::Duration;
+
 use super::{Cut, Holds, State, Step};
 use crate::{
     audit::{Event, Facts, Record, Status},
@@ -13,18 +15,18 @@ fn unheld(holds: &Holds, before: UtcTime) -> UtcTime {
     holds.values().copied().fold(before, UtcTime::min)
 }
 
-/// Nothing is pruned that a hold keeps, and nothing is journalled where nothing is pruned.
+/// Nothing is pruned that a hold keeps, and nothing is journalled where nothing is pruned. What is remembered of it is when the last
+/// of it expired, and not by which clock it went: one that was ahead says nothing of quotes that come later.
 pub(super) fn prune(state: &State<'_>, op: &Prune) -> Step {
     let before = unheld(state.holds, op.before);
-    let gone = state.prunable.iter().filter(|(_, expired_at)| *expired_at < before);
-    let gone: Vec<Identity> = gone.take(op.count_max as usize).map(|(identity, _)| identity.clone()).collect();
+    let gone = state.prunable.iter().filter(|(_, expired_at)| *expired_at < before).take(op.count_max as usize);
+    let (gone, expired): (Vec<Identity>, Vec<UtcTime>) = gone.cloned().unzip();
     let unchanged = Step::unchanged(Done::Pruned(gone.len()));
-    if gone.is_empty() {
-        return unchanged;
-    }
+    let Some(last) = expired.into_iter().max() else { return unchanged };
     let detail = Some(format!("{} quotes that expired before {before}", gone.len()));
     let record = Record::new(Event::Pruned, op.now, op.context.clone(), Facts { detail, ..Facts::default() });
-    Step { pruned: Some((gone, before)), record: Some(record), ..unchanged }
+    let pruned = Some((gone, last.plus(Duration::from_millis(1))));
+    Step { pruned, record: Some(record), ..unchanged }
 }
 
 /// Of two who would forget the same records one is first, and the other forgets nothing.
