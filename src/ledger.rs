@@ -401,6 +401,9 @@ pub enum EngineError {
     /// Nothing of the batch was applied.
     #[error("the store refused the transaction: {0}")]
     RolledBack(String),
+    /// Nothing of the batch was applied, whatever is in it: the store takes nothing just now, of anybody.
+    #[error("the store takes nothing: {0}")]
+    Failing(String),
     /// Whether the batch was applied is not known; the engine was closed and must be opened again.
     #[error("the outcome of a transaction is unknown: {0}")]
     Unknown(String),

@@ -10,7 +10,8 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Allowance, Charge, Done, Engine, EngineError, HoldAct, Journal, Op, PruneJournal, Reads as _, Refusal, Reserve,
+        Allowance, Charge, Done, Engine, EngineError, HoldAct, Journal, Ledger, LedgerConfig, LedgerError, Op,
+        PruneJournal, Reads as _, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
         postgres::{Postgres, Reader, Server},
     },
@@ -426,4 +427,33 @@ fn the_lane_of_a_gateway_that_is_gone_is_pruned_once_and_nothing_that_is_held() 
     assert_eq!(back.gone_back(&seen).unwrap(), Vec::<String>::new());
     one(&mut back, Op::Reserve(reserve("q500", 500))).unwrap();
     chain::verify(first(), journal(&database, "gw-gone")).unwrap();
+}
+
+/// A server that can be reached and takes nothing, as where its disk is full: that is told until it takes something again.
+#[test]
+fn a_server_that_takes_nothing_is_told_of_until_it_does() {
+    let database = Cluster::shared().database();
+    let ledger = Ledger::start(Box::new(database.open("gw-1")), LedgerConfig { queue_max: 64, batch_max: 16 });
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(ledger.seed(seed("GB-IN", 0))).unwrap();
+    database.sql(
+        "CREATE FUNCTION is_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+         CREATE TRIGGER is_full BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION is_full()",
+    );
+    for floor in 1..4 {
+        let refused = runtime.block_on(ledger.seed(seed("GB-IN", floor)));
+        assert!(matches!(refused, Err(LedgerError::Unavailable(_))), "{refused:?}");
+        let told = ledger.health().unwrap_err();
+        assert!(told.contains("No space left on device"), "{told}");
+    }
+    database.sql("DROP TRIGGER is_full ON audit");
+    let mut floor = 4;
+    while runtime.block_on(ledger.seed(seed("GB-IN", floor))).is_err() {
+        assert!(floor < 400, "it stays away");
+        floor += 1;
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(ledger.health(), Ok(()));
+    runtime.block_on(ledger.close());
 }

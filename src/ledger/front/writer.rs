@@ -27,6 +27,8 @@ pub(super) struct Writer {
     engine: Box<dyn Engine>,
     queue: Arc<Queue>,
     outage: Option<Outage>,
+    /// How often it failed since it last took a batch.
+    failures: u32,
     /// Followed by who reads beside.
     openings: Openings,
     /// The thread that reads. It ends first: the connection that closes last folds the store's log.
@@ -42,7 +44,7 @@ struct Outage {
 
 impl Writer {
     pub fn new(engine: Box<dyn Engine>, queue: Arc<Queue>, openings: Openings, reader: Option<JoinHandle<()>>) -> Self {
-        Self { engine, queue, outage: None, openings, reader }
+        Self { engine, queue, outage: None, failures: 0, openings, reader }
     }
 
     /// Until the queue is closed and empty.
@@ -116,7 +118,10 @@ impl Writer {
     fn conclude(&mut self, ops: &[Op], first: Result<Replies, EngineError>, divisions: &mut u32) -> Vec<Outcome> {
         match self.again(ops, first) {
             Ok(replies) if replies.len() != ops.len() => unavailable(ops, "the engine's replies are not its batch's"),
-            Ok(replies) => replies.into_iter().map(|reply| reply.map_err(LedgerError::from)).collect(),
+            Ok(replies) => {
+                self.failures = 0;
+                replies.into_iter().map(|reply| reply.map_err(LedgerError::from)).collect()
+            }
             Err(EngineError::RolledBack(_)) if ops.len() > 1 && *divisions > 0 => {
                 *divisions = divisions.saturating_sub(1);
                 let (first, second) = ops.split_at(ops.len() / 2);
@@ -125,8 +130,15 @@ impl Writer {
                 outcomes
             }
             Err(EngineError::RolledBack(why)) => unavailable(ops, &why),
-            Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why)) => {
-                self.fail(&why, PAUSES.0);
+            Err(
+                EngineError::Failing(why)
+                | EngineError::Unknown(why)
+                | EngineError::Unfit(why)
+                | EngineError::Away(why),
+            ) => {
+                // One that can be opened and takes nothing is left alone for longer and longer, and is told of all the while.
+                self.fail(&why, PAUSES.0.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSES.1));
+                self.failures = self.failures.saturating_add(1);
                 unavailable(ops, &why)
             }
         }
@@ -135,7 +147,7 @@ impl Writer {
     /// Applies `ops` a second time where the first is known to have left no trace.
     fn again(&mut self, ops: &[Op], first: Result<Replies, EngineError>) -> Result<Replies, EngineError> {
         match first {
-            Err(EngineError::RolledBack(_)) => self.guarded(|engine| engine.apply(ops)),
+            Err(EngineError::RolledBack(_) | EngineError::Failing(_)) => self.guarded(|engine| engine.apply(ops)),
             Err(EngineError::Unknown(_)) => match self.reopen() {
                 Ok(Some(replies)) => Ok(replies),
                 Ok(None) => self.guarded(|engine| engine.apply(ops)),

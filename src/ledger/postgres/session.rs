@@ -198,10 +198,17 @@ pub(super) fn definite(error: tokio_postgres::Error) -> EngineError {
             "42P01" | "42883" | "3F000" | "42501" => {
                 EngineError::Unfit(format!("the ledger cannot be used: {text}; run `quotesign ledger migrate`"))
             }
+            code if is_of_the_server(code) => EngineError::Failing(text),
             _ => EngineError::RolledBack(text),
         },
         _ => EngineError::Unknown(text),
     }
+}
+
+/// Whether a code tells of the server and not of the statement: it lacks room or memory, is told to stop or to write nothing, waits
+/// for a lock for too long, or cannot read or trust its own files.
+fn is_of_the_server(code: &str) -> bool {
+    matches!(code, "25006" | "55P03") || ["53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
 }
 
 /// Whether the server says that somebody else was first.
