@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     audit::customer::ReferenceKey,
-    domain::Environment,
+    domain::{Environment, TrustDomains},
     jwk::PublicKey,
     signer::locator::{KeyArn, Locator},
     strict_toml, telemetry,
@@ -122,6 +122,12 @@ impl Config {
         }
         let kms = self.aws_kms.iter().find(|entry| entry.name == signer)?;
         Some(KeyArn::parse(locator, &kms.region).map(drop).map_err(|fault| fault.to_string()))
+    }
+
+    /// Whom the two gRPC listeners let in.
+    #[must_use]
+    pub fn trust_domains(&self) -> TrustDomains {
+        TrustDomains { grpc: self.grpc.trust_domain.clone(), admin: self.admin.trust_domain.clone() }
     }
 
     /// The key that must have signed the bundle.

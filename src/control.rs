@@ -17,10 +17,15 @@ use uuid::Uuid;
 use crate::{
     audit::{self, Event, Facts, Record, Status},
     clock::{Clock as _, SystemClock, UtcTime},
-    domain::{Environment, Kid, PolicyDigest},
+    domain::{Caller, Environment, Kid, PolicyDigest, TrustDomains},
     jwk::PublicKey,
     ledger::{Kept, Ledger, LedgerError, Publish, Stop, StopAct},
-    policy::{AttributesRule, Bundle, DIGEST_FILE, Problem, files, timeline::TimedKey},
+    policy::{
+        AttributesRule, Bundle, DIGEST_FILE, Problem,
+        authority::{Action, Resource},
+        files,
+        timeline::TimedKey,
+    },
     published::{Published, Standings},
     signer::{
         Attributes,
@@ -58,6 +63,8 @@ pub struct Control {
     pub checkpoint_key: Option<Arc<PublicKey>>,
     /// The gateway's environment.
     pub environment: Environment,
+    /// Whom its listeners let in.
+    pub domains: TrustDomains,
     /// The bundle in force, shared with the path of a quote.
     pub policy: Arc<ArcSwap<Bundle>>,
     /// Bound anew to each bundle's keys.
@@ -151,7 +158,8 @@ impl Control {
         let bundle = loaded
             .map_err(|_| vec!["the check of the bundle ended without an answer".to_owned()])?
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
-        let mut problems = fits(&bundle, self.environment, |signer, locator| self.keyring.accepts(signer, locator));
+        let mut problems =
+            fits(&bundle, self.environment, &self.domains, |signer, locator| self.keyring.accepts(signer, locator));
         problems.extend(self.checkpoint_key.as_ref().and_then(|key| is_apart(&bundle, key)));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         let standings = Standings::of_now(&self.stopped, &self.published);
@@ -258,11 +266,31 @@ pub async fn know_stops(ledger: &Ledger, stopped: &Stopped, context: &audit::Con
 /// What a bundle's keys sign.
 const PURPOSE: &str = "quote";
 
+/// Whom of the bundle's callers the listeners let in: where it is nobody who can call, or revoke a key, the gateway is of no use and
+/// cannot be stopped.
+fn nobody_comes_in(bundle: &Bundle, domains: &TrustDomains) -> Vec<String> {
+    let comes_in = |caller: &&Caller, domain: &Option<String>| {
+        caller.trust_domain().is_none_or(|of| domain.as_deref() == Some(of))
+    };
+    let may_revoke =
+        |caller: &&Caller| bundle.authority.decide(caller, Action::RevokeKey, Resource::Gateway, None).allowed;
+    let mut problems = Vec::new();
+    if !bundle.callers().any(|caller| comes_in(&caller, &domains.grpc)) {
+        problems.push("policy.toml: no caller is of the trust domain in `grpc.trust_domain`, so nobody can call; mend one of them".to_owned());
+    }
+    if !bundle.callers().filter(may_revoke).any(|caller| comes_in(&caller, &domains.admin)) {
+        let why = "policy.toml: no caller that may revoke keys is of the trust domain in `admin.trust_domain`, so nobody could; mend one of them";
+        problems.push(why.to_owned());
+    }
+    problems
+}
+
 /// What must hold between a bundle and this gateway.
 #[must_use]
 pub fn fits(
     bundle: &Bundle,
     environment: Environment,
+    domains: &TrustDomains,
     accepts: impl Fn(&str, &str) -> Option<Result<(), String>>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
@@ -271,6 +299,8 @@ pub fn fits(
         problems.push(format!(
             "policy.toml: `environment` = `{theirs}`, and this gateway is for {environment}; use its own bundle"
         ));
+    } else {
+        problems.extend(nobody_comes_in(bundle, domains));
     }
     for key in bundle.timeline.all() {
         for (signer, place) in &key.places {

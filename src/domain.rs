@@ -229,6 +229,26 @@ impl FromStr for Caller {
     }
 }
 
+impl Caller {
+    /// The trust domain of a SPIFFE id.
+    #[must_use]
+    pub fn trust_domain(&self) -> Option<&str> {
+        match self {
+            Self::Spiffe(id) => id.strip_prefix("spiffe://")?.split('/').next(),
+            Self::Dns(_) => None,
+        }
+    }
+}
+
+/// The SPIFFE trust domains whose callers each listener takes; only callers of DNS names where there is none.
+#[derive(Debug, Clone, Default)]
+pub struct TrustDomains {
+    /// Of the listener for callers.
+    pub grpc: Option<String>,
+    /// Of the listener for operators.
+    pub admin: Option<String>,
+}
+
 /// The SPIFFE-ID rules: lower-case trust domain, a non-empty path of plain segments, 2,048 bytes at most.
 fn is_spiffe_id(text: &str) -> bool {
     let Some((domain, path)) = text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else {
@@ -243,7 +263,9 @@ fn is_spiffe_id(text: &str) -> bool {
         })
 }
 
-fn is_dns_name(name: &str) -> bool {
+/// Whether a text is a DNS name in lower case, without a wildcard and a full stop at its end.
+#[must_use]
+pub fn is_dns_name(name: &str) -> bool {
     name.len() <= 253
         && name.split('.').all(|label| made_of(label, 63, is_slug) && !label.starts_with('-') && !label.ends_with('-'))
 }

@@ -119,6 +119,7 @@ impl Gateway {
             key: config.policy_key().map_err(StartError::unfit)?.map(Arc::new),
             checkpoint_key: checkpoints.map(|binding| binding.public),
             environment: config.environment,
+            domains: config.trust_domains(),
             policy: policy.clone(),
             keyring: keyring.clone(),
             stopped: stopped.clone(),

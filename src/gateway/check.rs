@@ -41,7 +41,9 @@ pub fn bundle(config: &Config) -> Result<Bundle, StartError> {
 /// # Errors
 /// Everything that does not.
 pub fn fits(config: &Config, bundle: &Bundle) -> Result<(), StartError> {
-    let mut problems = control::fits(bundle, config.environment, |signer, locator| config.accepts(signer, locator));
+    let mut problems = control::fits(bundle, config.environment, &config.trust_domains(), |signer, locator| {
+        config.accepts(signer, locator)
+    });
     if let Some(section) = &config.audit.checkpoint {
         section.keys().map_err(StartError::unfit)?;
         let key = section.key().map_err(StartError::unfit)?;

@@ -98,8 +98,13 @@ impl Propose {
     /// By what the act is found again.
     #[must_use]
     pub fn key(&self) -> String {
-        hex::encode(sha256(self.act.as_bytes()))
+        key_of(&self.act)
     }
+}
+
+/// By what a proposed act is found again.
+pub(super) fn key_of(act: &str) -> String {
+    hex::encode(sha256(act.as_bytes()))
 }
 
 /// An act that waits for a second person.

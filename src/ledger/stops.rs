@@ -56,6 +56,18 @@ impl FromStr for Reach {
     }
 }
 
+impl Stop {
+    /// The act that ends it, as one that needs two people is proposed; nothing ends a revocation.
+    #[must_use]
+    pub fn act_that_ends_it(&self) -> Option<String> {
+        match self {
+            Self::Revoked(_) => None,
+            Self::Halted(_) => Some(format!("Resume {self}")),
+            Self::Suspended(_) => Some(format!("ReinstateCaller {self}")),
+        }
+    }
+}
+
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

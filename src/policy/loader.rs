@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    domain::{Corridor, Environment, Kid},
+    domain::{Corridor, Environment, Kid, is_dns_name},
     jwk::PublicKey,
     money::Currencies,
     signer::locator,
@@ -128,6 +128,11 @@ impl Check<'_> {
                 ));
             }
             for host in &partner.jwks_hosts {
+                if !is_dns_name(host) {
+                    self.problem(format!(
+                        "policy.toml: partner `{id}`: `jwks_hosts`: `{host}` is no host name in lower case; write it without scheme, port and path"
+                    ));
+                }
                 if !hosts.insert(host) {
                     self.problem(format!("policy.toml: the host `{host}` is two partners' own; give it to one"));
                 }
@@ -320,6 +325,7 @@ impl Check<'_> {
         }
         faults.extend(places_of(entry));
         faults.extend(attributes_of(entry, file.environment));
+        faults.extend(confirmation_of(entry));
         if entry.emergency.as_ref().is_some_and(|why| why.trim().is_empty()) {
             faults.push("`emergency` must say why the key may not wait to stand in the bundle".to_owned());
         }
@@ -404,6 +410,18 @@ fn attributes_of(entry: &KeyEntry, environment: Environment) -> Option<String> {
         }
         AttributesRule::Require | AttributesRule::Warn | AttributesRule::Off => None,
     }
+}
+
+/// The rule on the operator's word: it is of a key that it could see, and can be found again.
+fn confirmation_of(entry: &KeyEntry) -> Option<String> {
+    let confirmed = entry.confirmed.as_ref()?;
+    if confirmed.reference.trim().is_empty() {
+        return Some("`confirmed.ref` must say where the operator's word is on record".to_owned());
+    }
+    let early = confirmed.at < entry.publish_at;
+    early.then(|| {
+        "`confirmed.at` is before `publish_at`: nobody could have seen the key; write when it was given".to_owned()
+    })
 }
 
 fn timed(entry: &KeyEntry, public: PublicKey) -> TimedKey {

@@ -48,7 +48,8 @@ pub fn check(files: &Files, seal: &str, key: &PublicKey) -> Result<(), Problem> 
 }
 
 /// The key that signs bundles signs no quotes.
-pub(super) fn is_apart(key: &PublicKey, timeline: &Timeline) -> Option<Problem> {
+#[must_use]
+pub fn is_apart(key: &PublicKey, timeline: &Timeline) -> Option<Problem> {
     let same = timeline.all().find(|quotes| quotes.public.same_key(key.modulus(), key.exponent()))?;
     Some(Problem(format!("policy.toml: the key `{}` is the one that signs bundles; take another for quotes", same.kid)))
 }

@@ -177,6 +177,21 @@ fn keys_on_the_device_are_listed_and_checked_against_policy() {
     assert_eq!(nowhere, "quotesign: --signer: the config has no `none`; it has: hsm-primary\n");
 }
 
+/// Nobody could call, and nobody revoke a key: the gateway does not start so.
+#[test]
+fn callers_of_whom_no_listener_lets_in_one_are_told() {
+    let site = Site::new();
+    for listener in ["grpc", "admin"] {
+        site.edit_config(|config| config[listener]["trust_domain"] = toml_edit::value("other.example"));
+    }
+    for check in [&["config", "check"][..], &["keys", "check"]] {
+        let told = failed(site.run(check), 2);
+        for field in ["`grpc.trust_domain`, so nobody can call", "`admin.trust_domain`, so nobody could"] {
+            assert!(told.contains(field), "{told}");
+        }
+    }
+}
+
 /// Each key is another login, and a few with a wrong PIN lock a token.
 #[test]
 fn a_check_of_keys_tries_a_wrong_pin_once() {

@@ -330,6 +330,19 @@ fn proposed(store: &dyn Store) {
     let both = [propose("Halt", first, 0), propose("Halt", second, 0), propose("Halt", second, 0)];
     let replies: Vec<_> = engine.apply(&both).unwrap().into_iter().map(asked).collect();
     assert_eq!(replies, [None, Some(first.to_owned()), None]);
+    // Nobody has agreed to the end of what had not begun, nor of what begins anew.
+    let (id, reason) = ("case-1".to_owned(), "LEGAL-1".to_owned());
+    let held = Op::Hold(HoldAct { id, since: Some(now()), reason, context: context(), now: now() });
+    let reach = "suspended/dns:three.example";
+    for (end, begins) in [
+        ("Resume halted/all", Op::Stop(stop("halted/all", true))),
+        ("ReinstateCaller suspended/dns:three.example", Op::Stop(stop(reach, true))),
+        ("ReleaseHold case-1", held),
+    ] {
+        assert_eq!(asked(one(&mut *engine, propose(end, first, 0))), None);
+        one(&mut *engine, begins).unwrap();
+        assert_eq!(asked(one(&mut *engine, propose(end, second, 1))), None, "{end}");
+    }
     let agreed = events(&verify(store)).into_iter().filter(|event| *event == Event::Agreed).count();
     assert_eq!(agreed, 2);
 }

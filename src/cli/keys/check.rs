@@ -27,7 +27,9 @@ impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
         let bundle = bundle_in(&config.policy)?;
-        let misfits = control::fits(&bundle, config.environment, |signer, locator| config.accepts(signer, locator));
+        let misfits = control::fits(&bundle, config.environment, &config.trust_domains(), |signer, locator| {
+            config.accepts(signer, locator)
+        });
         if !misfits.is_empty() {
             return Err(Failure::unfit(misfits.join("\n")));
         }

@@ -49,20 +49,27 @@ pub(super) struct Step {
     pub done: bool,
 }
 
-/// What a notification of the operator says.
+/// What a notification of the operator says; what is not known is left out.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
     pub environment: String,
     pub partner: String,
     pub kid: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub incident: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub first_detected: String,
     pub window_from: String,
     pub window_until: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containment: Vec<Step>,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub replacement_kid: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub jwks_url: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub policy_digest: String,
     pub quotes_signed: usize,
     /// Quotes of the window that have not expired: to be reissued under new ids and numbers, with the new key.
@@ -220,7 +227,8 @@ impl Report {
         }
         lines.push(format!("{:<16} {} to {}", "window", self.window_from, self.window_until));
         for Step { at, what, done } in &self.containment {
-            lines.push(format!("{:<16} {at} {what}", if *done { "contained" } else { "NOT YET" }));
+            let at = if at.is_empty() { String::new() } else { format!("{at} ") };
+            lines.push(format!("{:<16} {at}{what}", if *done { "contained" } else { "NOT YET" }));
         }
         match &self.quotes_unread {
             Some(why) => {

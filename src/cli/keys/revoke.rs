@@ -133,9 +133,15 @@ impl Revoke {
 
     fn report(&self, done: &RevokeKeyResponse, since: UtcTime, detected: Option<UtcTime>) -> Report {
         let revoked_at = text_of(done.revoked_at);
+        let contained_at = if done.stood_before { String::new() } else { revoked_at.clone() };
         let cause = self.cause.to_possible_value().map(|cause| cause.get_name().to_owned()).unwrap_or_default();
         let revoked = if done.not_yet_durable {
             "revoked at one gateway, which keeps trying to make it durable".to_owned()
+        } else if done.stood_before {
+            format!(
+                "`{0}` had been revoked before: `quotesign audit tail --kid {0} --event key.revoked` tells when and by whom",
+                self.kid
+            )
         } else {
             format!(
                 "`{}` is revoked, for good, on every gateway that reaches this ledger: nothing it signed is released (audit record {})",
@@ -160,10 +166,11 @@ impl Revoke {
             partner: done.partner.clone(),
             kid: self.kid.clone(),
             incident: format!("{cause}: {}", self.reason),
-            first_detected: detected.map_or_else(|| revoked_at.clone(), |at| at.to_string()),
+            // Of one that stood before that is not known here.
+            first_detected: detected.map_or_else(|| contained_at.clone(), |at| at.to_string()),
             window_from: since.to_string(),
             window_until: revoked_at.clone(),
-            containment: vec![Step { at: revoked_at, what: revoked, done: !done.not_yet_durable }, replaced],
+            containment: vec![Step { at: contained_at, what: revoked, done: !done.not_yet_durable }, replaced],
             replacement_kid: done.replacement_kid.clone(),
             jwks_url: self.url.clone().unwrap_or_else(|| done.jwks_url.clone()),
             gateway_version: done.version.clone(),

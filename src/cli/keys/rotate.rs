@@ -219,6 +219,9 @@ impl Rotate {
         partner: &PartnerId,
         reference: &str,
     ) -> Result<(), Failure> {
+        if reference.trim().is_empty() {
+            return Err(Failure::unfit("--confirmed must say where the operator's word is on record"));
+        }
         let new = newest(bundle, partner, &revoked(client, partner)?)
             .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
         if new.confirmed.is_some() {

@@ -13,9 +13,10 @@ use tokio::time::sleep;
 
 use crate::{
     cli::{ConfigPath, block_on, out::say},
+    config::{CheckpointSection, Config},
     disk, gateway,
     jwk::PublicKey,
-    policy::{files, seal},
+    policy::{Bundle, files, seal},
     signer::{Attributes, Device, Flow, Health, Order, Pinned},
 };
 
@@ -54,9 +55,11 @@ impl Sign {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (dir, key) = (&self.dir.dir, Arc::new(jwk(&self.jwk)?));
         // What is signed is good: nobody has to find that out at a gateway.
-        let digest = self.dir.load()?.digest;
+        let bundle = self.dir.load()?;
+        let digest = bundle.digest;
         let files = files::read(dir).map_err(|problems| self.dir.unfit(&problems))?;
         let config = self.config.load()?;
+        signs_nothing_else(&key, &bundle, &config)?;
         let names = || config.signer_names().collect::<Vec<_>>().join(", ");
         let unknown = || Failure::unfit(format!("--signer: the config has no `{}`; it has: {}", self.signer, names()));
         let signature = block_on(async {
@@ -72,6 +75,22 @@ impl Sign {
         self.dir.tell(&key, &digest.to_string(), "is signed");
         Ok(())
     }
+}
+
+/// One key serves one purpose: one that a gateway of this config has sign anything else signs no bundle, not even once.
+fn signs_nothing_else(key: &PublicKey, bundle: &Bundle, config: &Config) -> Result<(), Failure> {
+    let in_force = Bundle::load(&config.policy).ok();
+    for bundle in [Some(bundle), in_force.as_ref()].into_iter().flatten() {
+        if let Some(problem) = seal::is_apart(key, &bundle.timeline) {
+            return Err(Failure::unfit(format!("--jwk: {problem}")));
+        }
+    }
+    let checkpoints = config.audit.checkpoint.as_ref().map(CheckpointSection::keys).transpose();
+    let checkpoints = checkpoints.map_err(Failure::unfit)?.unwrap_or_default();
+    if checkpoints.iter().any(|other| other.same_key(key.modulus(), key.exponent())) {
+        return Err(Failure::unfit("--jwk: the key signs checkpoints of the journal; give bundles a key of their own"));
+    }
+    Ok(())
 }
 
 async fn sign(

@@ -29,7 +29,7 @@ pub(super) fn sql() -> String {
 /// suspended, and two who agree at once are one after the other.
 pub(super) fn heed(batch: &[Op]) -> i32 {
     match () {
-        () if batch.iter().any(|op| matches!(op, Op::Stop(_) | Op::Propose(_))) => 2,
+        () if batch.iter().any(|op| matches!(op, Op::Stop(_) | Op::Propose(_) | Op::Hold(_))) => 2,
         () if Changes::heed_stops(batch) => 1,
         () => 0,
     }

@@ -4,7 +4,7 @@ use super::{Step, Stop, Stops};
 use crate::{
     audit::{Event, Facts, Record, Status},
     domain::SequenceNumber,
-    ledger::{Done, Kept, Note, Noted, Proposal, Propose, Publish, Refusal, Seed, StopAct},
+    ledger::{Done, Kept, Note, Noted, Proposal, Propose, Publish, Refusal, Seed, StopAct, acts::key_of},
 };
 
 pub(super) fn seed(last: Option<SequenceNumber>, op: &Seed) -> Result<Step, Refusal> {
@@ -39,7 +39,10 @@ pub(super) fn stop(stops: &Stops, op: &StopAct) -> Result<Step, Refusal> {
     let facts = Facts { kid, stop, status, detail: Some(op.reason.clone()), ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Stopped(record.id);
-    Ok(Step { stop: Some((op.stop.clone(), op.stands)), record: Some(record), ..Step::unchanged(done) })
+    // Nobody has agreed to the end of what had not begun.
+    let ends = op.stop.act_that_ends_it().filter(|_| op.stands);
+    let proposal = ends.map(|act| (key_of(&act), None));
+    Ok(Step { stop: Some((op.stop.clone(), op.stands)), proposal, record: Some(record), ..Step::unchanged(done) })
 }
 
 /// A kid is one key of one partner for ever, whatever a bundle says later.

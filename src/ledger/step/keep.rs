@@ -7,7 +7,7 @@ use crate::{
     audit::{Event, Facts, Record, Status},
     clock::UtcTime,
     domain::Identity,
-    ledger::{CheckpointAct, Done, HoldAct, Prune, PruneJournal, Refusal},
+    ledger::{CheckpointAct, Done, HoldAct, Prune, PruneJournal, Refusal, acts::key_of},
 };
 
 /// Before when something must have been to go.
@@ -73,5 +73,7 @@ pub(super) fn hold(holds: &Holds, op: &HoldAct) -> Result<Step, Refusal> {
     let facts = Facts { detail, status: op.context.answered(Status::Ok), ..Facts::default() };
     let record = Record::new(event, op.now, op.context.clone(), facts);
     let done = Done::Held(record.id);
-    Ok(Step { hold: Some((op.id.clone(), op.since)), record: Some(record), ..Step::unchanged(done) })
+    // Nobody has agreed to let go of what was not held yet.
+    let proposal = op.since.map(|_| (key_of(&format!("ReleaseHold {}", op.id)), None));
+    Ok(Step { hold: Some((op.id.clone(), op.since)), proposal, record: Some(record), ..Step::unchanged(done) })
 }

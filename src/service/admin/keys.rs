@@ -33,6 +33,7 @@ impl Admin {
         let kid = kid_of(&request.kid)?;
         let reason = format!("{}: {}", cause_of(request.cause()), why_of(request.reason)?);
         let now = SystemClock.now();
+        let stood_before = self.pipeline.stopped.known().is_revoked(&kid);
         let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
         if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act.clone()) {
             tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger knows it would forget it");
@@ -54,7 +55,7 @@ impl Admin {
             control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         }
         let known = self.knows(&Stop::Revoked(kid.clone()));
-        Ok(proto::RevokeKeyResponse { unknown_kid: !known, ..self.told(&kid, record, now) })
+        Ok(proto::RevokeKeyResponse { unknown_kid: !known, stood_before, ..self.told(&kid, record, now) })
     }
 
     fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
@@ -76,6 +77,7 @@ impl Admin {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy_digest: policy.digest.to_string(),
             unknown_kid: false,
+            stood_before: false,
             jwks_url: partner.and_then(|partner| partner.jwks_url.clone()).unwrap_or_default(),
         }
     }

@@ -141,6 +141,16 @@ mod tests {
         assert!(reach_of(None).is_err());
     }
 
+    /// What begins drops what was proposed to end it, by this text.
+    #[test]
+    fn an_act_that_ends_a_stop_is_proposed_as_the_ledger_knows_it() {
+        for (rpc, stop) in [(access::RESUME, "halted/all"), (access::REINSTATE_CALLER, "suspended/dns:a.example")] {
+            let stop: Stop = stop.parse().unwrap();
+            assert_eq!(stop.act_that_ends_it(), Some(format!("{} {stop}", rpc.action.name())));
+        }
+        assert_eq!(access::RELEASE_HOLD.action.name(), "ReleaseHold");
+    }
+
     #[test]
     fn a_hold_has_a_name_that_can_be_typed() {
         assert!(hold_of("case-2026.4_a".to_owned()).is_ok());

@@ -25,6 +25,7 @@ listen = "127.0.0.1:18444"
 certificate = "tls/server.pem"
 private_key = "tls/server.key"
 client_ca = "tls/ca.pem"
+trust_domain = 'dev.quotesign.example'
 [jwks]
 listen = "127.0.0.1:18445"
 certificate = "tls/server.pem"
@@ -127,37 +128,37 @@ const UNREADABLE: &[Case] = &[
         },
     ),
     (
-        "quotesign.toml: line 27: `limit`: unknown field `limit`, expected one of `environment`, `policy`, `policy_key`, `grpc`, `admin`, `jwks`, `operations`, `ledger`, `signers`, `aws_kms`, `limits`, `clock`, `drain`, `log`, `audit`, `otlp`",
+        "quotesign.toml: line 28: `limit`: unknown field `limit`, expected one of `environment`, `policy`, `policy_key`, `grpc`, `admin`, `jwks`, `operations`, `ledger`, `signers`, `aws_kms`, `limits`, `clock`, `drain`, `log`, `audit`, `otlp`",
         |it| {
             it.swap("[limits]", "[limit]");
         },
     ),
     (
-        "quotesign.toml: line 26: `signers[0].pin`: unknown field `pin`, expected one of `name`, `module`, `token`, `serial`, `pin_file`, `pin_env`, `sessions`, `queue_max`, `call_timeout_ms`, `probe_interval_ms`, `environment`",
+        "quotesign.toml: line 27: `signers[0].pin`: unknown field `pin`, expected one of `name`, `module`, `token`, `serial`, `pin_file`, `pin_env`, `sessions`, `queue_max`, `call_timeout_ms`, `probe_interval_ms`, `environment`",
         |it| {
             it.swap("pin_file = \"pin\"", "pin = \"4711\"");
         },
     ),
-    ("quotesign.toml: line 26: `signers[0].pin_file`: is of the wrong type; give a text, and no PIN", |it| {
+    ("quotesign.toml: line 27: `signers[0].pin_file`: is of the wrong type; give a text, and no PIN", |it| {
         it.swap("pin_file = \"pin\"", "pin_file = 98765432");
     }),
     ("quotesign.toml: line 9: `grpc.reflection` = `\"yes\"`: invalid type: string \"yes\", expected a boolean", |it| {
         it.add("trust_domain = \"dev.quotesign.example\"", "reflection = \"yes\"");
     }),
     (
-        "quotesign.toml: line 28: `limits.streams_max` = `\"many\"`: invalid type: string \"many\", expected a whole number that is not negative",
+        "quotesign.toml: line 29: `limits.streams_max` = `\"many\"`: invalid type: string \"many\", expected a whole number that is not negative",
         |it| {
             it.swap("streams_max = 16", "streams_max = \"many\"");
         },
     ),
     (
-        "quotesign.toml: line 28: `limits.streams_max` = `-1`: invalid value: integer `-1`, expected a whole number that is not negative",
+        "quotesign.toml: line 29: `limits.streams_max` = `-1`: invalid value: integer `-1`, expected a whole number that is not negative",
         |it| {
             it.swap("streams_max = 16", "streams_max = -1");
         },
     ),
     (
-        "quotesign.toml: line 19: `operations.listen` = `\"localhost:9464\"`: not an address and port; write it as `127.0.0.1:8443`",
+        "quotesign.toml: line 20: `operations.listen` = `\"localhost:9464\"`: not an address and port; write it as `127.0.0.1:8443`",
         |it| {
             it.swap("127.0.0.1:19464", "localhost:9464");
         },
@@ -168,10 +169,10 @@ const UNREADABLE: &[Case] = &[
             it.swap("\"development\"", "\"staging\"");
         },
     ),
-    ("quotesign.toml: line 30: `log.format` = `\"xml\"`: unknown variant `xml`, expected `json` or `text`", |it| {
+    ("quotesign.toml: line 31: `log.format` = `\"xml\"`: unknown variant `xml`, expected `json` or `text`", |it| {
         it.add("[log]", "format = \"xml\"");
     }),
-    ("quotesign.toml: line 20: unclosed table, expected `]`", |it| it.swap("[ledger]", "[ledger")),
+    ("quotesign.toml: line 21: unclosed table, expected `]`", |it| it.swap("[ledger]", "[ledger")),
     ("quotesign.toml: line 3: duplicate key", |it| it.add("policy = \"policy\"", "policy = \"other\"")),
     ("quotesign.toml: line 1: missing field `policy`", |it| it.swap("policy = \"policy\"\n", "")),
     ("quotesign.toml: line 1: missing field `operations`", |it| {

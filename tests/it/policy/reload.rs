@@ -140,6 +140,20 @@ async fn a_gateway_can_take_signed_bundles_alone() {
     let unsigned = failed(site.run(&["config", "check"]), 2);
     assert!(unsigned.contains("bundle.jws: is no detached JWS; sign the bundle"), "{unsigned}");
 
+    // Neither of the two keys that sign something else signs a bundle, not even one that no gateway takes.
+    let kid = fs::read_dir(site.path("policy/keys")).unwrap().next().unwrap().unwrap().file_name();
+    let kid = kid.to_str().unwrap().trim_end_matches(".jwk.json").to_owned();
+    let pinned = site.path(&format!("policy/keys/{kid}.jwk.json"));
+    let checkpoint = site.path("checkpoint.jwk.json");
+    for (object, jwk, said) in
+        [(&*kid, pinned.as_path(), "take another for quotes"), ("checkpoints-dev", &checkpoint, "signs checkpoints")]
+    {
+        let locator = format!("pkcs11:token=quotesign-dev;object={object};type=private");
+        let args = ["policy", "sign", dir, "--signer", "hsm-primary", "--locator", &locator, "--jwk"];
+        let refused = failed(site.run(&[&args[..], &[jwk.to_str().unwrap()]].concat()), 2);
+        assert!(refused.contains(said) && !site.path("policy/bundle.jws").exists(), "{refused}");
+    }
+
     done(sign());
     done(verify());
     openssl_agrees(&site, jwk);
