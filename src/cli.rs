@@ -164,6 +164,14 @@ fn misspelt(what: &str) -> Failure {
     Failure { code: 6, text: format!("done, and {what}: is it misspelt? What was meant still signs") }
 }
 
+/// An act that stops something was done at one gateway, whose ledger is away.
+fn not_yet_durable(what: &str) -> Failure {
+    let text = format!(
+        "not yet durable: {what} by the gateway that was asked, which keeps trying; tell the others by asking each"
+    );
+    Failure { code: 5, text }
+}
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
 struct Failure {

@@ -58,9 +58,9 @@ use crate::{
     backlog::Backlog,
     call::{Call, Course, Stage},
     clock::{ClockGuard, UtcTime},
-    domain::{Environment, PolicyDigest},
+    domain::{Environment, Identity, Kid, PolicyDigest},
     json::Limits,
-    ledger::{self, Ledger, LedgerError, Released},
+    ledger::{self, Ledger, LedgerError, Released, Stop},
     outcomes::Outcomes,
     policy::Bundle,
     published::{Published, Standings},
@@ -179,6 +179,7 @@ impl Pipeline {
         let valid = course.time(Stage::Validate, || validate::validate(parsed, policy, now, trail))?;
         let authorized = course.time(Stage::Authorize, || authorize::authorize(valid, policy, call, trail))?;
         let canonical = course.time(Stage::Canonicalise, || canonicalise::canonicalise(authorized, policy))?;
+        let identity = canonical.mark().identity.clone();
         let (released, replayed) = match self.hold(canonical, policy, call, now, trail).await? {
             Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
             Held::Pending(pending) => self.finish(pending, policy, call, trail.clone()).await?,
@@ -187,11 +188,21 @@ impl Pipeline {
         if released.expires_at <= self.clock.now()? {
             return Err(verify::VerifyError::Expired.into());
         }
-        // And what this gateway was told to revoke, before the ledger could be.
-        if self.stopped.known().is_revoked(&released.kid) {
-            return Err(LedgerError::Refused(ledger::Refusal::KidRevoked { kid: released.kid }).into());
-        }
+        self.may_release(&identity, &released.kid, call)?;
         Ok(Answer { released, policy: policy.digest, replayed })
+    }
+
+    /// Whether nobody has told this gateway to stop what is about to be released, before the ledger could be told.
+    fn may_release(&self, identity: &Identity, kid: &Kid, call: &Call) -> Result<(), LedgerError> {
+        let revoked = self.stopped.known().is_revoked(kid).then(|| Stop::Revoked(kid.clone()));
+        let stop = revoked.or_else(|| self.stopped.here_on(identity, kid, Some(&call.caller)));
+        stop.map_or(Ok(()), |stop| {
+            Err(LedgerError::Refused(match stop {
+                Stop::Revoked(kid) => ledger::Refusal::KidRevoked { kid },
+                Stop::Halted(reach) => ledger::Refusal::Halted { reach },
+                Stop::Suspended(_) => ledger::Refusal::Suspended,
+            }))
+        })
     }
 
     /// What records call the customer of a quote, also of one that is refused; of a quote that names none, nothing.

@@ -2,7 +2,8 @@
 //! key sets and the choice of a key. What decides is the ledger, in the transaction of each reservation and commit.
 //!
 //! Revoked kids are also kept in a small file, the *mirror*, beside the anchor and so on another volume than the
-//! ledger: a ledger that has gone back in time, and its revocations with it, learns them again from there.
+//! ledger: a ledger that has gone back in time, and its revocations with it, learns them again from there. What was stopped here while
+//! the ledger was away waits in another file beside it, with who did it and why.
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +17,13 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::Context,
+    clock::UtcTime,
     disk,
-    domain::Kid,
+    domain::{Caller, Identity, Kid},
     ledger::{Stop, StopAct, stops::Stops},
 };
 
@@ -45,11 +49,13 @@ pub struct Stopped {
     mirrored: Mutex<Option<Mirrored>>,
     /// Whether ledger or mirror has told what was revoked.
     told: AtomicBool,
-    /// Revocations that the ledger has not taken yet.
+    /// What was stopped here and the ledger has not taken yet.
     pending: Mutex<Vec<Pending>>,
+    /// Where that waits.
+    waits_in: Option<PathBuf>,
 }
 
-/// A revocation that the ledger has not taken yet.
+/// What was stopped here and the ledger has not taken yet.
 #[derive(Debug)]
 struct Pending {
     act: StopAct,
@@ -57,9 +63,19 @@ struct Pending {
     is_asked: bool,
 }
 
+/// The same as a line of its file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    stop: String,
+    reason: String,
+    context: Context,
+    at: UtcTime,
+}
+
 /// The mirror cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the file of revoked kids `{}`: {why}", path.display())]
+#[error("the file of what is stopped `{}`: {why}", path.display())]
 pub struct MirrorError {
     path: PathBuf,
     why: String,
@@ -72,12 +88,14 @@ impl Stopped {
     /// Where there is a mirror that cannot be read: publishing a key that it revokes would be worse than not starting.
     pub fn open(anchor: Option<&Path>) -> Result<Self, MirrorError> {
         let mirror = anchor.map(|anchor| anchor.with_added_extension("revoked"));
+        let waits_in = anchor.map(|anchor| anchor.with_added_extension("pending"));
         let mirrored = mirror.as_deref().map(read).transpose()?.flatten();
-        let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids);
-        let known: Stops = kids.cloned().map(Stop::Revoked).collect();
+        let pending = waits_in.as_deref().map(read_pending).transpose()?.unwrap_or_default();
+        let kids = mirrored.iter().flat_map(|mirrored| &mirrored.kids).cloned().map(Stop::Revoked);
+        let known: Stops = kids.chain(pending.iter().map(|waits| waits.act.stop.clone())).collect();
         let told = AtomicBool::new(mirrored.as_ref().is_some_and(|mirrored| mirrored.is_whole));
-        let pending = Mutex::default();
-        Ok(Self { known: ArcSwap::from_pointee(known), mirror, mirrored: Mutex::new(mirrored), told, pending })
+        let (known, mirrored) = (ArcSwap::from_pointee(known), Mutex::new(mirrored));
+        Ok(Self { known, mirror, mirrored, told, pending: Mutex::new(pending), waits_in })
     }
 
     /// Whether ledger or mirror has told which kids were revoked. Until then no key may be published: it could be one.
@@ -105,36 +123,70 @@ impl Stopped {
         self.known.store(Arc::new(known));
     }
 
-    /// Knows from now on that `kid` is revoked, before the ledger does. Whoever calls this asks the ledger for `act` next, and says
-    /// what became of it: [`Stopped::is_durable`], or that it [`Stopped::waits`].
+    /// Knows what `act` stops from now on, before the ledger does. Whoever calls this asks the ledger for it next, and says what became of
+    /// it: [`Stopped::is_durable`], or that it [`Stopped::waits`].
     ///
     /// # Errors
-    /// Where the mirror cannot be written; it is known all the same.
-    pub fn revoke_here(&self, kid: Kid, act: StopAct) -> Result<(), MirrorError> {
+    /// Where that cannot be written; it is known all the same.
+    pub fn stop_here(&self, act: StopAct) -> Result<(), MirrorError> {
         let mut pending = self.pending.lock();
         if pending.iter().all(|waits| waits.act.stop != act.stop) {
             pending.push(Pending { act, is_asked: true });
         }
+        let kept = self.keep(&pending);
         drop(pending);
-        let ledger: Stops = self.known.load().iter().cloned().chain([Stop::Revoked(kid)]).collect();
+        let known = Stops::clone(&self.known.load());
         // Nobody has told more than before.
-        self.take_over(ledger, false)
+        self.take_over(known, false).and(kept)
     }
 
-    /// The revocations that somebody has to ask the ledger for.
+    /// What was stopped here, and not yet in the ledger, that bears on a quote.
+    pub fn here_on(&self, identity: &Identity, kid: &Kid, caller: Option<&Caller>) -> Option<Stop> {
+        let pending = self.pending.lock();
+        if pending.is_empty() {
+            return None;
+        }
+        let here: Stops = pending.iter().map(|waits| waits.act.stop.clone()).collect();
+        here.on(identity, kid, caller).cloned()
+    }
+
+    /// What somebody has to ask the ledger for.
     #[must_use]
     pub fn waiting(&self) -> Vec<StopAct> {
         self.pending.lock().iter().filter(|waits| !waits.is_asked).map(|waits| waits.act.clone()).collect()
     }
 
-    /// The ledger did not take the revocation: it is to be asked again.
+    /// The ledger did not take it: it is to be asked again.
     pub fn waits(&self, stop: &Stop) {
         self.pending.lock().iter_mut().filter(|waits| waits.act.stop == *stop).for_each(|waits| waits.is_asked = false);
     }
 
-    /// The ledger has taken the revocation.
+    /// The ledger has taken it.
     pub fn is_durable(&self, stop: &Stop) {
-        self.pending.lock().retain(|waits| waits.act.stop != *stop);
+        let mut pending = self.pending.lock();
+        pending.retain(|waits| waits.act.stop != *stop);
+        if let Err(fault) = self.keep(&pending) {
+            tracing::error!(%fault, "what the ledger has taken waits there all the same, and is told to it again after a restart");
+        }
+    }
+
+    fn keep(&self, pending: &[Pending]) -> Result<(), MirrorError> {
+        let Some(path) = &self.waits_in else { return Ok(()) };
+        let fault = |why: String| MirrorError { path: path.clone(), why };
+        if pending.is_empty() {
+            return match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error.to_string())),
+                _ => Ok(()),
+            };
+        }
+        let mut text = String::new();
+        for Pending { act, .. } in pending {
+            let StopAct { stop, reason, context, now, .. } = act;
+            let line = Line { stop: stop.to_string(), reason: reason.clone(), context: context.clone(), at: *now };
+            text += &serde_json::to_string(&line).map_err(|error| fault(error.to_string()))?;
+            text.push('\n');
+        }
+        disk::put(path, text.as_bytes()).map_err(|error| fault(error.to_string()))
     }
 
     /// Takes over what the ledger says, with the revocations that are known already.
@@ -155,7 +207,8 @@ impl Stopped {
         // Whoever has been told stays so.
         let is_whole = self.told.fetch_or(told, Ordering::AcqRel) || told;
         let all = Mirrored { kids, is_whole };
-        let known: Stops = ledger.iter().cloned().chain(all.kids.iter().cloned().map(Stop::Revoked)).collect();
+        let revoked = all.kids.iter().cloned().map(Stop::Revoked);
+        let known: Stops = ledger.iter().cloned().chain(revoked).chain(pending).collect();
         self.known.store(Arc::new(known));
         // One that says that nothing was revoked is written too: without any nobody could tell that from one that was lost.
         if let Some(path) = self.mirror.as_deref().filter(|_| mirrored.as_ref() != Some(&all)) {
@@ -182,6 +235,24 @@ fn read(path: &Path) -> Result<Option<Mirrored>, MirrorError> {
     let kid = |line: &str| line.parse().map_err(|_| fault(format!("`{line}` is no kid; restore the file")));
     let kids = lines.map(kid).collect::<Result<_, _>>()?;
     Ok(Some(Mirrored { kids, is_whole }))
+}
+
+fn read_pending(path: &Path) -> Result<Vec<Pending>, MirrorError> {
+    let fault = |why: String| MirrorError { path: path.to_owned(), why };
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|error| fault(error.to_string()))?,
+    };
+    let pending = |line: &str| {
+        let unread = |why: String| {
+            fault(format!("a line of it cannot be read: {why}; move it away and stop again what it names"))
+        };
+        let line: Line = serde_json::from_str(line).map_err(|error| unread(error.to_string()))?;
+        let stop = line.stop.parse().map_err(|_| unread(format!("`{}` is nothing that is stopped", line.stop)))?;
+        let act = StopAct { stop, stands: true, reason: line.reason, context: line.context, now: line.at };
+        Ok(Pending { act, is_asked: false })
+    };
+    text.lines().map(pending).collect()
 }
 
 fn text_of(mirrored: &Mirrored) -> String {
@@ -229,7 +300,7 @@ mod tests {
         let (a, b) = ("quote-a".parse::<Kid>().unwrap(), "quote-b".parse::<Kid>().unwrap());
         // Nobody has told yet what else was revoked; a restart does not change that.
         let stopped = Stopped::open(Some(&anchor)).unwrap();
-        stopped.revoke_here(b.clone(), act("quote-b")).unwrap();
+        stopped.stop_here(act("quote-b")).unwrap();
         assert!(!stopped.is_told() && stopped.known().is_revoked(&b));
         let stopped = Stopped::open(Some(&anchor)).unwrap();
         assert!(!stopped.is_told() && stopped.known().is_revoked(&b));
@@ -239,7 +310,7 @@ mod tests {
         assert!(stopped.is_told() && stopped.known().is_revoked(&a) && stopped.known().is_revoked(&b));
         // A mirror that cannot be written, and a ledger that can be read and not written.
         let nowhere = Stopped::open(Some(&home.path().join("none/anchor"))).unwrap();
-        assert!(nowhere.revoke_here(a.clone(), act("quote-a")).is_err());
+        assert!(nowhere.stop_here(act("quote-a")).is_err());
         drop(nowhere.learn(Stops::default()));
         assert!(nowhere.known().is_revoked(&a), "until the ledger has taken it");
         nowhere.is_durable(&Stop::Revoked(a.clone()));
@@ -252,7 +323,7 @@ mod tests {
         let home = TempDir::new().unwrap();
         let stopped = Stopped::open(Some(&home.path().join("anchor"))).unwrap();
         let kid = Stop::Revoked("quote-a".parse().unwrap());
-        stopped.revoke_here("quote-a".parse().unwrap(), act("quote-a")).unwrap();
+        stopped.stop_here(act("quote-a")).unwrap();
         assert!(stopped.waiting().is_empty(), "whoever revoked it asks");
         assert!(stopped.lost_by(&Stops::default()).is_empty(), "it never had it");
         stopped.waits(&kid);

@@ -63,6 +63,9 @@ impl Suspend {
             let request = SuspendCallerRequest { caller: caller.clone(), reason, signed_since: since.map(timestamp) };
             let done = gateway(&client).await?.suspend_caller(request).await;
             let done = done.map_err(|status| Failure::refused(&status))?.into_inner();
+            if done.not_yet_durable {
+                return Err(super::not_yet_durable(&format!("nothing more is done for `{caller}`")));
+            }
             say!("`{caller}` is suspended on every gateway of this ledger until `quotesign callers reinstate`");
             say!("audit record {}", done.audit_record_id);
             tell(&caller, &done);

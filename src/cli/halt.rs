@@ -50,12 +50,18 @@ impl ReachArgs {
     }
 }
 
+/// What an act came to: its record, none where that is not durable yet, and whether nobody knows what was meant.
+struct Done {
+    record: String,
+    unknown: bool,
+}
+
 impl Act {
     pub(super) fn halt(self) -> Result<(), Failure> {
         self.run(
             async |mut gateway, reach, reason| {
                 let done = gateway.halt(HaltRequest { reach: Some(reach), reason }).await?.into_inner();
-                Ok((done.audit_record_id, done.unknown))
+                Ok(Done { record: done.audit_record_id, unknown: done.unknown })
             },
             |text| format!("is halted {text}, on every gateway of this ledger, until `quotesign resume` of the same"),
         )
@@ -65,7 +71,7 @@ impl Act {
         self.run(
             async |mut gateway, reach, reason| {
                 let done = gateway.resume(ResumeRequest { reach: Some(reach), reason }).await?;
-                Ok((done.into_inner().audit_record_id, false))
+                Ok(Done { record: done.into_inner().audit_record_id, unknown: false })
             },
             |text| format!("is no longer halted {text}; `quotesign admin status` shows what else stands"),
         )
@@ -73,13 +79,16 @@ impl Act {
 
     fn run(
         self,
-        act: impl AsyncFnOnce(Gateway, HaltReach, String) -> Result<(String, bool), Status>,
+        act: impl AsyncFnOnce(Gateway, HaltReach, String) -> Result<Done, Status>,
         told: impl FnOnce(String) -> String,
     ) -> Result<(), Failure> {
         let (client, (reach, text)) = (self.path.load()?, self.reach.reach());
         block_on(async {
-            let record = act(gateway(&client).await?, reach, self.reason).await;
-            let (record, unknown) = record.map_err(|status| Failure::refused(&status))?;
+            let done = act(gateway(&client).await?, reach, self.reason).await;
+            let Done { record, unknown } = done.map_err(|status| Failure::refused(&status))?;
+            if record.is_empty() {
+                return Err(super::not_yet_durable(&format!("nothing more is released {text}")));
+            }
             say!("signing {}", told(text.clone()));
             say!("audit record {record}");
             if unknown {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
@@ -157,7 +158,11 @@ impl AdminService for Admin {
         let stop = stops::reach_of(reach).map(Stop::Halted);
         let unknown = stop.as_ref().is_ok_and(|stop| !self.knows(stop));
         let record = self.put_stop(access::HALT, &call, stop, true, reason).await?;
-        Ok(Response::new(proto::HaltResponse { audit_record_id: record.to_string(), unknown }))
+        Ok(Response::new(proto::HaltResponse {
+            not_yet_durable: record.is_none(),
+            audit_record_id: text(record),
+            unknown,
+        }))
     }
 
     async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
@@ -165,7 +170,7 @@ impl AdminService for Admin {
         let proto::ResumeRequest { reach, reason } = request.into_inner();
         let stop = stops::reach_of(reach).map(Stop::Halted);
         let record = self.put_stop(access::RESUME, &call, stop, false, reason).await?;
-        Ok(Response::new(proto::ResumeResponse { audit_record_id: record.to_string() }))
+        Ok(Response::new(proto::ResumeResponse { audit_record_id: text(record) }))
     }
 
     async fn suspend_caller(
@@ -184,8 +189,9 @@ impl AdminService for Admin {
             Some(since) => self.signed_by(&caller, since).await,
             None => (Vec::new(), false),
         };
-        let audit_record_id = record.to_string();
-        Ok(Response::new(proto::SuspendCallerResponse { audit_record_id, signed, has_more, unknown }))
+        let (not_yet_durable, audit_record_id) = (record.is_none(), text(record));
+        let told = proto::SuspendCallerResponse { audit_record_id, signed, has_more, unknown, not_yet_durable };
+        Ok(Response::new(told))
     }
 
     async fn reinstate_caller(
@@ -196,7 +202,7 @@ impl AdminService for Admin {
         let proto::ReinstateCallerRequest { caller, reason } = request.into_inner();
         let stop = stops::caller_of(&caller, None).map(Stop::Suspended);
         let record = self.put_stop(access::REINSTATE_CALLER, &call, stop, false, reason).await?;
-        Ok(Response::new(proto::ReinstateCallerResponse { audit_record_id: record.to_string() }))
+        Ok(Response::new(proto::ReinstateCallerResponse { audit_record_id: text(record) }))
     }
 
     async fn set_hold(
@@ -220,6 +226,11 @@ impl AdminService for Admin {
         let record = self.put_hold(access::RELEASE_HOLD, &call, hold, Ok(None), reason).await?;
         Ok(Response::new(proto::ReleaseHoldResponse { audit_record_id: record.to_string() }))
     }
+}
+
+/// The id of a record; empty where there is none yet.
+fn text(record: Option<Uuid>) -> String {
+    record.map(|record| record.to_string()).unwrap_or_default()
 }
 
 /// Why an operator acts, in words that fit a record.

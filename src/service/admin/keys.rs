@@ -1,16 +1,13 @@
 //! The acts of an emergency: a key is revoked, and one that verifiers may not know yet is let sign.
 
-use std::{sync::Arc, time::Duration};
-
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{Admin, invalid, stops::kid_of, why_of};
+use super::{Admin, invalid, stops::kid_of, text, why_of};
 use crate::{
     audit,
     call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
-    control,
     domain::{Caller, KeyState, Kid},
     ledger::{Note, Noted, Stop, StopAct},
     policy::{Bundle, authority::Resource},
@@ -18,9 +15,6 @@ use crate::{
     published::count,
     service::{access, status},
 };
-
-/// How long the ledger may take to know a revocation before whoever asked for it is told that it does not yet.
-const REVOKED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Admin {
     /// Revokes a key. This gateway knows it at once, whatever keeps the ledger; with the ledger away, that as soon as it is back.
@@ -35,25 +29,7 @@ impl Admin {
         let now = SystemClock.now();
         let stood_before = self.pipeline.stopped.known().is_revoked(&kid);
         let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
-        if let Err(fault) = self.pipeline.stopped.revoke_here(kid.clone(), act.clone()) {
-            tracing::error!(%kid, %fault, "a key was revoked here, and a restart before the ledger knows it would forget it");
-        }
-        // In a task of its own: whoever asked for it may not wait as long as the ledger takes.
-        let pipeline = Arc::clone(&self.pipeline);
-        let asked = tokio::spawn(async move {
-            let stop = act.stop.clone();
-            let record = pipeline.ledger.stop(act).await;
-            match &record {
-                Ok(_) => pipeline.stopped.is_durable(&stop),
-                Err(_) => pipeline.stopped.waits(&stop),
-            }
-            record.ok()
-        });
-        let record = tokio::time::timeout(REVOKED_WITHIN, asked).await.ok().and_then(Result::ok).flatten();
-        if record.is_some() {
-            // What others have stopped is known with it.
-            control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
-        }
+        let record = self.stop_here(act).await;
         let known = self.knows(&Stop::Revoked(kid.clone()));
         Ok(proto::RevokeKeyResponse { unknown_kid: !known, stood_before, ..self.told(&kid, record, now) })
     }
@@ -68,8 +44,8 @@ impl Admin {
         let replacement =
             partner.and_then(|partner| policy.timeline.current(&partner.id, now, |kid| standings.of(kid)));
         proto::RevokeKeyResponse {
-            audit_record_id: record.map(|record| record.to_string()).unwrap_or_default(),
             not_yet_durable: record.is_none(),
+            audit_record_id: text(record),
             partner: partner.map(|partner| partner.id.to_string()).unwrap_or_default(),
             replacement_kid: replacement.map(|key| key.kid.to_string()).unwrap_or_default(),
             revoked_at: Some(proto::timestamp(now)),
@@ -101,7 +77,7 @@ impl Admin {
         if let Ok(kids) = self.pipeline.ledger.kids().await {
             self.pipeline.published.learn(kids);
         }
-        Ok(proto::ActivateKeyResponse { audit_record_id: record.map(|record| record.to_string()).unwrap_or_default() })
+        Ok(proto::ActivateKeyResponse { audit_record_id: text(record) })
     }
 
     /// The gateways of the ledger.

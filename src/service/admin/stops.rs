@@ -1,5 +1,7 @@
 //! The acts that stop signing and let it go on, and those that keep evidence.
 
+use std::{sync::Arc, time::Duration};
+
 use tonic::Status;
 use uuid::Uuid;
 
@@ -60,8 +62,40 @@ pub(super) fn hold_of(hold: String) -> Result<String, Status> {
     }
 }
 
+/// How long the ledger may take to know what is stopped before whoever asked for it is told that it does not yet.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
 impl Admin {
-    /// Has the ledger stop or resume, and answers once that is durable: the record of the act.
+    /// Stops at once here, whatever keeps the ledger, and has the ledger know it: the record of the act, once that is durable. With the
+    /// ledger away that is as soon as it is back.
+    pub(super) async fn stop_here(&self, act: StopAct) -> Option<Uuid> {
+        if let Err(fault) = self.pipeline.stopped.stop_here(act.clone()) {
+            let stop = &act.stop;
+            tracing::error!(%stop, %fault, "it is stopped here, and a restart before the ledger knows it would forget it");
+        }
+        // In a task of its own: whoever asked for it may not wait as long as the ledger takes.
+        let pipeline = Arc::clone(&self.pipeline);
+        let asked = tokio::spawn(async move {
+            let stop = act.stop.clone();
+            let record = pipeline.ledger.stop(act).await;
+            match &record {
+                Ok(_) => {
+                    pipeline.stopped.stands(&stop);
+                    pipeline.stopped.is_durable(&stop);
+                }
+                Err(_) => pipeline.stopped.waits(&stop),
+            }
+            record.ok()
+        });
+        let record = tokio::time::timeout(STOPPED_WITHIN, asked).await.ok().and_then(Result::ok).flatten();
+        if record.is_some() {
+            // What others have stopped is known with it, and this replica's own key set follows.
+            control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
+        }
+        record
+    }
+
+    /// Stops or resumes: the record of the act, once that is durable. What resumes is not answered before.
     pub(super) async fn put_stop(
         &self,
         rpc: Rpc,
@@ -69,21 +103,21 @@ impl Admin {
         stop: Result<Stop, Status>,
         stands: bool,
         reason: String,
-    ) -> Result<Uuid, Status> {
+    ) -> Result<Option<Uuid>, Status> {
         // Who may not act learns nothing of what the act would need.
         let context = self.allowed(rpc, call)?;
         let (stop, reason) = (stop?, why_of(reason)?);
         let act = format!("{} {stop}", rpc.action.name());
         let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
-        let named = stop.clone();
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
-        let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         if stands {
-            self.pipeline.stopped.stands(&named);
+            return Ok(self.stop_here(act).await);
         }
-        // This replica's own key set follows at once, others' within their next look.
+        // What was stopped here while the ledger was away is there before it ends.
+        control::make_durable(&self.pipeline.ledger, &self.pipeline.stopped).await;
+        let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
-        Ok(record)
+        Ok(Some(record))
     }
 
     /// Has the ledger hold what expired or was journalled since an instant, or let go of it.

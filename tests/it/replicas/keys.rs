@@ -63,6 +63,51 @@ async fn a_key_is_revoked_while_the_ledger_is_away() {
     }
 }
 
+/// What is stopped while the ledger is away stands at the gateway that was asked, also after a restart, and in the ledger once that is
+/// back: with who did it, and why.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stopped_while_the_ledger_is_away_outlives_a_restart_with_who_did_it() {
+    let mut cluster = Cluster::new(&[]);
+    let mut replicas = Replicas::new(cluster.empty(), 1, &[]).await;
+    let (kid, anchor) = (kid(&replicas.site), replicas.site.path("anchor"));
+    replicas.site.env.insert("QUOTESIGN__LEDGER__ANCHOR".to_owned(), anchor.display().to_string());
+    done(replicas.site.run(&["ledger", "anchor", "adopt", "--if-missing", "--reason", "a test"]));
+    let gateway = replicas.start(0);
+    gateway.signing().await;
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    cluster.crash();
+    let auditor = "spiffe://dev.quotesign.example/auditor";
+    for act in [&["halt", "--all"][..], &["callers", "suspend", auditor], &["keys", "revoke", &kid]] {
+        let told = failed(client(&replicas.site, &gateway, &[act, &["--reason", "OPS-30"]].concat()), 5);
+        assert!(told.contains("not yet durable"), "{told}");
+    }
+    gateway.kill();
+    let gateway = replicas.start(0);
+    let stands = |gateway: &Gateway| {
+        let status = done(client(&replicas.site, gateway, &["admin", "status"]));
+        ["halted/all", &format!("suspended/{auditor}"), &format!("revoked/{kid}")]
+            .iter()
+            .all(|stop| status.contains(&format!("STOPPED     {stop}")))
+    };
+    assert!(stands(&gateway));
+    cluster.start(&[]);
+    let waits = replicas.site.path("anchor.pending");
+    until("it is durable", async || !waits.exists()).await;
+    assert!(stands(&gateway));
+    for (event, why) in [
+        ("signing.halted", "OPS-30"),
+        ("caller.suspended", "OPS-30"),
+        ("key.revoked", "key-may-be-compromised: OPS-30"),
+    ] {
+        let records = format!("SELECT convert_from(record, 'UTF8') FROM audit WHERE event = '{event}'");
+        let record: serde_json::Value = serde_json::from_str(&replicas.database.sql(&records)).unwrap();
+        assert_eq!(record["context"]["caller"], "spiffe://dev.quotesign.example/operator", "{record}");
+        assert_eq!(record["facts"]["detail"], why, "{record}");
+    }
+    done(client(&replicas.site, &gateway, &["resume", "--all", "--reason", "OPS-30"]));
+    assert!(gateway.stop().success());
+}
+
 /// A quote is at its device while its key is revoked here, and the ledger, which was away, takes its signature before it hears of
 /// that: nobody is given it.
 #[tokio::test(flavor = "multi_thread")]
