@@ -131,6 +131,9 @@ pub struct Context {
     /// The gRPC method; absent for what the gateway does by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// Who acted with a command on the ledger itself: the user of the machine where it ran.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub operator: Option<String>,
     /// The partner concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<PartnerId>,
@@ -167,6 +170,7 @@ impl Context {
             policy_serial: serial,
             caller: None,
             method: None,
+            operator: None,
             partner: None,
             quote_id: None,
             corridor: None,

@@ -425,11 +425,17 @@ impl Scope {
     /// The scope of this encoding, and the environment that it is in; absent where it is none.
     #[must_use]
     pub fn read(text: &str) -> Option<(Environment, Self)> {
-        let (environment, partner, corridor): (Environment, PartnerId, Option<Corridor>) = serde_json::from_str(text)
-            .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
-            .ok()?;
+        let (environment, partner, corridor) = Self::parts(text)?;
         let scope = Self::new(environment, &partner, corridor.as_ref());
         (scope.0 == text).then_some((environment, scope))
+    }
+
+    /// What such an encoding is made of.
+    #[must_use]
+    pub fn parts(text: &str) -> Option<(Environment, PartnerId, Option<Corridor>)> {
+        serde_json::from_str(text)
+            .or_else(|_| serde_json::from_str(text).map(|(environment, partner)| (environment, partner, None)))
+            .ok()
     }
 
     /// The encoding, as the ledger keeps it.

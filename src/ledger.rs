@@ -34,11 +34,14 @@ pub mod step;
 pub mod stops;
 
 pub use absent::Absent;
-pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
+pub use acts::{
+    CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct, floor_of,
+    hold_of, reason_of,
+};
 pub use condition::{AnchorState, Condition, ServerClock};
 pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled, SWEEP_MAX};
 pub use kept::Kept;
-pub use lease::{Holding, Lease};
+pub use lease::{Holding, LEASE, Lease};
 pub use place::{Journal, Place, Store, Stretch};
 pub use reading::{Reading, Waiting};
 pub use reads::{OpenReads, Reads};

@@ -19,7 +19,7 @@ use crate::{
     domain::{KeyState, Kid, PartnerId},
     jwk::PublicKey,
     key_set::Shown,
-    ledger::{Kept, Lease, Noted, stops::Stops},
+    ledger::{Kept, LEASE, Lease, Noted, stops::Stops},
     policy::{
         Bundle, Partner,
         timeline::{Standing, TimedKey},
@@ -27,8 +27,6 @@ use crate::{
     stopped::Stopped,
 };
 
-/// A gateway that gave no sign of life for longer has no vote.
-pub const LEASE: Duration = Duration::from_secs(10);
 /// So long a gateway may take to follow a bundle that another has; then it has no vote either.
 pub const GRACE: Duration = Duration::from_mins(1);
 

@@ -23,7 +23,7 @@ impl Noted {
 
     /// The same of a ledger that is not the config's.
     pub(super) fn at(place: Place, command: &str, filters: Vec<String>) -> Result<Self, Failure> {
-        let noted = place.note(&Reading::new(reader(), command, filters));
+        let noted = place.note(&Reading::new(user(), command, filters));
         noted.map_err(|fault| Failure::failed(format!("nothing was read, since that could not be noted: {fault}")))?;
         Ok(Self(place))
     }
@@ -43,7 +43,7 @@ pub(super) fn filter(name: &str, value: Option<&impl ToString>) -> Option<String
 }
 
 /// Who runs this process, by the machine's own word: the environment can say anything.
-fn reader() -> String {
+pub(super) fn user() -> String {
     let uid = rustix::process::getuid().as_raw();
     let users = fs::read_to_string(USERS).unwrap_or_default();
     name_of(&users, uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))

@@ -4,6 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::domain::Kid;
 
+/// A gateway that gave no sign of life for longer does not count.
+pub const LEASE: Duration = Duration::from_secs(10);
+
 /// What a gateway says of itself when it renews its lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Engine, EngineError, Quarantined, Reading, Reads,
     anchor::{self, Anchored},
-    chain::{Position, StoredRecord},
+    chain::{Heads, Position, StoredRecord},
     postgres::{self, Postgres, Settings},
     sqlite::{self, Sqlite},
     step::Holds,
@@ -62,22 +62,43 @@ impl Place {
     /// # Errors
     /// Where it is absent, in use, damaged, or of another environment or version.
     pub fn open(&self, environment: Environment) -> Result<Box<dyn Engine>, EngineError> {
-        self.elsewhere(environment)?;
-        let engine = self.open_as_it_is(environment)?;
-        Ok(match &self.anchor {
-            Some(anchor) => Box::new(Anchored::open(engine, anchor, environment)?),
-            None => engine,
+        self.anchored(environment, || {
+            Ok(match &self.store {
+                Store::Sqlite(file) => Box::new(Sqlite::open(file, environment)?),
+                Store::Postgres(settings) => Box::new(Postgres::open(Settings::clone(settings), environment)?),
+            })
         })
     }
 
-    /// Opens it whatever its anchor says, for those who decide what is to become of it.
+    /// The same for a command: a gateway that is at it, under the name that the config gives, keeps it.
+    ///
+    /// # Errors
+    /// As for [`Place::open`].
+    pub fn open_alone(&self, environment: Environment) -> Result<Box<dyn Engine>, EngineError> {
+        self.anchored(environment, || self.open_as_it_is(environment))
+    }
+
+    /// The same whatever its anchor says, for those who decide what is to become of it.
     ///
     /// # Errors
     /// Where it is absent, in use, damaged, or of another environment or version.
     pub fn open_as_it_is(&self, environment: Environment) -> Result<Box<dyn Engine>, EngineError> {
         Ok(match &self.store {
             Store::Sqlite(file) => Box::new(Sqlite::open(file, environment)?),
-            Store::Postgres(settings) => Box::new(Postgres::open(Settings::clone(settings), environment)?),
+            Store::Postgres(settings) => Box::new(Postgres::open_alone(Settings::clone(settings), environment)?),
+        })
+    }
+
+    fn anchored(
+        &self,
+        environment: Environment,
+        open: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
+    ) -> Result<Box<dyn Engine>, EngineError> {
+        self.elsewhere(environment)?;
+        let engine = open()?;
+        Ok(match &self.anchor {
+            Some(anchor) => Box::new(Anchored::open(engine, anchor, environment)?),
+            None => engine,
         })
     }
 
@@ -249,6 +270,12 @@ pub trait Journal: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError>;
+
+    /// Those of `heads` that the store does not hold any more, each in words: it has gone back in time.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError>;
 
     /// What keeps the ledger from pruning.
     ///

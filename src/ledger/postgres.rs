@@ -117,6 +117,18 @@ impl Postgres {
     /// # Errors
     /// Where the server cannot be used, or the database is of another environment or version.
     pub fn open(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
+        Self::begin(settings, environment, false)
+    }
+
+    /// The same, but does not take the lane of a gateway that lives.
+    ///
+    /// # Errors
+    /// As for [`Postgres::open`], and where one does.
+    pub fn open_alone(settings: Settings, environment: Environment) -> Result<Self, EngineError> {
+        Self::begin(settings, environment, true)
+    }
+
+    fn begin(settings: Settings, environment: Environment, alone: bool) -> Result<Self, EngineError> {
         let runtime = Own::new()?;
         let lane = Lane { epoch: 0, position: Position::GENESIS };
         let owner = Uuid::now_v7();
@@ -127,6 +139,9 @@ impl Postgres {
             let open = inner.connect().await?;
             inner.lookout.is_at(&open.home);
             inner.lookout.is_settled(&open.session.client, &open.home, None).await?;
+            if alone {
+                lease::is_free(&open.session.client, &inner.settings.replica).await?;
+            }
             open.session.was_warned();
             inner.lane = open.take(&inner.settings.replica, &inner.owner).await?;
             open.is_kept(&inner.settings.server).await?;

@@ -356,16 +356,6 @@ impl Reader {
         journal::chain(&self.0.lock()).map(|chain| chain.position)
     }
 
-    /// Those of `heads` that the file does not hold, each in words.
-    ///
-    /// # Errors
-    /// Where the file cannot be read.
-    pub fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
-        let connection = self.0.lock();
-        let position = journal::chain(&connection)?.position;
-        gone_back(&connection, position, heads)
-    }
-
     /// The quote of this identity.
     ///
     /// # Errors
@@ -460,6 +450,12 @@ impl Journal for Reader {
 
     fn record(&self, id: &Uuid) -> Result<Option<StoredRecord>, EngineError> {
         self.record(id)
+    }
+
+    fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        let connection = self.0.lock();
+        let position = journal::chain(&connection)?.position;
+        gone_back(&connection, position, heads)
     }
 
     fn holds(&self) -> Result<Holds, EngineError> {

@@ -102,6 +102,8 @@ pub struct Act {
     pub event: &'static str,
     /// By whom; absent for what the gateway did by itself.
     pub caller: Option<Caller>,
+    /// By which user of a machine, with a command on the ledger itself.
+    pub operator: Option<String>,
     /// Of which key, stop or scope, and why.
     pub detail: String,
     /// The record.
@@ -169,7 +171,8 @@ impl Summary {
             facts.stop.clone().or_else(|| facts.kid.as_ref().map(ToString::to_string)).or_else(|| facts.scope.clone());
         let detail = what.into_iter().chain(facts.detail.clone()).collect::<Vec<_>>().join(": ");
         let (at, event, caller) = (record.at, record.event.name(), record.context.caller.clone());
-        self.acts.push(Act { at, event, caller, detail, record: record.id });
+        let operator = record.context.operator.clone();
+        self.acts.push(Act { at, event, caller, operator, detail, record: record.id });
     }
 
     /// For people.
@@ -202,8 +205,9 @@ impl Summary {
         if !self.acts.is_empty() {
             lines.push("acts:".to_owned());
         }
-        for Act { at, event, caller, detail, .. } in &self.acts {
-            let who = caller.as_ref().map_or_else(|| "the gateway itself".to_owned(), ToString::to_string);
+        for Act { at, event, caller, operator, detail, .. } in &self.acts {
+            let who = caller.as_ref().map(ToString::to_string).or_else(|| operator.clone());
+            let who = who.unwrap_or_else(|| "the gateway itself".to_owned());
             lines.push(format!("  {at}  {event}  by {who}  {detail}"));
         }
         if self.acts_left_out > 0 {

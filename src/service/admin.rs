@@ -9,8 +9,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{Control, ReloadError},
     domain::SequenceNumber,
-    json::is_hidden,
-    ledger::{Seed, Stop},
+    ledger::{Seed, Stop, floor_of, reason_of},
     pipeline::Pipeline,
     policy::authority::Resource,
     proto::{self, Reason, admin_service_server::AdminService},
@@ -38,11 +37,6 @@ pub struct Admin {
     /// When this process started.
     pub started_at: UtcTime,
 }
-
-/// A floor beyond this would leave a sequence too little room ever to be raised again: 2^52.
-const FLOOR_MAX: u64 = 1 << 52;
-/// The longest reason an operator may give for an act.
-const REASON_BYTES_MAX: usize = 500;
 
 #[tonic::async_trait]
 impl AdminService for Admin {
@@ -80,11 +74,8 @@ impl AdminService for Admin {
         let policy = self.pipeline.policy.load_full();
         let (partner, verdict) = access::SEED_SEQUENCE.with_partner(&self.pipeline, &policy, &call, &partner)?;
         let corridor = corridor_of(partner, &corridor)?;
-        if floor > FLOOR_MAX {
-            return Err(invalid(format!("`floor` is above {FLOOR_MAX}, which would leave the sequence no room")));
-        }
-        let reason = why_of(reason)?;
-        let floor = SequenceNumber::try_from(floor).map_err(|fault| invalid(format!("`floor`: {fault}")))?;
+        let floor = floor_of(floor).map_err(|fault| invalid(format!("`floor` {fault}")))?;
+        let reason = why_of(&reason)?;
         let mut context = access::trail(&call, self.pipeline.environment, &policy);
         context.partner = Some(partner.id.clone());
         context.corridor.clone_from(&corridor);
@@ -234,11 +225,8 @@ fn text(record: Option<Uuid>) -> String {
 }
 
 /// Why an operator acts, in words that fit a record.
-fn why_of(reason: String) -> Result<String, Status> {
-    if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(is_hidden) {
-        return Err(invalid("`reason` must say in 1 to 500 bytes of one line why"));
-    }
-    Ok(reason)
+fn why_of(reason: &str) -> Result<String, Status> {
+    reason_of(reason).map_err(|fault| invalid(format!("`reason` {fault}")))
 }
 
 fn invalid(message: impl Into<String>) -> Status {

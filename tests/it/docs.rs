@@ -84,6 +84,7 @@ fn the_page_of_the_audit_record_lists_every_field_and_every_event() {
         environment: Environment::Sandbox,
         gateway_version: String::new(),
         method: text.clone(),
+        operator: text.clone(),
         partner: Some("acme-remit".parse().unwrap()),
         policy_digest: String::new(),
         policy_serial: 1,

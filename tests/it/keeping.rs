@@ -19,6 +19,9 @@ async fn every_number_without_a_released_quote_is_explained() {
     };
     assert!(done(seed("10")).starts_with("the sequence was created with the floor 10\naudit record "));
     assert!(failed(seed("10"), 1).contains("is not above"));
+    assert!(failed(seed("9007199254740991"), 2).contains("--floor is above 4503599627370496"));
+    let endless = ["ledger", "seed", "--partner", PARTNER, "--floor", "11", "--reason", "two\nlines"];
+    assert!(failed(site.run(&endless), 2).contains("must say in 1 to 500 bytes of one line why"));
     let nobody = ["ledger", "seed", "--partner", "nobody", "--floor", "1", "--reason", "x"];
     assert!(failed(site.run(&nobody), 2).contains("policy has no `nobody`"));
     let gateway = site.serve().await;
@@ -203,6 +206,8 @@ async fn quotes_are_forgotten_when_their_time_is_over_and_nobody_holds_them() {
     let site = Site::new().with("QUOTESIGN__LEDGER__SWEEP_S", "1").with("QUOTESIGN__LEDGER__KEEP_DAYS", "0");
     let since = quotesign::clock::Clock::now(&quotesign::clock::SystemClock).minus(DAY).to_string();
     let hold = ["ledger", "hold", "case-1", "--since", &since, "--reason", "OPS-12"];
+    let unnamed = ["ledger", "hold", "case 1", "--since", &since, "--reason", "OPS-12", "--offline"];
+    assert!(failed(site.run(&unnamed), 2).contains("must be 1 to 64 letters"));
     done(site.run(&[&hold[..], &["--offline"]].concat()));
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;

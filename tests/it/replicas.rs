@@ -24,7 +24,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, reason, until},
+    harness::{Caller, Gateway, PATIENCE, Quote, Site, done, failed, reason, until},
     history::{Answer, Store, Told, faults},
     kills::{Dice, number_from, seed_from},
     server::{Cluster, Database},
@@ -566,6 +566,19 @@ async fn a_gateway_starts_while_its_ledger_is_away() {
     gateway.signing().await;
     assert_eq!((kids(&gateway).await, ready(&gateway, "jwks").await), (Ok(1), 200));
     assert!(!pricing.sign(&quote).await.unwrap().replayed);
+    // What acts on the ledger itself leaves it to who is there, and what is refused takes no lane.
+    let offline = |replica: &str, floor: &str| {
+        let mut seed = replicas.site.command();
+        seed.env("QUOTESIGN__LEDGER__POSTGRES__REPLICA", replica).args(["ledger", "seed", "--partner", "acme-remit"]);
+        seed.args(["--reason", "a test", "--floor", floor, "--config"]).arg(replicas.site.config()).output().unwrap()
+    };
+    let lives = "SELECT count(*) FROM replica WHERE replica = 'gw-0'";
+    until("it has a lease", async || replicas.database.sql(lives) == "1").await;
+    let refused = failed(offline("gw-0", "90"), 1);
+    assert!(refused.contains("the gateway `gw-0` is at the ledger") && refused.contains("try again in"), "{refused}");
+    assert!(failed(offline("gw-9", "0"), 1).contains("is not above"));
+    assert_eq!(replicas.database.sql("SELECT count(*) FROM lane WHERE lane = 'gw-9'"), "0");
+    assert!(pricing.sign(&Quote::number(2)).await.is_ok());
     assert!(gateway.stop().success());
 
     // The file beside the anchor says that nothing was revoked.
@@ -595,7 +608,7 @@ async fn a_gateway_starts_while_its_ledger_is_away() {
     cluster.start(&[]);
     let pricing = gateway.quotes("pricing").await;
     until("it has joined", async || {
-        let status = pricing.sign(&Quote::number(2)).await.unwrap_err();
+        let status = pricing.sign(&Quote::number(3)).await.unwrap_err();
         assert!(["LEDGER_UNAVAILABLE", "NO_ACTIVE_KEY"].contains(&reason(&status).as_str()), "{status:?}");
         reason(&status) == "NO_ACTIVE_KEY"
     })

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     commands::client,
-    harness::{Quote, Site, done, failed, reason, until},
+    harness::{PARTNER, Quote, Site, done, failed, reason, toml, until},
 };
 
 /// Signs these numbers through a gateway of its own.
@@ -61,14 +61,29 @@ async fn a_ledger_restored_from_a_backup_signs_nothing_until_somebody_decides() 
     let other = failed(accept(&["[\"production\",\"other\"]=9", &floor(6)]), 2);
     assert!(other.contains("is no scope of the ledger"), "{other}");
     // One that was seeded since, and is lost altogether.
-    let lost = "[\"development\",\"other\"]=9";
+    let lost = format!("[\"development\",\"{PARTNER}\",\"GB-IN\"]=9");
+    let lost = lost.as_str();
     let unnamed = failed(accept(&[lost]), 2);
     assert!(unnamed.contains("name a floor for"), "{unnamed}");
+    let unknown = failed(accept(&["[\"development\",\"acme-remti\"]=9", &floor(6)]), 2);
+    assert!(unknown.contains("policy has no `acme-remti`"), "{unknown}");
+    let other = failed(accept(&[lost, &floor(6)]), 2);
+    assert!(other.contains("policy has this partner's with no corridor"), "{other}");
+    // Each caller says how far it was, and there are several to a scope.
+    let twice = failed(accept(&[&floor(3), &floor(6)]), 2);
+    assert!(twice.contains("is named twice: name it once, with the greatest number"), "{twice}");
+    let endless = failed(accept(&[&floor((1 << 53) - 1)]), 2);
+    assert!(endless.contains("would leave the sequence no room"), "{endless}");
+    let scopes = |all: &str| {
+        site.edit_policy(|policy| policy["partners"][0]["sequence"]["scope"] = toml(all));
+    };
+    scopes("['partner', 'corridor']");
     let mut halted = site.command();
     halted.args(["ledger", "accept-rollback", "--halt", "--reason", "OPS-7", "--config"]).arg(site.config());
     halted.args(["--raise-floor", &floor(6), "--raise-floor", lost]);
     let accepted = done(halted.output().unwrap());
     assert!(accepted.contains("2 floors raised") && accepted.contains("halted/all"), "{accepted}");
+    scopes("['partner']");
     let scopes = quotesign::ledger::Journal::scopes(&Reader::open(&file).unwrap()).unwrap();
     assert!(scopes.iter().any(|(scope, last)| format!("{}={last}", scope.as_str()) == lost), "{scopes:?}");
 
@@ -86,6 +101,9 @@ async fn a_ledger_restored_from_a_backup_signs_nothing_until_somebody_decides() 
     done(site.run(&["audit", "verify"]));
     let record = site.journalled("ledger.rollback_accepted", 1).await.pop().unwrap();
     assert!(record["facts"]["detail"].as_str().unwrap().ends_with(": OPS-7"), "{record}");
+    assert!(record["context"]["operator"].as_str().unwrap().contains("(uid "), "{record}");
+    let summary = done(site.run(&["audit", "summary", "--event", "ledger.rollback_accepted"]));
+    assert!(summary.contains(&format!("by {}", record["context"]["operator"].as_str().unwrap())), "{summary}");
     assert_ne!(record["context"]["policy_serial"], json!(0), "the policy in force is not forgotten");
 }
 

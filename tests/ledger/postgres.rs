@@ -1,7 +1,7 @@
 //! What the engine of PostgreSQL must bear beside the contract.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Allowance, Charge, Done, Engine, EngineError, HoldAct, Journal, Ledger, LedgerConfig, LedgerError, Op,
+        Allowance, Charge, Done, Engine, EngineError, HoldAct, Holding, Journal, Ledger, LedgerConfig, LedgerError, Op,
         PruneJournal, Reads as _, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
         postgres::{Postgres, Reader, Server},
@@ -165,6 +165,21 @@ fn whoever_takes_a_lane_fences_out_the_one_before() {
     assert!(matches!(first.reopen(), Err(EngineError::Unfit(_))), "it does not take it back");
     assert!(one(&mut second, Op::Reserve(reserve("q1", 1))).is_ok());
     assert_eq!(journal(&database, "gw-1").len(), 2);
+}
+
+#[test]
+fn a_command_leaves_a_gateway_that_lives_its_lane() {
+    let database = Cluster::shared().database();
+    let alone = || Postgres::open_alone(database.settings("gw-1"), Environment::Sandbox);
+    let mut gateway = database.open("gw-1");
+    one(&mut gateway, Op::Seed(seed("GB-IN", 0))).unwrap();
+    gateway.renew(&Holding { serial: 1, shown: BTreeSet::new() }).unwrap();
+    let refused = alone().err().unwrap().to_string();
+    assert!(refused.contains("the gateway `gw-1` is at the ledger"), "{refused}");
+    assert!(refused.ends_with("try again in 10 s"), "{refused}");
+    assert!(one(&mut gateway, Op::Reserve(reserve("q1", 1))).is_ok());
+    database.sql("UPDATE replica SET seen_at = seen_at - interval '10 s'");
+    assert!(one(&mut alone().unwrap(), Op::Reserve(reserve("q2", 2))).is_ok());
 }
 
 #[test]

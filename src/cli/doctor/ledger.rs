@@ -66,7 +66,7 @@ fn look_at_anchor(found: &Condition, anchor: &AnchorState, report: &mut Report) 
         AnchorState::None => report.skipped(check, "", "the config names no anchor"),
         AnchorState::Missing if found.is_empty() => report.ok(check, "", "there is none yet, and the ledger is empty"),
         AnchorState::Missing => {
-            let remedy = "bring it back, or, if this ledger is the newest, `quotesign ledger anchor adopt`";
+            let remedy = "bring it back, or, if this ledger is the newest, end the gateway and run `quotesign ledger anchor adopt`";
             report.fault(check, "", "the anchor is missing, and the ledger is not empty", remedy);
         }
         AnchorState::Unfit(why) => {

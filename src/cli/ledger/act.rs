@@ -5,17 +5,29 @@ use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::CorrelationId,
-    ledger::{Done, Engine, Op},
+    ledger::{
+        Done, Engine, Journal, Op,
+        batch::{self, Snapshot},
+        chain::Position,
+    },
+    policy::{Bundle, Problem},
 };
 
-use super::super::Failure;
+use super::super::{Failure, noted::user};
 
 /// A command decides under no policy of its own: of those that gateways' newest records name the newest is in force still.
-pub(super) fn trail(engine: &mut dyn Engine, config: &Config) -> Result<Context, Failure> {
-    let newest = engine.newest_records().map_err(Failure::failed)?.into_iter().map(|newest| newest.context);
-    let newest = newest.max_by_key(|context| context.policy_serial);
-    let (digest, serial) = newest.map_or_else(Default::default, |newest| (newest.policy_digest, newest.policy_serial));
-    Ok(Context::new(CorrelationId::made(), config.environment, digest, serial))
+pub(super) fn trail(journal: &dyn Journal, config: &Config) -> Result<Context, Failure> {
+    let mut newest = None;
+    for lane in journal.lanes().map_err(Failure::failed)? {
+        let last = lane.head.next_index.saturating_sub(1);
+        for stored in journal.records(&lane.lane, last, 1).map_err(Failure::failed)? {
+            let context = stored.record().map_err(Failure::failed)?.context;
+            newest = newest.max(Some((context.policy_serial, context.policy_digest)));
+        }
+    }
+    let (serial, digest) = newest.unwrap_or_default();
+    let context = Context::new(CorrelationId::made(), config.environment, digest, serial);
+    Ok(Context { operator: Some(user()), ..context })
 }
 
 /// A record of what the command decided.
@@ -23,7 +35,22 @@ pub(super) fn record(context: Context, event: Event, detail: String) -> Op {
     Op::Record(Record::new(event, SystemClock.now(), context, Facts { detail: Some(detail), ..Facts::default() }))
 }
 
-/// Applies all of `batch` or says what was refused; a refused operation of several leaves the others applied.
+/// What policy says, by the config.
+pub(super) fn policy(config: &Config) -> Result<Bundle, Failure> {
+    Bundle::load(&config.policy)
+        .map_err(|problems| Failure::unfit(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")))
+}
+
+/// Refuses what the ledger would refuse of `batch`, before it is opened to write: that takes a database's lane, and a refused
+/// operation of several leaves the others applied.
+pub(super) fn weigh(journal: &dyn Journal, batch: &[Op]) -> Result<(), Failure> {
+    let lasts = journal.scopes().map_err(Failure::failed)?.into_iter().collect();
+    let snapshot = Snapshot { lasts, holds: journal.holds().map_err(Failure::failed)?, ..Snapshot::default() };
+    let weighed = batch::run(snapshot, Position::GENESIS, batch).map_err(Failure::failed)?;
+    weighed.replies.into_iter().try_for_each(|reply| reply.map(drop).map_err(Failure::failed))
+}
+
+/// Applies all of `batch` or says what was refused.
 pub(super) fn apply(engine: &mut dyn Engine, batch: &[Op]) -> Result<Vec<Done>, Failure> {
     let replies = engine.apply(batch).map_err(Failure::failed)?;
     replies.into_iter().map(|reply| reply.map_err(Failure::failed)).collect()
@@ -32,7 +59,10 @@ pub(super) fn apply(engine: &mut dyn Engine, batch: &[Op]) -> Result<Vec<Done>, 
 /// Opens the ledger that no gateway is at, and does one thing to it.
 pub(super) fn alone(config: &Config, op: impl FnOnce(Context) -> Op) -> Result<Done, Failure> {
     let place = config.ledger.place().map_err(Failure::unfit)?;
-    let mut engine = place.open(config.environment).map_err(Failure::failed)?;
-    let context = trail(&mut *engine, config)?;
-    apply(&mut *engine, &[op(context)])?.pop().ok_or_else(|| Failure::failed("the ledger gave no answer"))
+    let journal = place.journal().map_err(Failure::failed)?;
+    let batch = [op(trail(&*journal, config)?)];
+    weigh(&*journal, &batch)?;
+    drop(journal);
+    let mut engine = place.open_alone(config.environment).map_err(Failure::failed)?;
+    apply(&mut *engine, &batch)?.pop().ok_or_else(|| Failure::failed("the ledger gave no answer"))
 }

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     disk::sync_folder_of,
     ledger::{
-        Place, Store,
+        Journal as _, Place, Store,
         anchor::Anchor,
         chain::Position,
         sqlite::{self, Reader},

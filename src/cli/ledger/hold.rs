@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
-    ledger::{Done, HoldAct, Op},
+    ledger::{Done, HoldAct, Op, hold_of, reason_of},
     proto::{ReleaseHoldRequest, SetHoldRequest, timestamp},
 };
 
@@ -19,12 +19,13 @@ pub(in crate::cli) struct Hold {
     #[command(flatten)]
     way: Way,
     /// Its name, by which it is released.
+    #[arg(value_parser = hold_of)]
     name: String,
     /// What expired or was journalled since then is kept, as `2026-06-01T00:00:00Z`.
     #[arg(long, value_name = "TIME")]
     since: String,
     /// For the record: why.
-    #[arg(long)]
+    #[arg(long, value_parser = reason_of)]
     reason: String,
 }
 
@@ -35,7 +36,7 @@ pub(in crate::cli) struct Release {
     /// The hold's name.
     name: String,
     /// For the record: why.
-    #[arg(long)]
+    #[arg(long, value_parser = reason_of)]
     reason: String,
 }
 

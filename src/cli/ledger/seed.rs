@@ -4,9 +4,8 @@ use clap::Args;
 
 use crate::{
     clock::{Clock as _, SystemClock},
-    domain::{Corridor, SequenceNumber},
+    domain::Corridor,
     ledger::{self, Done, Op},
-    policy::{Bundle, Problem},
 };
 
 use super::{
@@ -28,16 +27,14 @@ pub(in crate::cli) struct Seed {
     #[arg(long)]
     floor: u64,
     /// For the record: why.
-    #[arg(long)]
+    #[arg(long, value_parser = ledger::reason_of)]
     reason: String,
 }
 
 impl Seed {
     pub(in crate::cli) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
-        let bundle = Bundle::load(&config.policy).map_err(|problems| {
-            Failure::unfit(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
+        let bundle = act::policy(&config)?;
         let id = self.partner.parse().map_err(|fault| Failure::unfit(format!("--partner: {fault}")))?;
         let partner = bundle.partner(&id).ok_or_else(|| Failure::unfit(format!("--partner: policy has no `{id}`")))?;
         let corridor: Option<Corridor> = self
@@ -54,8 +51,7 @@ impl Seed {
             };
             return Err(Failure::unfit(format!("--corridor: this partner has {how}")));
         }
-        let floor =
-            SequenceNumber::try_from(self.floor).map_err(|fault| Failure::unfit(format!("--floor: {fault}")))?;
+        let floor = ledger::floor_of(self.floor).map_err(|fault| Failure::unfit(format!("--floor {fault}")))?;
         let (scope, reason, now) = (bundle.scope(partner, corridor.as_ref()), self.reason, SystemClock.now());
         let done = act::alone(&config, |context| Op::Seed(ledger::Seed { scope, floor, reason, context, now }))?;
         let Done::Seeded(before, record) = done else {

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::read;
 use crate::{
     domain::Kid,
-    ledger::{EngineError, Holding, Lease, Shipment, encoding::stored},
+    ledger::{EngineError, Holding, LEASE, Lease, Shipment, encoding::stored},
 };
 
 /// A gateway that has been away for so long is no longer told of.
@@ -42,6 +42,19 @@ pub(super) async fn renew(client: &Client, replica: &str, holding: &Holding) -> 
         Ok(Lease { replica: read::value(row, 0)?, age: age(3)?, bundle_age: age(4)?, holding })
     };
     rows.iter().map(lease).collect()
+}
+
+/// Refuses the lane of a gateway that lives: whoever else takes it has that gateway sign nothing until it is started again.
+pub(super) async fn is_free(client: &Client, replica: &str) -> Result<(), EngineError> {
+    let sql = "SELECT (extract(epoch FROM clock_timestamp() - seen_at) * 1000)::bigint FROM replica WHERE replica = $1";
+    let rows = read::rows(client, sql, &[&replica]).await?;
+    let age = rows.first().map(|row| read::value::<i64>(row, 0)).transpose()?;
+    let age = age.map(|age| Duration::from_millis(age.try_into().unwrap_or(0)));
+    let Some(left) = age.and_then(|age| LEASE.checked_sub(age)) else { return Ok(()) };
+    Err(EngineError::Unfit(format!(
+        "the gateway `{replica}` is at the ledger, or was a moment ago: act through it, or end it and try again in {} s",
+        left.as_secs().saturating_add(1)
+    )))
 }
 
 /// Takes down how far a lane was shipped.

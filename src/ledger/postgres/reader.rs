@@ -9,7 +9,7 @@ use super::{
     home::Home,
     in_time,
     own::Own,
-    read, readings,
+    read, readings, regressed,
     session::{Server, Session},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     domain::{Identity, Kid, Scope, SequenceNumber},
     ledger::{
         EngineError, Kept, Quarantined, Reads,
-        chain::{Position, StoredRecord},
+        chain::{Heads, Position, StoredRecord},
         encoding::stored,
         place::{Journal, Stretch},
         step::{Holds, Quote},
@@ -150,6 +150,11 @@ impl Journal for Reader {
 
     fn quarantined(&self) -> Result<Vec<Quarantined>, EngineError> {
         self.ask(read::quarantined(&self.session.client))
+    }
+
+    fn gone_back(&self, heads: &Heads) -> Result<Vec<String>, EngineError> {
+        let now = self.lanes()?.into_iter().map(|stretch| (stretch.lane, stretch.head)).collect();
+        self.ask(regressed(&self.session.client, heads, &now))
     }
 
     fn holds(&self) -> Result<Holds, EngineError> {

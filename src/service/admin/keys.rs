@@ -25,7 +25,7 @@ impl Admin {
     ) -> Result<proto::RevokeKeyResponse, Status> {
         let context = self.allowed(access::REVOKE_KEY, call)?;
         let kid = kid_of(&request.kid)?;
-        let reason = format!("{}: {}", cause_of(request.cause()), why_of(request.reason)?);
+        let reason = format!("{}: {}", cause_of(request.cause()), why_of(&request.reason)?);
         let now = SystemClock.now();
         let stood_before = self.pipeline.stopped.known().is_revoked(&kid);
         let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
@@ -65,7 +65,7 @@ impl Admin {
         request: proto::ActivateKeyRequest,
     ) -> Result<proto::ActivateKeyResponse, Status> {
         let context = self.allowed(access::ACTIVATE_KEY, call)?;
-        let (kid, reason) = (kid_of(&request.kid)?, why_of(request.reason)?);
+        let (kid, reason) = (kid_of(&request.kid)?, why_of(&request.reason)?);
         let now = SystemClock.now();
         may_be_activated(&self.pipeline.policy.load(), &kid, now)?;
         let act = format!("ActivateKey {kid}");
