@@ -147,6 +147,13 @@ pub fn is_hidden(letter: char) -> bool {
         || u32::from(letter) & 0xfffe == 0xfffe
 }
 
+/// A text that was written by others, with what is hidden in it spelt out.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let spelt = |letter: char| if is_hidden(letter) { letter.escape_unicode().to_string() } else { letter.to_string() };
+    text.chars().map(spelt).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,21 +1,30 @@
 //! `quotesign ledger gaps`: every number that no released quote carries, and why. Read from the journal, so that it can
 //! be told from what the callers say.
 
-use std::collections::BTreeMap;
+use std::{collections::VecDeque, time::Duration};
 
 use clap::Args;
-use serde::Serialize;
+use serde_json::json;
 
 use crate::{
-    audit::{Event, Record},
-    domain::SequenceNumber,
+    audit::Record,
+    clock::UtcTime,
+    domain::Scope,
+    json::shown,
     ledger::{Journal, Stretch},
 };
 
 use super::super::{ConfigPath, Failure, noted::Noted, out::say};
+use book::{Book, Gap};
+
+mod book;
 
 /// How many rows are read at once.
 const PAGE: u32 = 1000;
+/// How far the clocks of two gateways, and a record's time from when it was journalled, may be apart.
+const SLACK: Duration = Duration::from_mins(1);
+/// What is said of a journal that does not begin with its first record.
+const PRUNED: &str = "the journal's oldest records were pruned: of numbers from before nothing is told";
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Gaps {
@@ -29,152 +38,115 @@ pub(in crate::cli) struct Gaps {
     json: bool,
 }
 
-/// Numbers without a released quote.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Gap {
-    scope: String,
-    first: u64,
-    last: u64,
-    /// `caller`: skipped by whoever asks. `gateway`: taken, and burnt by us. `open`: taken, not signed yet. `operator`: a
-    /// floor was raised over them.
-    by: &'static str,
-    /// What the records say of it.
-    why: String,
-}
-
 impl Gaps {
     pub(in crate::cli) fn run(self) -> Result<(), Failure> {
-        let told = self.scope.iter().map(|_| "scope".to_owned()).collect();
+        let scope = self.scope.as_deref().map(scope_of).transpose()?;
+        let told = scope.iter().map(|_| "scope".to_owned()).collect();
         let journal = Noted::open(&self.path.load()?, "ledger gaps", told)?.journal()?;
-        let mut book = Book::default();
+        // Before the lanes: what is taken later is in no lane as they stand then.
+        let lasts = journal.scopes().map_err(Failure::failed)?;
         let lanes = journal.lanes().map_err(Failure::failed)?;
-        for lane in &lanes {
-            book.read(&*journal, lane)?;
+        let is_pruned = lanes.iter().any(|lane| lane.first.next_index > 0);
+        let mut book = read(&*journal, &lanes)?;
+        book.ends_with(lasts);
+        if let Some(scope) = scope.as_ref().filter(|scope| !book.knows(scope.as_str())) {
+            return Err(Failure::unfit(format!("--scope: neither the ledger nor any record has `{scope}`")));
         }
-        let gaps = book.gaps().into_iter().filter(|gap| self.scope.as_ref().is_none_or(|scope| *scope == gap.scope));
-        let gaps: Vec<Gap> = gaps.collect();
-        for gap in &gaps {
-            if self.json {
-                say!("{}", serde_json::to_string(gap).map_err(Failure::failed)?);
-            } else {
-                let numbers = if gap.first == gap.last {
-                    gap.first.to_string()
-                } else {
-                    format!("{} to {}", gap.first, gap.last)
-                };
-                say!("{} {numbers}: {} ({})", gap.scope, gap.why, gap.by);
-            }
+        let gaps = book.gaps().into_iter();
+        let gaps: Vec<Gap> =
+            gaps.filter(|gap| scope.as_ref().is_none_or(|scope| *scope.as_str() == gap.scope)).collect();
+        if self.json {
+            tell_programs(&gaps, is_pruned)?;
+        } else {
+            tell_people(&gaps, is_pruned);
         }
-        if !self.json {
-            let count: u64 = gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
-            say!("{count} numbers without a released quote, in {} places", gaps.len());
-            let is_pruned = lanes.iter().any(|lane| lane.first.next_index > 0);
-            if is_pruned {
-                say!("the journal's oldest records were pruned: of numbers from before nothing is told");
-            }
+        if gaps.iter().any(|gap| gap.by == "unknown") {
+            return Err(Failure::failed(
+                "records were taken out of the journal: `quotesign audit verify`, with a checkpoint or head that was kept, may say where",
+            ));
         }
         Ok(())
     }
 }
 
-/// What the records say of numbers: what is signed is forgotten, so that only gaps take memory.
-#[derive(Debug, Default)]
-struct Book {
-    gaps: Vec<Gap>,
-    /// Taken and not known to be signed. A commit may be read before its reservation, on another lane.
-    open: BTreeMap<(String, SequenceNumber), Taken>,
+/// A scope, however it is spaced.
+fn scope_of(text: &str) -> Result<Scope, Failure> {
+    let (environment, partner, corridor) = Scope::parts(text).ok_or_else(|| {
+        Failure::unfit(format!("--scope: `{text}` is none: write it as `[\"production\",\"acme-remit\",\"GB-IN\"]`"))
+    })?;
+    Ok(Scope::new(environment, &partner, corridor.as_ref()))
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Taken {
-    Reserved,
-    Signed,
-    Voided(String),
+fn tell_programs(gaps: &[Gap], is_pruned: bool) -> Result<(), Failure> {
+    for gap in gaps {
+        say!("{}", serde_json::to_string(gap).map_err(Failure::failed)?);
+    }
+    if is_pruned {
+        say!("{}", json!({ "pruned": PRUNED }));
+    }
+    Ok(())
 }
 
-impl Book {
-    fn read(&mut self, journal: &dyn Journal, lane: &Stretch) -> Result<(), Failure> {
-        let mut from = lane.first.next_index;
-        loop {
-            let page = journal.records(&lane.lane, from, PAGE).map_err(Failure::failed)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            from = last.index + 1;
-            for stored in &page {
-                let fault = |fault| Failure::failed(format!("record {}: {fault}", stored.index));
-                self.note(&serde_json::from_slice(&stored.bytes).map_err(fault)?);
-            }
-        }
+fn tell_people(gaps: &[Gap], is_pruned: bool) {
+    for gap in gaps {
+        let numbers =
+            if gap.first == gap.last { gap.first.to_string() } else { format!("{} to {}", gap.first, gap.last) };
+        say!("{}", shown(&format!("{} {numbers}: {} ({})", gap.scope, gap.why, gap.by)));
     }
+    let count: u64 = gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
+    say!("{count} numbers without a released quote, in {} places", gaps.len());
+    if is_pruned {
+        say!("{PRUNED}");
+    }
+}
 
-    fn note(&mut self, record: &Record) {
-        let facts = &record.facts;
-        let (Some(scope), Some(sequence)) = (&facts.scope, facts.sequence) else { return };
-        let at = (scope.clone(), sequence);
-        match record.event {
-            Event::Reserved => {
-                self.skipped(scope, facts.previous_sequence, sequence.get(), "caller", || {
-                    "skipped: the next one asked for was greater".to_owned()
-                });
-                match self.open.get(&at) {
-                    Some(Taken::Signed) => {
-                        self.open.remove(&at);
-                    }
-                    Some(_) => {}
-                    None => {
-                        self.open.insert(at, Taken::Reserved);
-                    }
-                }
-            }
-            Event::Committed => match self.open.remove(&at) {
-                Some(Taken::Reserved) => {}
-                _ => {
-                    self.open.insert(at, Taken::Signed);
-                }
-            },
-            Event::Voided => {
-                let why = facts.reason.clone().unwrap_or_else(|| "voided".to_owned());
-                self.open.insert(at, Taken::Voided(why));
-            }
-            Event::Seeded => {
-                let why = facts.detail.clone().unwrap_or_default();
-                // The floor itself counts as taken.
-                let above = sequence.get().saturating_add(1);
-                self.skipped(scope, facts.previous_sequence, above, "operator", || {
-                    format!("the floor was raised: {why}")
-                });
-            }
-            _ => {}
-        }
-    }
+/// A lane, read on to where it stood at first: what others wrote since may follow on what is not read.
+struct Reading<'a> {
+    lane: &'a Stretch,
+    next: u64,
+    page: VecDeque<Record>,
+}
 
-    /// The numbers between two; a scope that begins skips none.
-    fn skipped(
-        &mut self,
-        scope: &str,
-        previous: Option<SequenceNumber>,
-        next: u64,
-        by: &'static str,
-        why: impl FnOnce() -> String,
-    ) {
-        let Some(previous) = previous else { return };
-        let (first, last) = (previous.get() + 1, next.saturating_sub(1));
-        if first <= last {
-            self.gaps.push(Gap { scope: scope.to_owned(), first, last, by, why: why() });
+impl Reading<'_> {
+    fn fill(&mut self, journal: &dyn Journal) -> Result<(), Failure> {
+        let left = self.lane.head.next_index.saturating_sub(self.next);
+        if !self.page.is_empty() || left == 0 {
+            return Ok(());
         }
+        let count = PAGE.min(left.try_into().unwrap_or(PAGE));
+        let page = journal.records(&self.lane.lane, self.next, count).map_err(Failure::failed)?;
+        self.next = page.last().map_or(self.lane.head.next_index, |last| last.index.saturating_add(1));
+        for stored in page.iter().filter(|stored| stored.index < self.lane.head.next_index) {
+            let fault = |fault| Failure::failed(format!("record {}: {fault}", stored.index));
+            self.page.push_back(serde_json::from_slice(&stored.bytes).map_err(fault)?);
+        }
+        Ok(())
     }
+}
 
-    fn gaps(self) -> Vec<Gap> {
-        let taken = self.open.into_iter().filter_map(|((scope, sequence), taken)| {
-            let (by, why) = match taken {
-                // Its reservation was pruned with the journal's beginning.
-                Taken::Signed => return None,
-                Taken::Reserved => ("open", "reserved, and neither signed nor voided yet".to_owned()),
-                Taken::Voided(why) => ("gateway", why),
-            };
-            Some(Gap { scope, first: sequence.get(), last: sequence.get(), by, why })
-        });
-        let mut gaps: Vec<Gap> = self.gaps.into_iter().chain(taken).collect();
-        gaps.sort_by(|one, other| (&one.scope, one.first).cmp(&(&other.scope, other.first)));
-        gaps
+/// Reads the lanes side by side, in the order of their records' times, so that what belongs together is held for a moment alone.
+fn read(journal: &dyn Journal, lanes: &[Stretch]) -> Result<Book, Failure> {
+    let readings = lanes.iter().map(|lane| Reading { lane, next: lane.first.next_index, page: VecDeque::new() });
+    let mut readings: Vec<Reading<'_>> = readings.collect();
+    for reading in &mut readings {
+        reading.fill(journal)?;
     }
+    let mut book = Book::new(whole_since(&readings));
+    loop {
+        let oldest = readings.iter_mut().filter(|reading| !reading.page.is_empty());
+        let Some(oldest) = oldest.min_by_key(|reading| reading.page.front().map(|record| record.at)) else {
+            return Ok(book);
+        };
+        if let Some(record) = oldest.page.pop_front() {
+            book.note(&record);
+        }
+        oldest.fill(journal)?;
+    }
+}
+
+/// Since when nothing was pruned; absent where nothing was at all. Of one lane alone what is there follows on what was pruned.
+fn whole_since(readings: &[Reading<'_>]) -> Option<UtcTime> {
+    let pruned = readings.iter().filter(|reading| reading.lane.first.next_index > 0);
+    let begin = pruned.filter_map(|reading| Some(reading.page.front()?.at)).max()?;
+    Some(if readings.len() == 1 { UtcTime::from_millis(0) } else { begin.plus(SLACK) })
 }
