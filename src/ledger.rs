@@ -36,7 +36,7 @@ pub mod stops;
 pub use absent::Absent;
 pub use acts::{
     CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct, floor_of,
-    hold_of, reason_of,
+    hold_of, reason_of, since_of,
 };
 pub use condition::{AnchorState, Condition, ServerClock};
 pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled, SWEEP_MAX};

@@ -18,10 +18,12 @@ pub(super) struct Noted(Place);
 impl Noted {
     /// Leaves the note. `filters` are as `partner=acme-remit`, or the name alone where the value is nobody's to know.
     pub(super) fn open(config: &Config, command: &str, filters: Vec<String>) -> Result<Self, Failure> {
-        Self::at(config.ledger.place().map_err(Failure::unfit)?, command, filters)
+        let place = config.ledger.place().map_err(Failure::unfit)?;
+        place.is_of(config.environment).map_err(Failure::failed)?;
+        Self::at(place, command, filters)
     }
 
-    /// The same of a ledger that is not the config's.
+    /// The same of a ledger that is not the config's, of whatever environment.
     pub(super) fn at(place: Place, command: &str, filters: Vec<String>) -> Result<Self, Failure> {
         let noted = place.note(&Reading::new(user(), command, filters));
         noted.map_err(|fault| Failure::failed(format!("nothing was read, since that could not be noted: {fault}")))?;

@@ -37,6 +37,18 @@ pub fn reason_of(text: &str) -> Result<String, &'static str> {
     Ok(text.to_owned())
 }
 
+/// Since when a hold keeps what there is. One that begins later keeps nothing until then, and whoever asks for it means another time.
+///
+/// # Errors
+/// As for [`floor_of`].
+pub fn since_of(since: UtcTime, now: UtcTime) -> Result<UtcTime, String> {
+    if since <= now {
+        Ok(since)
+    } else {
+        Err(format!("lies ahead of the time, {now}: until then nothing would be kept"))
+    }
+}
+
 /// The name of a hold, such that it can be released by it.
 ///
 /// # Errors

@@ -33,6 +33,8 @@ use crate::{
 
 /// The most that one slot holds: a hundred lanes and more.
 const SLOT_BYTES: usize = 32 * 1024;
+/// What is said of a file that is damaged.
+pub const NO_WHOLE_SLOT: &str = "holds no whole slot";
 const FORMAT: &str = "quotesign.anchor.v1";
 
 /// What a slot says.
@@ -118,8 +120,8 @@ impl Anchor {
         let bytes = fs::read(path).map_err(|error| unusable(path, &error))?;
         let marks = bytes.chunks(SLOT_BYTES).filter_map(Mark::read);
         let mark = marks.max_by_key(|mark| mark.count).ok_or_else(|| {
-            let why = "holds no whole slot: if the ledger is the right one, run `quotesign ledger anchor adopt`";
-            EngineError::Unfit(format!("the anchor `{}` {why}", path.display()))
+            let remedy = "if the ledger is the right one, run `quotesign ledger anchor adopt`";
+            EngineError::Unfit(format!("the anchor `{}` {NO_WHOLE_SLOT}: {remedy}", path.display()))
         })?;
         if mark.environment != environment {
             let theirs = mark.environment;

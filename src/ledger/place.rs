@@ -51,6 +51,14 @@ impl Place {
     /// Where it would not.
     pub fn check(&self, environment: Environment) -> Result<(), EngineError> {
         self.elsewhere(environment)?;
+        self.is_of(environment)
+    }
+
+    /// Whether it is of this environment and version, whatever may be wrong with it beside that.
+    ///
+    /// # Errors
+    /// Where it is not, or cannot be read.
+    pub fn is_of(&self, environment: Environment) -> Result<(), EngineError> {
         match &self.store {
             Store::Sqlite(file) => Sqlite::check(file, environment),
             Store::Postgres(settings) => Postgres::check(&settings.server, environment),

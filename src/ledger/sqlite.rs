@@ -657,7 +657,11 @@ mod tests {
         assert!(Sqlite::migrate(&home.path(), HERE).unwrap_err().to_string().ends_with("is not a ledger"));
 
         fs::remove_file(home.path()).unwrap();
-        assert!(home.refusal().ends_with("does not exist: run `quotesign ledger migrate`"));
+        let refusal = home.refusal();
+        assert!(
+            refusal.contains("does not exist: run `quotesign ledger migrate`, or, where it was lost,"),
+            "{refusal}"
+        );
         fs::write(home.path(), "").unwrap();
         assert!(home.refusal().ends_with("was never migrated: run `quotesign ledger migrate`"));
         fs::write(home.path(), "x".repeat(4096)).unwrap();

@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{Control, ReloadError},
     domain::SequenceNumber,
-    ledger::{Seed, Stop, floor_of, reason_of},
+    ledger::{Seed, Stop, floor_of, reason_of, since_of},
     pipeline::Pipeline,
     policy::authority::Resource,
     proto::{self, Reason, admin_service_server::AdminService},
@@ -203,7 +203,9 @@ impl AdminService for Admin {
         let call = access::SET_HOLD.call(&request)?;
         let proto::SetHoldRequest { hold, since, reason } = request.into_inner();
         let since = since.ok_or_else(|| invalid("`since` must say from when on everything is kept"));
-        let since = since.and_then(|since| instant("since", since)).map(Some);
+        let since = since.and_then(|since| instant("since", since)).and_then(|since| {
+            since_of(since, SystemClock.now()).map(Some).map_err(|fault| invalid(format!("`since` {fault}")))
+        });
         let record = self.put_hold(access::SET_HOLD, &call, hold, since, reason).await?;
         Ok(Response::new(proto::SetHoldResponse { audit_record_id: record.to_string() }))
     }

@@ -1,6 +1,6 @@
 //! What is kept of the ledger, and for how long: gaps, backups and their way back, holds and pruning.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use quotesign::{domain::sha256, ledger::sqlite::Reader};
 use serde_json::Value;
@@ -22,6 +22,17 @@ async fn every_number_without_a_released_quote_is_explained() {
     assert!(failed(seed("9007199254740991"), 2).contains("--floor is above 4503599627370496"));
     let endless = ["ledger", "seed", "--partner", PARTNER, "--floor", "11", "--reason", "two\nlines"];
     assert!(failed(site.run(&endless), 2).contains("must say in 1 to 500 bytes of one line why"));
+    let shell = rusqlite::Connection::open(site.path("ledger.sqlite")).unwrap();
+    for environment in ["production", "development"] {
+        shell.execute("UPDATE meta SET environment = ?1", [environment]).unwrap();
+        for command in [&["ledger", "gaps"][..], &["audit", "verify"], &["audit", "tail"]] {
+            match environment {
+                "development" => drop(done(site.run(command))),
+                _ => assert!(failed(site.run(command), 1).contains("belongs to the environment `production`")),
+            }
+        }
+    }
+    drop(shell);
     let nobody = ["ledger", "seed", "--partner", "nobody", "--floor", "1", "--reason", "x"];
     assert!(failed(site.run(&nobody), 2).contains("policy has no `nobody`"));
     let gateway = site.serve().await;
@@ -64,7 +75,7 @@ async fn every_number_without_a_released_quote_is_explained() {
     })
     .await;
     let gaps = |scope: &str| site.run(&["ledger", "gaps", "--scope", scope]);
-    told(&done(gaps(&format!("[\"development\", \"{PARTNER}\"]"))), "9 numbers without a released quote, in 4 places");
+    told(&done(gaps(&format!("[\"development\", \"{PARTNER}\"]"))), "8 numbers without a released quote, in 3 places");
     assert!(failed(gaps("[\"development\",\"other\"]"), 2).contains("neither the ledger nor any record has"));
     assert!(failed(gaps("nonsense"), 2).contains("write it as"));
     assert!(gateway.stop().success());
@@ -163,7 +174,13 @@ async fn a_backup_is_taken_while_the_gateway_signs_and_comes_back_by_command() {
     let older = failed(restore("under-load", &[]), 1);
     assert!(older.contains("the backup is older than the ledger was") && older.contains("--go-back"), "{older}");
     assert!(!site.path("ledger.sqlite").exists(), "a refusal leaves nothing behind");
+    // As a medium may give it.
+    fs::set_permissions(site.path("newest"), fs::Permissions::from_mode(0o444)).unwrap();
+    fs::write(site.path("ledger.sqlite.restoring"), "cut short").unwrap();
     done(restore("newest", &[]));
+    assert_eq!(mode(&site.path("ledger.sqlite")), 0o600);
+    assert!(!site.path("ledger.sqlite.restoring").exists());
+    backup_of_a_volume_that_has_become_read_only(&site);
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
     assert_eq!(pricing.sign(&first).await.unwrap().jws, signed.jws);
@@ -179,6 +196,37 @@ async fn a_backup_is_taken_while_the_gateway_signs_and_comes_back_by_command() {
     serve.args(["serve", "--config"]).arg(site.config()).env("QUOTESIGN__LOG__FILTER", "off");
     let refused = failed(serve.output().unwrap(), 2);
     assert!(refused.contains("has gone back in time"), "{refused}");
+
+    // One whose anchor is damaged too: nothing leads away from the backup.
+    lose(&site);
+    fs::write(&anchor, "").unwrap();
+    let absent = failed(site.run(&["ledger", "anchor", "adopt", "--reason", "OPS-3"]), 1);
+    assert!(absent.contains("`quotesign ledger restore`"), "{absent}");
+    done(site.run(&["ledger", "migrate"]));
+    let untold = failed(restore("newest", &[]), 1);
+    assert!(untold.contains("cannot be told, since the anchor is damaged") && untold.contains("--go-back"), "{untold}");
+    let told = done(restore("newest", &["--go-back"]));
+    assert!(told.contains("its anchor is damaged: see `quotesign ledger anchor adopt`"), "{told}");
+    done(site.run(&["ledger", "anchor", "adopt", "--reason", "OPS-3"]));
+    assert!(site.serve().await.stop().success());
+}
+
+/// Where this machine lets one be mounted.
+fn backup_of_a_volume_that_has_become_read_only(site: &Site) {
+    let here = fs::canonicalize(site.path("")).unwrap();
+    let target = tempfile::TempDir::new().unwrap();
+    let mut mounts = std::process::Command::new("unshare");
+    let script =
+        "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" || exit 77; cd \"$1\" && shift && exec \"$@\"";
+    mounts.args(["--mount", "sh", "-c", script, "sh"]).arg(&here).arg(site.command().get_program());
+    mounts.args(["ledger", "backup", "--config"]).arg(site.config()).arg(target.path().join("copy")).envs(&site.env);
+    match mounts.output() {
+        Ok(ran) if ran.status.code() != Some(77) => {
+            let told = done(ran);
+            assert!(told.contains(": a copy of the ledger up to record "), "{told}");
+        }
+        _ => println!("nothing can be mounted here: a read-only volume is not tried"),
+    }
 }
 
 /// A copy made by hand is two files, of which only one would be put in place.
@@ -211,7 +259,6 @@ async fn a_backup_with_a_log_beside_it_is_refused_until_the_log_is_in_it() {
 }
 
 fn mode(path: &Path) -> u32 {
-    use std::os::unix::fs::PermissionsExt as _;
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
@@ -222,6 +269,8 @@ async fn quotes_are_forgotten_when_their_time_is_over_and_nobody_holds_them() {
     let hold = ["ledger", "hold", "case-1", "--since", &since, "--reason", "OPS-12"];
     let unnamed = ["ledger", "hold", "case 1", "--since", &since, "--reason", "OPS-12", "--offline"];
     assert!(failed(site.run(&unnamed), 2).contains("must be 1 to 64 letters"));
+    let ahead = ["ledger", "hold", "case-1", "--since", "2099-01-01T00:00:00Z", "--reason", "OPS-12"];
+    assert!(failed(site.run(&[&ahead[..], &["--offline"]].concat()), 2).contains("--since lies ahead of the time"));
     done(site.run(&[&hold[..], &["--offline"]].concat()));
     let gateway = site.serve().await;
     let pricing = gateway.quotes("pricing").await;
@@ -237,6 +286,8 @@ async fn quotes_are_forgotten_when_their_time_is_over_and_nobody_holds_them() {
     // Several sweeps.
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
     assert!(there(), "the hold keeps it");
+    let ahead = failed(client(&site, &gateway, &ahead), 1);
+    assert!(ahead.contains("INVALID_REQUEST: `since` lies ahead"), "{ahead}");
     let nobody = failed(client(&site, &gateway, &["ledger", "release", "case-2", "--reason", "x"]), 1);
     assert!(nobody.contains("no hold is named `case-2`"), "{nobody}");
     done(client(&site, &gateway, &["ledger", "release", "case-1", "--reason", "OPS-12 closed"]));

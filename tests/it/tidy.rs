@@ -128,8 +128,8 @@ fn a_command_reads_the_journal_where_that_was_noted() {
     // What has other ways is no read of the journal: key sets alone, a copy of the whole, an act with a record of its own.
     let others = [
         "cli/jwks/export.rs: place.reads()",
+        "cli/ledger/act.rs: place.journal()",
         "cli/ledger/backup.rs: Reader::open(",
-        "cli/ledger/rollback.rs: place.journal()",
     ];
     let mut named = that_name(&["place.journal()", "place.reads()", "Reader::open("], |name| name.starts_with("cli"));
     named.sort();

@@ -10,8 +10,8 @@ use std::{
 use quotesign::{
     domain::Environment,
     ledger::{
-        Allowance, Charge, Done, Engine, EngineError, HoldAct, Holding, Journal, Ledger, LedgerConfig, LedgerError, Op,
-        PruneJournal, Reads as _, Refusal, Reserve,
+        self, Allowance, Charge, Done, Engine, EngineError, HoldAct, Holding, Journal, Ledger, LedgerConfig,
+        LedgerError, Op, PruneJournal, Reads as _, Refusal, Reserve,
         chain::{self, Position, StoredRecord},
         postgres::{Postgres, Reader, Server},
     },
@@ -93,7 +93,13 @@ fn a_database_that_is_not_ours_is_refused_in_a_line() {
     let other = Postgres::open(database.settings("gw-1"), Environment::Production).err().unwrap().to_string();
     assert!(other.contains("belongs to the environment `sandbox`, not to `production`"), "{other}");
     assert!(Postgres::migrate(&database.server(), Environment::Production).is_err());
+    let place = || {
+        let store = ledger::Store::Postgres(Box::new(database.settings("gw-1")));
+        ledger::Place { store, anchor: None }.is_of(Environment::Sandbox).err().map(|fault| fault.to_string())
+    };
+    assert_eq!(place(), None);
     database.sql("UPDATE meta SET version = 9");
+    assert!(place().unwrap().ends_with("has a newer schema than this gateway knows"));
     assert!(refusal().ends_with("has a newer schema than this gateway knows"), "{}", refusal());
     database.sql("UPDATE meta SET version = 0");
     assert!(refusal().ends_with("has an older schema: run `quotesign ledger migrate`"), "{}", refusal());

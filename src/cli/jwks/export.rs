@@ -39,7 +39,8 @@ impl Export {
         let place = config.ledger.place().map_err(Failure::unfit)?;
         let stopped = Stopped::open(place.anchor.as_deref()).map_err(Failure::unfit)?;
         // A set that shows a revoked key would be worse than none.
-        let read = place.reads().and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
+        let reads = place.is_of(config.environment).and_then(|()| place.reads());
+        let read = reads.and_then(|mut reads| Ok((reads.stops()?, reads.kids()?)));
         let (stops, kids) = read.map_err(|fault| {
             Failure::failed(format!("{fault}; without the ledger nobody knows which keys were revoked"))
         })?;

@@ -1,12 +1,15 @@
 //! Acts on a ledger that a running gateway would refuse or cannot do: on the store itself, with no gateway at it.
 
+use std::path::Path;
+
 use crate::{
     audit::{Context, Event, Facts, Record},
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::CorrelationId,
     ledger::{
-        Done, Engine, Journal, Op,
+        Done, Engine, EngineError, Journal, Op, Place,
+        anchor::{Anchor, NO_WHOLE_SLOT},
         batch::{self, Snapshot},
         chain::Position,
     },
@@ -14,6 +17,11 @@ use crate::{
 };
 
 use super::super::{Failure, noted::user};
+
+/// The ledger as it stands, to decide by before it is opened to write.
+pub(super) fn journal(place: &Place, config: &Config) -> Result<Box<dyn Journal>, Failure> {
+    place.is_of(config.environment).and_then(|()| place.journal()).map_err(Failure::failed)
+}
 
 /// A command decides under no policy of its own: of those that gateways' newest records name the newest is in force still.
 pub(super) fn trail(journal: &dyn Journal, config: &Config) -> Result<Context, Failure> {
@@ -28,6 +36,14 @@ pub(super) fn trail(journal: &dyn Journal, config: &Config) -> Result<Context, F
     let (serial, digest) = newest.unwrap_or_default();
     let context = Context::new(CorrelationId::made(), config.environment, digest, serial);
     Ok(Context { operator: Some(user()), ..context })
+}
+
+/// The anchor where it is there and whole.
+pub(super) fn whole_anchor(path: &Path, config: &Config) -> Result<Option<Anchor>, Failure> {
+    match Anchor::open(path, config.environment) {
+        Err(EngineError::Unfit(why)) if why.contains(NO_WHOLE_SLOT) => Ok(None),
+        opened => opened.map_err(Failure::failed),
+    }
 }
 
 /// A record of what the command decided.
@@ -59,7 +75,7 @@ pub(super) fn apply(engine: &mut dyn Engine, batch: &[Op]) -> Result<Vec<Done>, 
 /// Opens the ledger that no gateway is at, and does one thing to it.
 pub(super) fn alone(config: &Config, op: impl FnOnce(Context) -> Op) -> Result<Done, Failure> {
     let place = config.ledger.place().map_err(Failure::unfit)?;
-    let journal = place.journal().map_err(Failure::failed)?;
+    let journal = journal(&place, config)?;
     let batch = [op(trail(&*journal, config)?)];
     weigh(&*journal, &batch)?;
     drop(journal);

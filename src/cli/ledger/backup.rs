@@ -2,8 +2,9 @@
 //! database has its own: `pg_basebackup` with the log archived, or `pg_dump`.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -15,14 +16,16 @@ use crate::{
     disk::sync_folder_of,
     ledger::{
         Journal as _, Place, Store,
-        anchor::Anchor,
         chain::Position,
         sqlite::{self, Reader},
     },
     review::exported::Kept,
 };
 
-use super::super::{ConfigPath, Failure, out::say};
+use super::{
+    super::{ConfigPath, Failure, out::say},
+    act,
+};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Backup {
@@ -49,7 +52,7 @@ impl Backup {
         let config = self.path.load()?;
         let file = file_of(&config.ledger.place().map_err(Failure::unfit)?)?;
         sqlite::check_whole(&file, config.environment).map_err(Failure::failed)?;
-        let head = sqlite::backup(&file, &self.target).map_err(Failure::failed)?;
+        let head = sqlite::backup(&file, config.environment, &self.target).map_err(Failure::failed)?;
         say!("{}: a copy of the ledger up to record {}", self.target.display(), last(head));
         say!("head {}", Kept { lane: String::new(), head });
         Ok(())
@@ -67,13 +70,10 @@ impl Restore {
         let reader = Reader::open(&self.backup).map_err(Failure::failed)?;
         let head = reader.head().map_err(Failure::failed)?;
         refuse_a_whole_one(&file, &config, head)?;
-        let behind = behind(&place, &config, &reader)?;
+        let past = Past::of(&place, &config, &reader)?;
         drop(reader);
-        if let Some(behind) = behind.as_ref().filter(|_| !self.go_back) {
-            return Err(Failure::failed(format!(
-                "the backup is older than the ledger was: {behind}. Look for a newer one; if there is none, ask the callers for \
-                 the greatest numbers they were answered, and restore with `--go-back`"
-            )));
+        if !self.go_back {
+            past.refuse()?;
         }
         let aside =
             put(&self.backup, &file).map_err(|fault| Failure::failed(format!("{}: {fault}", file.display())))?;
@@ -81,14 +81,18 @@ impl Restore {
         if let Some(aside) = aside {
             say!("what was there is now {}", aside.display());
         }
-        if behind.is_some() {
-            say!("it has gone back in time: run `quotesign ledger accept-rollback` before `serve`");
-            say!("{}", super::GONE_SINCE);
-        } else if place.anchor.as_ref().is_some_and(|anchor| !anchor.exists()) {
-            say!(
-                "whether it has gone back in time cannot be told, since its anchor is missing: see `quotesign ledger anchor adopt`"
-            );
-            say!("{}", super::GONE_SINCE);
+        match past {
+            Past::Kept => {}
+            Past::Lost(_) => {
+                say!("it has gone back in time: run `quotesign ledger accept-rollback` before `serve`");
+                say!("{}", super::GONE_SINCE);
+            }
+            Past::Untold(anchor) => {
+                say!(
+                    "whether it has gone back in time cannot be told, since its anchor is {anchor}: see `quotesign ledger anchor adopt`"
+                );
+                say!("{}", super::GONE_SINCE);
+            }
         }
         Ok(())
     }
@@ -119,6 +123,10 @@ fn refuse_a_whole_one(file: &Path, config: &Config, backup: Position) -> Result<
         Failure::failed(format!("{misfit}; it is not damaged: move it away by hand if it is not the right one"))
     })?;
     let present = Reader::open(file).and_then(|reader| reader.head()).map_err(Failure::failed)?;
+    if present == Position::GENESIS {
+        // Made anew, where it was lost, and nothing was written to it.
+        return Ok(());
+    }
     Err(Failure::failed(format!(
         "{}: the ledger is whole, up to record {}; the backup ends at {}. Move the ledger away by hand if it is not the \
          right one",
@@ -138,19 +146,49 @@ fn file_of(place: &Place) -> Result<PathBuf, Failure> {
     }
 }
 
-/// What the anchor says that the backup has lost.
-fn behind(place: &Place, config: &Config, backup: &Reader) -> Result<Option<String>, Failure> {
-    let Some(path) = &place.anchor else { return Ok(None) };
-    let Some(anchor) = Anchor::open(path, config.environment).map_err(Failure::failed)? else { return Ok(None) };
-    let lost = anchor.heads().and_then(|heads| backup.gone_back(&heads)).map_err(Failure::failed)?;
-    Ok((!lost.is_empty()).then(|| lost.join("; ")))
+/// What the anchor says of a backup.
+enum Past {
+    /// Nothing is lost, or the config names no anchor.
+    Kept,
+    /// What is.
+    Lost(String),
+    /// There is no anchor to say it: how that is.
+    Untold(&'static str),
+}
+
+impl Past {
+    fn of(place: &Place, config: &Config, backup: &Reader) -> Result<Self, Failure> {
+        let Some(path) = &place.anchor else { return Ok(Self::Kept) };
+        let Some(anchor) = act::whole_anchor(path, config)? else {
+            return Ok(Self::Untold(if path.exists() { "damaged" } else { "missing" }));
+        };
+        let lost = anchor.heads().and_then(|heads| backup.gone_back(&heads)).map_err(Failure::failed)?;
+        Ok(if lost.is_empty() { Self::Kept } else { Self::Lost(lost.join("; ")) })
+    }
+
+    /// Refuses what may go back in time. An anchor that is missing is nobody's word, and one that is damaged had some.
+    fn refuse(&self) -> Result<(), Failure> {
+        let remedy = "if there is none, ask the callers for the greatest numbers they were answered, and restore with `--go-back`";
+        match self {
+            Self::Kept | Self::Untold("missing") => Ok(()),
+            Self::Lost(lost) => Err(Failure::failed(format!(
+                "the backup is older than the ledger was: {lost}. Look for a newer one; {remedy}"
+            ))),
+            Self::Untold(anchor) => Err(Failure::failed(format!(
+                "whether the backup is older than the ledger was cannot be told, since the anchor is {anchor}. Look for a copy of \
+                 it; {remedy}"
+            ))),
+        }
+    }
 }
 
 /// Puts a copy of the backup in the ledger's place, and what was there aside. The log beside it belongs to what was there.
 fn put(backup: &Path, file: &Path) -> io::Result<Option<PathBuf>> {
     let new = file.with_added_extension("restoring");
-    fs::copy(backup, &new)?;
-    File::open(&new)?.sync_all()?;
+    if let Err(fault) = copy(backup, &new) {
+        let _removed = fs::remove_file(&new);
+        return Err(fault);
+    }
     let aside = file.with_added_extension(format!("before-{}", SystemClock.now().millis()));
     let mut was_there = false;
     for end in ["", "-wal", "-shm"] {
@@ -165,6 +203,18 @@ fn put(backup: &Path, file: &Path) -> io::Result<Option<PathBuf>> {
     fs::rename(&new, file)?;
     sync_folder_of(file)?;
     Ok(was_there.then_some(aside))
+}
+
+/// Makes a durable copy that its owner alone reads and writes, whatever others may do to the backup.
+fn copy(backup: &Path, new: &Path) -> io::Result<()> {
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // A restore that was cut short left it.
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
+    io::copy(&mut File::open(backup)?, &mut file)?;
+    file.sync_all()
 }
 
 fn beside(path: &Path, end: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
-    ledger::{Done, HoldAct, Op, hold_of, reason_of},
+    ledger::{Done, HoldAct, Op, hold_of, reason_of, since_of},
     proto::{ReleaseHoldRequest, SetHoldRequest, timestamp},
 };
 
@@ -57,6 +57,8 @@ impl Way {
     fn act(self, hold: String, since: Option<UtcTime>, reason: String) -> Result<String, Failure> {
         if self.offline {
             let (config, now) = (self.config.load()?, SystemClock.now());
+            let since = since.map(|since| since_of(since, now)).transpose();
+            let since = since.map_err(|fault| Failure::unfit(format!("--since {fault}")))?;
             let op = |context| Op::Hold(HoldAct { id: hold, since, reason, context, now });
             return match act::alone(&config, op)? {
                 Done::Held(record) => Ok(record.to_string()),

@@ -10,7 +10,7 @@ use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::{Scope, SequenceNumber},
-    ledger::{EngineError, Journal, Op, Place, Reach, Seed, Stop, StopAct, anchor::Anchor, floor_of, reason_of},
+    ledger::{Journal, Op, Place, Reach, Seed, Stop, StopAct, anchor::Anchor, floor_of, reason_of},
 };
 
 use super::{
@@ -58,9 +58,9 @@ impl AcceptRollback {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.path.load()?;
         let place = config.ledger.place().map_err(Failure::unfit)?;
-        let journal = place.journal().map_err(Failure::failed)?;
-        let (path, anchor) = opened(&place, &config)?;
-        let anchor = anchor.ok_or_else(|| {
+        let journal = act::journal(&place, &config)?;
+        let path = path_of(&place)?;
+        let anchor = act::whole_anchor(&path, &config)?.ok_or_else(|| {
             Failure::failed(format!("the anchor `{}` is missing: see `quotesign ledger anchor adopt`", path.display()))
         })?;
         let behind = anchor.heads().and_then(|heads| journal.gone_back(&heads)).map_err(Failure::failed)?;
@@ -164,9 +164,9 @@ impl Adopt {
             say!("{}: is there, and was left as it is", path.display());
             return Ok(());
         }
-        let journal = place.journal().map_err(Failure::failed)?;
+        let journal = act::journal(&place, &config)?;
         // A whole anchor that says something else is for `accept-rollback` to overrule.
-        if let (_, Some(anchor)) = opened(&place, &config)? {
+        if let Some(anchor) = act::whole_anchor(&path, &config)? {
             let behind = anchor.heads().and_then(|heads| journal.gone_back(&heads)).map_err(Failure::failed)?;
             let why = if behind.is_empty() { "it agrees with the ledger".to_owned() } else { behind.join("; ") };
             return Err(Failure::failed(format!("there is an anchor, and it is not lost: {why}")));
@@ -183,14 +183,4 @@ impl Adopt {
 
 fn path_of(place: &Place) -> Result<std::path::PathBuf, Failure> {
     place.anchor.clone().ok_or_else(|| Failure::unfit("`ledger.anchor`: the config names none"))
-}
-
-/// The anchor's place, and the anchor where it is whole.
-fn opened(place: &Place, config: &Config) -> Result<(std::path::PathBuf, Option<Anchor>), Failure> {
-    let path = path_of(place)?;
-    match Anchor::open(&path, config.environment) {
-        Ok(anchor) => Ok((path, anchor)),
-        Err(EngineError::Unfit(why)) if why.contains("holds no whole slot") => Ok((path, None)),
-        Err(error) => Err(Failure::failed(error)),
-    }
 }

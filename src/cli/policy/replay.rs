@@ -38,12 +38,11 @@ impl Replay {
         let bundle = self.dir.load()?;
         let since = self.since.as_deref().map(UtcTime::parse).transpose();
         let since = since.map_err(|fault| Failure::unfit(format!("--since: {fault}")))?;
-        let place = match &self.ledger {
-            Some(file) => Place { store: Store::Sqlite(file.clone()), anchor: None },
-            None => self.config.load()?.ledger.place().map_err(Failure::unfit)?,
+        let (command, told) = ("policy replay", filter("since", since.as_ref()).into_iter().collect());
+        let ledger = match &self.ledger {
+            Some(file) => Noted::at(Place { store: Store::Sqlite(file.clone()), anchor: None }, command, told),
+            None => Noted::open(&self.config.load()?, command, told),
         };
-        let told = filter("since", since.as_ref()).into_iter().collect();
-        let ledger = Noted::at(place, "policy replay", told);
         let opened = ledger.and_then(|ledger| Ok((ledger.journal()?, ledger.reads()?)));
         let (journal, mut reads) = opened.map_err(|fault| Failure::unfit(fault.text))?;
         let since = since.map_or(i64::MIN, UtcTime::millis);

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::{Position, journal, schema};
 use crate::{
-    disk::sync_folder_of,
+    disk::{folder_of, is_read_only, sync_folder_of},
     domain::Environment,
     ledger::{EngineError, chain::end_of},
 };
@@ -27,8 +27,8 @@ pub fn lock(path: &Path) -> Result<File, EngineError> {
 ///
 /// # Errors
 /// Where the file cannot be read, or `target` is there already or cannot be written. Nothing is left behind then.
-pub fn backup(path: &Path, target: &Path) -> Result<Position, EngineError> {
-    let source = schema::open_to_read(path)?;
+pub fn backup(path: &Path, environment: Environment, target: &Path) -> Result<Position, EngineError> {
+    let source = open_whole(path, environment)?;
     schema::private().create_new(true).open(target).map_err(|error| schema::unusable(target, &error))?;
     let head = copy(&source, target);
     if head.is_err() {
@@ -36,6 +36,19 @@ pub fn backup(path: &Path, target: &Path) -> Result<Position, EngineError> {
         let _removed = fs::remove_file(target);
     }
     head
+}
+
+/// Opens a file of which all is to be read, also on a volume that has become read-only: there nobody writes, and what connections
+/// share cannot be made.
+fn open_whole(path: &Path, environment: Environment) -> Result<Connection, EngineError> {
+    match schema::open_to_read_of(path, environment) {
+        Err(_) if is_read_only(folder_of(path)) => {
+            let mut log = path.as_os_str().to_owned();
+            log.push("-wal");
+            schema::open_to_look(path, environment, Path::new(&log).exists())
+        }
+        opened => opened,
+    }
 }
 
 fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
@@ -52,7 +65,7 @@ fn copy(source: &Connection, target: &Path) -> Result<Position, EngineError> {
 /// # Errors
 /// Why it is not.
 pub fn check_whole(path: &Path, environment: Environment) -> Result<(), EngineError> {
-    let connection = schema::open_to_read_of(path, environment)?;
+    let connection = open_whole(path, environment)?;
     pages_are_whole(&connection, path)?;
     quotes_are_found(&connection, path)?;
     ends_where_it_says(&connection, path)

@@ -252,7 +252,10 @@ fn fold_wal(connection: &Connection) -> Result<Folded, EngineError> {
 pub(super) fn present(path: &Path) -> Result<(), EngineError> {
     match path.try_exists() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(unfit(path, "does not exist: run `quotesign ledger migrate`")),
+        Ok(false) => Err(unfit(
+            path,
+            "does not exist: run `quotesign ledger migrate`, or, where it was lost, `quotesign ledger restore`",
+        )),
         Err(error) => Err(unusable(path, &error)),
     }
 }
