@@ -17,6 +17,7 @@ use crate::{
 mod absent;
 mod acts;
 pub mod anchor;
+pub mod asked;
 pub mod batch;
 pub mod chain;
 mod condition;
@@ -34,10 +35,7 @@ pub mod step;
 pub mod stops;
 
 pub use absent::Absent;
-pub use acts::{
-    CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct, floor_of,
-    hold_of, reason_of, since_of,
-};
+pub use acts::{CheckpointAct, HoldAct, Note, Noted, Proposal, Propose, Prune, PruneJournal, Publish, Seed, StopAct};
 pub use condition::{AnchorState, Condition, ServerClock};
 pub use front::{Ledger, LedgerConfig, Load, Opening, Recalled, SWEEP_MAX};
 pub use kept::Kept;

@@ -9,7 +9,10 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control::{Control, ReloadError},
     domain::SequenceNumber,
-    ledger::{Seed, Stop, floor_of, reason_of, since_of},
+    ledger::{
+        Seed, Stop,
+        asked::{floor_of, reason_of, since_of},
+    },
     pipeline::Pipeline,
     policy::authority::Resource,
     proto::{self, Reason, admin_service_server::AdminService},

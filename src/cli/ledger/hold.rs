@@ -5,7 +5,10 @@ use clap::Args;
 
 use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
-    ledger::{Done, HoldAct, Op, hold_of, reason_of, since_of},
+    ledger::{
+        Done, HoldAct, Op,
+        asked::{hold_of, reason_of, since_of},
+    },
     proto::{ReleaseHoldRequest, SetHoldRequest, timestamp},
 };
 

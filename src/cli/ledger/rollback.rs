@@ -10,7 +10,11 @@ use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
     domain::{Scope, SequenceNumber},
-    ledger::{Journal, Op, Place, Reach, Seed, Stop, StopAct, anchor::Anchor, floor_of, reason_of},
+    ledger::{
+        Journal, Op, Place, Reach, Seed, Stop, StopAct,
+        anchor::Anchor,
+        asked::{floor_of, reason_of},
+    },
 };
 
 use super::{

@@ -5,7 +5,7 @@ use clap::Args;
 use crate::{
     clock::{Clock as _, SystemClock},
     domain::Corridor,
-    ledger::{self, Done, Op},
+    ledger::{self, Done, Op, asked},
 };
 
 use super::{
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Seed {
     #[arg(long)]
     floor: u64,
     /// For the record: why.
-    #[arg(long, value_parser = ledger::reason_of)]
+    #[arg(long, value_parser = asked::reason_of)]
     reason: String,
 }
 
@@ -51,7 +51,7 @@ impl Seed {
             };
             return Err(Failure::unfit(format!("--corridor: this partner has {how}")));
         }
-        let floor = ledger::floor_of(self.floor).map_err(|fault| Failure::unfit(format!("--floor {fault}")))?;
+        let floor = asked::floor_of(self.floor).map_err(|fault| Failure::unfit(format!("--floor {fault}")))?;
         let (scope, reason, now) = (bundle.scope(partner, corridor.as_ref()), self.reason, SystemClock.now());
         let done = act::alone(&config, |context| Op::Seed(ledger::Seed { scope, floor, reason, context, now }))?;
         let Done::Seeded(before, record) = done else {

@@ -12,7 +12,7 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     control,
     domain::{Caller, Kid},
-    ledger::{HoldAct, Reach, Stop, StopAct, hold_of},
+    ledger::{HoldAct, Reach, Stop, StopAct, asked::hold_of},
     policy::authority::Resource,
     proto::{HaltReach, halt_reach},
     service::{

@@ -360,7 +360,10 @@ const AROUND: &[Case] = &[
                        sequence = { scope = [\"partner\"], jump_max = 1 }\n";
         it.swap_in("policy/policy.toml", "[[partners]]", &format!("{partner}[[partners]]"));
     }),
-    ("the ledger `ledger.sqlite` does not exist: run `quotesign ledger migrate`", |it| it.remove("ledger.sqlite")),
+    (
+        "the ledger `ledger.sqlite` does not exist: run `quotesign ledger migrate`, or, where it was lost, `quotesign ledger restore`",
+        |it| it.remove("ledger.sqlite"),
+    ),
     ("the ledger `ledger.sqlite` was never migrated: run `quotesign ledger migrate`", |it| {
         it.write("ledger.sqlite", "");
     }),
