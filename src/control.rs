@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -73,6 +74,8 @@ pub struct Control {
     pub stopped: Arc<Stopped>,
     /// What keys have signed: a bundle may not drop those whose quotes count.
     pub published: Arc<Published>,
+    /// How long the ledger keeps quotes beyond their expiry.
+    pub keep: Duration,
     /// Where acts are journalled.
     pub ledger: Ledger,
     /// Why the newest reload was refused; nothing where it was not.
@@ -160,6 +163,7 @@ impl Control {
             .map_err(|problems| problems.iter().map(Problem::to_string).collect::<Vec<_>>())?;
         let mut problems =
             fits(&bundle, self.environment, &self.domains, |signer, locator| self.keyring.accepts(signer, locator));
+        problems.extend(is_kept(&bundle, self.keep));
         problems.extend(self.checkpoint_key.as_ref().and_then(|key| is_apart(&bundle, key)));
         problems.extend(follows(&bundle, current.serial, &current.digest.to_string()));
         let standings = Standings::of_now(&self.stopped, &self.published);
@@ -317,6 +321,21 @@ pub fn fits(
         }
     }
     problems
+}
+
+/// What must hold between a bundle and how long the ledger keeps quotes beyond their expiry, but in development: a quote that was
+/// forgotten would be signed with another payload while the first can be presented.
+#[must_use]
+pub fn is_kept(bundle: &Bundle, keep: Duration) -> Option<String> {
+    let wanted = bundle.validity.presentable();
+    (bundle.environment != Environment::Development && keep < wanted).then(|| {
+        format!(
+            "policy.toml: `validity.late_acceptance_s` and `clock_skew_s`: a quote can be presented for {} s after its expiry, and the ledger \
+             keeps it for {} s; make `ledger.keep_days` greater",
+            wanted.as_secs(),
+            keep.as_secs()
+        )
+    })
 }
 
 /// What must hold between a bundle and the keys that the gateway has sign other things: one key serves one purpose.

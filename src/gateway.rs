@@ -124,6 +124,7 @@ impl Gateway {
             keyring: keyring.clone(),
             stopped: stopped.clone(),
             published: published.clone(),
+            keep: config.ledger.keep(),
             ledger: ledger.clone(),
             refused: parking_lot::Mutex::default(),
             reloads: control::Reloads::default(),

@@ -218,6 +218,11 @@ impl Validity {
     pub fn retirement(&self) -> Duration {
         self.longest() + self.clock_skew() + self.late_acceptance()
     }
+    /// From a quote's expiry until it cannot be presented any more, by any clock that is near enough.
+    #[must_use]
+    pub fn presentable(&self) -> Duration {
+        self.clock_skew() + self.late_acceptance()
+    }
     /// How long after its expiry a quote may still be presented.
     #[must_use]
     pub fn late_acceptance(&self) -> Duration {

@@ -44,6 +44,7 @@ pub fn fits(config: &Config, bundle: &Bundle) -> Result<(), StartError> {
     let mut problems = control::fits(bundle, config.environment, &config.trust_domains(), |signer, locator| {
         config.accepts(signer, locator)
     });
+    problems.extend(control::is_kept(bundle, config.ledger.keep()));
     if let Some(section) = &config.audit.checkpoint {
         section.keys().map_err(StartError::unfit)?;
         let key = section.key().map_err(StartError::unfit)?;

@@ -389,7 +389,11 @@ async fn a_ledger_that_was_not_migrated_is_not_served() {
 /// What production does not take, and the one line that says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn production_takes_no_relaxation() {
-    let production = Production::new().with_key();
+    let mut production = Production::new().with_key();
+    production.site.env.insert("QUOTESIGN__LEDGER__KEEP_DAYS".to_owned(), "1".to_owned());
+    let forgotten = production.bad("quotesign config check", 2);
+    assert!(forgotten.contains("the ledger keeps it for 86400 s; make `ledger.keep_days` greater"), "{forgotten}");
+    production.site.env.remove("QUOTESIGN__LEDGER__KEEP_DAYS");
     let policy = |from: &str, to: &str, wanted: &str| {
         production.policy(from, to);
         for command in ["quotesign config check", "quotesign serve"] {
