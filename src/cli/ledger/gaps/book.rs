@@ -249,13 +249,13 @@ mod tests {
         Record::new(event, UtcTime::from_millis(at), Context { partner, quote_id, ..context }, facts)
     }
 
-    fn number(number: u64) -> Option<SequenceNumber> {
-        Some(number.try_into().unwrap())
+    fn number(number: u64) -> SequenceNumber {
+        number.try_into().unwrap()
     }
 
     fn of(event: Event, at: i64, (sequence, previous): (u64, Option<u64>)) -> Record {
-        let (scope, previous_sequence) = (Some("s".to_owned()), previous.and_then(number));
-        record(event, at, Facts { scope, sequence: number(sequence), previous_sequence, ..Facts::default() })
+        let (scope, previous_sequence) = (Some("s".to_owned()), previous.map(number));
+        record(event, at, Facts { scope, sequence: Some(number(sequence)), previous_sequence, ..Facts::default() })
     }
 
     /// What a journal of signed quotes with these numbers tells, made one after the other, where those of `gone` were taken out.
@@ -299,13 +299,15 @@ mod tests {
     fn a_number_that_was_burnt_says_why_it_was_not_signed() {
         let refused = |reason: &str, detail: &str| {
             let (reason, detail) = (Some(reason.to_owned()), Some(detail.to_owned()));
-            record(Event::Refused, 0, Facts { reason, detail, ..Facts::default() })
+            record(Event::Refused, 0, Facts { detail, reason, ..Facts::default() })
         };
         let told = |refusals: &[Record]| {
             let mut book = Book::new(None);
             book.note(&refused("MALFORMED_JSON", "before it was reserved"));
             book.note(&of(Event::Reserved, 0, (1, Some(0))));
-            refusals.iter().for_each(|refusal| book.note(refusal));
+            for refusal in refusals {
+                book.note(refusal);
+            }
             let mut voided = of(Event::Voided, 0, (1, None));
             voided.facts.reason = Some("QUOTE_EXPIRED".to_owned());
             book.note(&voided);
