@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -160,7 +160,14 @@ impl Anchor {
     }
 
     /// Writes where they stand now, and returns when it is durable.
+    ///
+    /// # Errors
+    /// Also where another file has its name, or none: whoever opens the ledger next would not find what is written.
     fn keep(&mut self, heads: &Heads) -> io::Result<()> {
+        let same = |here: &Metadata, named: &Metadata| (here.dev(), here.ino()) == (named.dev(), named.ino());
+        if !fs::metadata(&self.path).is_ok_and(|named| self.file.metadata().is_ok_and(|here| same(&here, &named))) {
+            return Err(io::Error::other("it was moved, removed or replaced; bring back the one that was there"));
+        }
         let mark = Mark::new(self.mark.environment, self.mark.count.saturating_add(1), heads);
         let at = if mark.count % 2 == 1 { 0 } else { SLOT_BYTES as u64 };
         self.file.write_all_at(&mark.bytes()?, at)?;
@@ -417,6 +424,20 @@ mod tests {
         Anchor::create(&path, here, &heads(7)).unwrap();
         let other = Anchor::open(&path, Environment::Production).unwrap_err().to_string();
         assert!(other.contains("belongs to the environment `sandbox`, not to `production`"), "{other}");
+    }
+
+    #[test]
+    fn one_that_is_moved_or_replaced_is_missed() {
+        let home = TempDir::new().unwrap();
+        let (path, elsewhere) = (home.path().join("anchor"), home.path().join("elsewhere"));
+        let mut anchor = Anchor::create(&path, Environment::Sandbox, &heads(1)).unwrap();
+        fs::copy(&path, home.path().join("older")).unwrap();
+        fs::rename(&path, &elsewhere).unwrap();
+        assert!(anchor.keep(&heads(2)).unwrap_err().to_string().contains("bring back"));
+        fs::rename(home.path().join("older"), &path).unwrap();
+        assert!(anchor.keep(&heads(2)).is_err(), "an older copy of it");
+        fs::rename(&elsewhere, &path).unwrap();
+        anchor.keep(&heads(2)).unwrap();
     }
 
     #[test]
