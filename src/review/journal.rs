@@ -1,6 +1,9 @@
 //! What is asked of a journal: which records, and what they come to.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -87,9 +90,9 @@ pub struct Summary {
     pub signed_percent: Option<f64>,
     /// What the operator said, by outcome.
     pub outcomes: BTreeMap<String, u64>,
-    /// Acts of operators and of emergencies, oldest first: time, event, who, and why.
-    pub acts: Vec<Act>,
-    /// How many acts more there are than are told.
+    /// Acts of operators and of emergencies, and what befell keys and ledger, oldest first: time, event, who, and why.
+    pub acts: VecDeque<Act>,
+    /// How many acts there are before those that are told.
     pub acts_left_out: u64,
 }
 
@@ -110,7 +113,7 @@ pub struct Act {
     pub record: Uuid,
 }
 
-/// As many acts are told one by one.
+/// As many acts are told one by one, the newest: what ended an incident is not left out for what began it.
 const ACTS_MAX: usize = 1_000;
 
 impl Summary {
@@ -150,6 +153,8 @@ impl Summary {
             | Event::Replayed
             | Event::Started
             | Event::Pruned
+            | Event::Checkpointed
+            | Event::TlsReloaded
             | Event::Read => {}
             _ => self.act(record),
         }
@@ -163,8 +168,8 @@ impl Summary {
 
     fn act(&mut self, record: &Record) {
         if self.acts.len() >= ACTS_MAX {
+            self.acts.pop_front();
             self.acts_left_out = self.acts_left_out.saturating_add(1);
-            return;
         }
         let facts = &record.facts;
         let what =
@@ -172,7 +177,7 @@ impl Summary {
         let detail = what.into_iter().chain(facts.detail.clone()).collect::<Vec<_>>().join(": ");
         let (at, event, caller) = (record.at, record.event.name(), record.context.caller.clone());
         let operator = record.context.operator.clone();
-        self.acts.push(Act { at, event, caller, operator, detail, record: record.id });
+        self.acts.push_back(Act { at, event, caller, operator, detail, record: record.id });
     }
 
     /// For people.
@@ -205,13 +210,16 @@ impl Summary {
         if !self.acts.is_empty() {
             lines.push("acts:".to_owned());
         }
+        if self.acts_left_out > 0 {
+            lines.push(format!(
+                "  {} before these are left out; a later `--since` leaves out none of its own",
+                self.acts_left_out
+            ));
+        }
         for Act { at, event, caller, operator, detail, .. } in &self.acts {
             let who = caller.as_ref().map(ToString::to_string).or_else(|| operator.clone());
             let who = who.unwrap_or_else(|| "the gateway itself".to_owned());
             lines.push(format!("  {at}  {event}  by {who}  {detail}"));
-        }
-        if self.acts_left_out > 0 {
-            lines.push(format!("  and {} more", self.acts_left_out));
         }
         lines.join("\n") + "\n"
     }
@@ -246,13 +254,24 @@ mod tests {
     }
 
     #[test]
-    fn acts_are_told_one_by_one_and_how_many_were_left_out() {
+    fn the_newest_acts_are_told_one_by_one_and_how_many_were_left_out() {
         let mut summary = Summary::default();
         for at in 0..1_200 {
             summary.take(&record(Event::Halted, at, Facts { stop: Some("halted/all".to_owned()), ..Facts::default() }));
         }
-        assert_eq!((summary.acts.len(), summary.acts_left_out), (1_000, 200));
-        assert!(summary.text().ends_with("  and 200 more\n"), "{}", summary.text());
+        summary.take(&record(Event::Revoked, 1_200, Facts::default()));
+        assert_eq!((summary.acts.len(), summary.acts_left_out), (1_000, 201));
+        assert_eq!(summary.acts.back().map(|act| act.event), Some("key.revoked"));
+        assert!(summary.text().contains("  201 before these are left out"), "{}", summary.text());
+    }
+
+    #[test]
+    fn what_gateways_do_all_day_is_no_act() {
+        let mut summary = Summary::default();
+        for event in [Event::Checkpointed, Event::TlsReloaded, Event::Read, Event::Pruned, Event::Committed] {
+            summary.take(&record(event, 1, Facts::default()));
+        }
+        assert!(summary.acts.is_empty(), "{:?}", summary.acts);
     }
 
     #[test]
