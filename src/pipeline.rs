@@ -55,7 +55,7 @@ use tracing::Instrument as _;
 
 use crate::{
     audit::{self, customer::ReferenceKey},
-    backlog::Backlog,
+    backlog::{Backlog, TooFarBehind},
     call::{Call, Course, Stage},
     clock::{ClockGuard, UtcTime},
     domain::{Environment, Identity, Kid, PolicyDigest},
@@ -294,7 +294,7 @@ impl Pipeline {
     /// wait for its place: each time that it asks for one it asks for its key, too.
     async fn admit(&self, canonical: Canonical, policy: &Bundle, call: &Call) -> Result<(Admitted, UtcTime), Refusal> {
         let (course, mut canonical, from) = (&*call.course, canonical, Instant::now());
-        self.backlog.bears(self.clock.now()?, self.behind_max)?;
+        self.is_shipped_in_time(self.clock.now()?)?;
         self.has_room()?;
         loop {
             let now = self.clock.now()?;
@@ -307,6 +307,14 @@ impl Pipeline {
                 Err(full) => canonical = full.waited(call).await?,
             }
         }
+    }
+
+    /// Whether the journal is shipped as the config asks for where anything is to be signed.
+    ///
+    /// # Errors
+    /// Where it is too far behind.
+    pub fn is_shipped_in_time(&self, now: UtcTime) -> Result<(), TooFarBehind> {
+        self.backlog.bears(now, self.behind_max)
     }
 
     /// Whether there is room for a number to be taken; what holds one already needs none here.

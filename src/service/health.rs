@@ -164,7 +164,11 @@ impl Watch {
         let ledger = self.pipeline.ledger.health().err();
         let ledger = ledger.or_else(|| self.pipeline.has_joined().err().map(|error| error.to_string()));
         let clock = self.pipeline.clock.now().err().map(|fault| fault.to_string());
-        let common = ledger.clone().or_else(|| clock.clone()).or_else(|| self.pipeline.room.suffices().err());
+        let common = ledger
+            .clone()
+            .or_else(|| clock.clone())
+            .or_else(|| self.pipeline.room.suffices().err())
+            .or_else(|| self.pipeline.is_shipped_in_time(SystemClock.now()).err().map(|fault| fault.to_string()));
         parts.insert("ledger".to_owned(), ledger);
         parts.insert("clock".to_owned(), clock);
         // A bundle that was refused stops nothing: the last good one goes on serving.
@@ -175,7 +179,7 @@ impl Watch {
         if self.pipeline.room.is_watched() {
             parts.insert("disk".to_owned(), self.pipeline.room.warning());
         }
-        // Nor does a collector that does not take the journal.
+        // Nor does a collector that does not take the journal, but where the config says so: `common` has that.
         if self.ships {
             parts.insert("shipping".to_owned(), self.pipeline.backlog.fault());
         }

@@ -592,6 +592,11 @@ async fn where_the_config_says_so_nothing_is_signed_beyond_a_lag_and_what_was_si
     assert!(wait(&lag) > Duration::ZERO);
     assert_eq!(quotes.last().await, last, "no number was taken");
     assert_eq!(quotes.sign(&first).await.unwrap().jws, signed.jws);
+    // Whoever balances calls hears that this gateway signs nothing.
+    until("health says so", async || gateway.operations("/readyz?for=signing").await.0 == 503).await;
+    assert_eq!(gateway.operations("/readyz?for=jwks").await.0, 200);
+    let status = gateway.operations("/metrics").await.1;
+    assert!(status.contains("component_serving{component=\"signing\"} 0"), "{status}");
     sink.start();
     until("it signs again", async || quotes.sign(&Quote::number(last + 1)).await.is_ok()).await;
 }
