@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::{self, Event},
+    clock::UtcTime,
     ledger::{
         EngineError, Journal, PruneJournal, Stretch,
         chain::{Break, Position, StoredRecord, Summary, Verifier},
@@ -48,6 +49,10 @@ pub struct Lane {
     pub summary: Summary,
     /// The lanes that its records say were pruned, and up to which record; of those that something that was kept binds.
     pub pruned: Vec<(String, u64)>,
+    /// The index before which something that was kept binds its records; nothing where what was kept does not know the lane.
+    pub bound: Option<u64>,
+    /// Of the records that nothing binds which was kept, the one that says it was made first.
+    pub earliest: Option<(UtcTime, u64)>,
 }
 
 /// Why a file vouches for nothing, and where.
@@ -307,6 +312,11 @@ fn pruned_by(stored: &StoredRecord) -> Option<(String, u64)> {
     PruneJournal::told(&stored.of_event(Event::Pruned)?.facts.detail?)
 }
 
+/// When a record says that it was made. A read's is journalled later than it was, and tells nothing.
+fn made_at(stored: &StoredRecord) -> Option<UtcTime> {
+    stored.record().ok().filter(|record| record.event != Event::Read).map(|record| record.at)
+}
+
 /// A lane that is being read.
 struct Reading<'k> {
     name: String,
@@ -314,10 +324,14 @@ struct Reading<'k> {
     verifier: Verifier,
     kept: Vec<&'k Kept>,
     pruned: Vec<(String, u64)>,
+    is_held: bool,
+    bound: Option<u64>,
+    earliest: Option<(UtcTime, u64)>,
 }
 
 impl<'k> Reading<'k> {
     fn new(name: String, first: Position, kept: &'k [Kept]) -> Result<Self, Fault> {
+        let is_held = !kept.is_empty();
         let kept: Vec<_> = kept.iter().filter(|kept| kept.lane == name).collect();
         if let Some(Kept { head, .. }) = kept.iter().find(|kept| kept.head.next_index < first.next_index) {
             return Err(Fault::Before { lane: name, index: head.next_index, first: first.next_index });
@@ -325,13 +339,28 @@ impl<'k> Reading<'k> {
         if let Some(Kept { head, .. }) = kept.iter().find(|kept| is_another(kept.head, first)) {
             return Err(Fault::Head { lane: name, index: head.next_index });
         }
-        Ok(Self { name, first, verifier: Verifier::new(first), kept, pruned: Vec::new() })
+        let bound = kept.iter().map(|kept| kept.head.next_index).max();
+        Ok(Self {
+            name,
+            first,
+            verifier: Verifier::new(first),
+            kept,
+            pruned: Vec::new(),
+            is_held,
+            bound,
+            earliest: None,
+        })
     }
 
     fn take(&mut self, stored: &StoredRecord) -> Result<(), Fault> {
         self.verifier.push(stored).map_err(|fault| Fault::Broken { lane: self.name.clone(), fault })?;
-        if self.kept.iter().any(|kept| stored.index < kept.head.next_index) {
+        if self.bound.is_some_and(|bound| stored.index < bound) {
             self.pruned.extend(pruned_by(stored));
+        } else if self.is_held
+            && let Some(at) = made_at(stored)
+            && self.earliest.is_none_or(|(earliest, _)| at < earliest)
+        {
+            self.earliest = Some((at, stored.index));
         }
         let here = Position { next_index: stored.index.saturating_add(1), link: stored.link.unwrap_or_default() };
         match self.kept.iter().find(|kept| is_another(kept.head, here)) {
@@ -342,7 +371,7 @@ impl<'k> Reading<'k> {
 
     /// Ends it where the journal says that it stands, or after that, where it was written meanwhile.
     fn end(self, said: Position) -> Result<Lane, Fault> {
-        let Self { name, first, verifier, kept, pruned } = self;
+        let Self { name, first, verifier, kept, pruned, bound, earliest, .. } = self;
         let summary = verifier.finish().map_err(|fault| Fault::Broken { lane: name.clone(), fault })?;
         let head = summary.head;
         if head.next_index < said.next_index {
@@ -353,7 +382,7 @@ impl<'k> Reading<'k> {
         }
         match kept.iter().find(|kept| kept.head.next_index > head.next_index) {
             Some(kept) => Err(Fault::Short { lane: name, is: head.next_index, said: kept.head.next_index }),
-            None => Ok(Lane { name, first, summary, pruned }),
+            None => Ok(Lane { name, first, summary, pruned, bound, earliest }),
         }
     }
 }
@@ -375,6 +404,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        audit::{Context, Facts, Record},
+        domain::{CorrelationId, Environment},
+    };
 
     /// A journal of batches of these sizes, as a file, and where it stood after each batch.
     fn journal(sizes: &[usize]) -> (Vec<u8>, Vec<Position>) {
@@ -395,6 +428,44 @@ mod tests {
         let page = |from: u64| Ok(records.iter().skip(usize::try_from(from).unwrap()).take(7).cloned().collect());
         write(&mut file, &Stretch { lane: String::new(), first: Position::GENESIS, head }, page).unwrap();
         (file, heads)
+    }
+
+    /// A lane of records of these events and times, a batch each, as a file; and where it ends.
+    fn lane(name: &str, records: &[(Event, i64)]) -> (Vec<u8>, Position) {
+        let (mut stored, mut head) = (Vec::new(), Position::GENESIS);
+        for (event, at) in records {
+            let context = Context::new(CorrelationId::made(), Environment::Sandbox, String::new(), 1);
+            let record = Record::new(*event, UtcTime::from_millis(*at), context, Facts::default());
+            let (index, bytes) = (head.next_index, record.to_bytes().unwrap());
+            let leaf = audit::leaf(&bytes);
+            head = head.after(&[leaf]);
+            stored.push(StoredRecord { index, leaf, bytes, link: Some(head.link), id: None });
+        }
+        let mut file = Vec::new();
+        let page = |from: u64| Ok(stored.iter().skip(usize::try_from(from).unwrap()).cloned().collect());
+        write(&mut file, &Stretch { lane: name.to_owned(), first: Position::GENESIS, head }, page).unwrap();
+        (file, head)
+    }
+
+    #[test]
+    fn what_no_kept_head_binds_is_told_with_its_earliest_time_reads_apart() {
+        use Event::{Committed, Read};
+        let (before, head) = lane("gw-a", &[(Committed, 5), (Committed, 6)]);
+        let (grown, _) = lane("gw-a", &[(Committed, 5), (Committed, 6), (Read, 1), (Committed, 9), (Committed, 4)]);
+        let bound = |file: &[u8], kept: &[Kept]| {
+            let lanes = verify(file, kept).unwrap();
+            lanes
+                .iter()
+                .map(|lane| (lane.bound, lane.earliest.map(|(at, index)| (at.millis(), index))))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(bound(&before, &[kept("gw-a", head)]), [(Some(2), None)]);
+        assert_eq!(bound(&before, &[]), [(None, None)], "nobody asks");
+        // Ids differ from run to run, so that the longer one has its own head.
+        let first = verify(grown.as_slice(), &[]).unwrap()[0].first;
+        assert_eq!(bound(&grown, &[kept("gw-a", first)]), [(Some(0), Some((4, 4)))]);
+        let forged = [before, lane("gw-z", &[(Committed, 3)]).0].concat();
+        assert_eq!(bound(&forged, &[kept("gw-a", head)]), [(Some(2), None), (None, Some((3, 0)))]);
     }
 
     fn kept(lane: &str, head: Position) -> Kept {

@@ -118,6 +118,7 @@ async fn a_checkpoint_binds_the_journal_and_a_proof_shows_one_record_of_it() {
     // Whoever keeps one verifies what it binds, of the ledger and of an export; openssl says so too.
     let said = done(site.run(&["audit", "verify", "--checkpoint", &kept, "--key", &key]));
     assert!(said.contains("nothing that it binds is missing") && !said.contains("complete"), "{said}");
+    assert!(said.contains("bound by what was kept: records 0 to ") && said.contains("chain alone, which"), "{said}");
     let export = file("journal.jsonl");
     done(site.run(&["audit", "export", "--out", &export]));
     let offline = |args: &[&str]| quotesign().current_dir("/").args(["audit"]).args(args).output().unwrap();

@@ -1,6 +1,6 @@
 //! Recomputes the hash chain of a ledger or of an export.
 
-use std::{fs::File, io::BufReader, path::PathBuf};
+use std::{fs::File, io::BufReader, path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -48,15 +48,16 @@ impl Verify {
                 exported::verify(BufReader::new(file), &kept).map_err(|fault| Failure::failed(named(&fault)))?
             }
         };
-        for line in lanes.iter().flat_map(told) {
-            say!("{line}");
+        for lane in &lanes {
+            let bound = (!kept.is_empty()).then(|| bound(lane, checkpoint.as_ref()));
+            for line in told(lane).into_iter().chain(bound.into_iter().flatten()) {
+                say!("{line}");
+            }
         }
         match (&checkpoint, kept.len()) {
             (Some(checkpoint), _) => {
                 prove::tell(checkpoint);
-                say!(
-                    "nothing that it binds is missing or was changed; what came after it is vouched for by the chain alone"
-                );
+                say!("nothing that it binds is missing or was changed");
             }
             (None, 0) => say!("{NO_HEAD}"),
             (None, heads) => say!("kept heads that are in it: {heads}"),
@@ -74,6 +75,33 @@ impl Verify {
 const NO_HEAD: &str =
     "no head was given: a journal that was cut, rolled back or written anew as a whole looks the same";
 
+/// A record is journalled within this time after it was made, whichever gateway's clock says so.
+const LATE: Duration = Duration::from_mins(1);
+
+/// Which of a lane's records are bound by what was kept, and whether one is not that should be.
+fn bound(lane: &Lane, checkpoint: Option<&Checkpoint>) -> Vec<String> {
+    let (first, next) = (lane.first.next_index, lane.summary.head.next_index);
+    let alone = |from: u64| match next.checked_sub(1) {
+        Some(last) if from <= last => {
+            format!("by the chain alone, which can be written anew: records {from} to {last}")
+        }
+        _ => "by the chain alone: none".to_owned(),
+    };
+    let which = match lane.bound {
+        None => format!("bound by what was kept: none, it does not know this lane; {}", alone(first)),
+        Some(to) if to <= first => format!("bound by what was kept: where it begins; {}", alone(first)),
+        Some(to) => format!("bound by what was kept: records {first} to {}; {}", to.saturating_sub(1), alone(to)),
+    };
+    let early = checkpoint.zip(lane.earliest).filter(|(checkpoint, (at, _))| *at < checkpoint.at.minus(LATE));
+    let early = early.map(|(checkpoint, (at, index))| {
+        format!(
+            "record {index} says {at}, and the checkpoint of {} does not bind it: it was put there later, or came late",
+            checkpoint.at
+        )
+    });
+    [which].into_iter().chain(early).collect()
+}
+
 /// Up to where the journal holds, in words.
 pub(in crate::cli) fn verified(journal: &dyn Journal) -> Result<Vec<String>, Failure> {
     let lanes = exported::verify_ledger(journal, &[]).map_err(Failure::failed)?;
@@ -90,4 +118,40 @@ fn told(Lane { name, first, summary, .. }: &Lane) -> Vec<String> {
     let head = Kept { lane: name.clone(), head: summary.head };
     let before = first.next_index.checked_sub(1).map(|last| format!("records 0 to {last} are not in it"));
     lane.into_iter().chain(before).chain([vouched, format!("head {head}")]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::UtcTime,
+        ledger::chain::{Heads, Position, Summary},
+        notary::tree::Frontier,
+    };
+
+    fn lane(bound: Option<u64>, earliest: Option<(i64, u64)>) -> Lane {
+        let (first, head) = (Position::GENESIS, Position { next_index: 5, link: [1; 32] });
+        let summary = Summary { records: 5, links: 5, head };
+        let earliest = earliest.map(|(at, index)| (UtcTime::from_millis(at), index));
+        Lane { name: "gw-z".to_owned(), first, summary, pruned: Vec::new(), bound, earliest }
+    }
+
+    #[test]
+    fn it_is_said_up_to_which_record_of_which_lane_a_checkpoint_binds() {
+        let at = UtcTime::from_millis(600_000);
+        let tree = Frontier::default();
+        let checkpoint = Checkpoint { origin: String::new(), at, after: None, heads: Heads::default(), tree };
+        let said = |lane: &Lane| bound(lane, Some(&checkpoint));
+        let whole = said(&lane(Some(5), None));
+        assert_eq!(whole, ["bound by what was kept: records 0 to 4; by the chain alone: none"]);
+        let part = said(&lane(Some(3), Some((599_000, 3))));
+        assert_eq!(part.len(), 1, "what came while it was made is no news: {part:?}");
+        assert!(part[0].contains("records 0 to 2; ") && part[0].ends_with("records 3 to 4"), "{part:?}");
+        let forged = said(&lane(None, Some((1_000, 2))));
+        assert!(
+            forged[0].contains("it does not know this lane") && forged[0].ends_with("records 0 to 4"),
+            "{forged:?}"
+        );
+        assert!(forged[1].starts_with("record 2 says 1970-01-01T00:00:01Z, and the checkpoint"), "{forged:?}");
+    }
 }
