@@ -83,9 +83,9 @@ impl Default for Gauges {
         };
         let up = gauge("up", "1 where the key set was fetched with status 200");
         let status = gauge("http_status", "The HTTP status of the last answer; 0 where there was none");
-        let valid = gauge("valid", "1 where verifiers will take all of the key set");
+        let valid = gauge("valid", "1 where verifiers will take all of the key set that was fetched last");
         let private = gauge("private_members", "1 where private key material is published: rotate now");
-        let active = gauge("active_kid_present", "1 where the kid that signs is in the key set");
+        let active = gauge("active_kid_present", "1 where the kid that signs is in the key set that was fetched last");
         let keys = gauge("keys", "How many keys it has");
         let (certificate_ends, looked_at) = (Gauge::default(), Gauge::default());
         let (fetches_failed, unexpected) = (Counter::default(), Counter::default());
@@ -95,6 +95,9 @@ impl Default for Gauges {
         registry.register("last_look_timestamp_seconds", "When it was last looked at", looked.clone());
         registry.register("fetches_failed", "Looks that brought no status 200", fetches_failed.clone());
         registry.register("unexpected_changes", "Changes of keys that nobody planned", unexpected.clone());
+        // Of a set that nobody has seen nothing is known to be wrong.
+        valid.set(1);
+        active.set(1);
         let registry = Mutex::new(registry);
         Self {
             registry,
@@ -203,10 +206,9 @@ impl Watch {
 }
 
 impl Gauges {
+    /// No set was fetched: that says nothing of what is in it, and nobody is to halt signing for a network's fault.
     fn down(&self, status: u16) {
-        for gauge in [&self.up, &self.valid, &self.active] {
-            gauge.set(0);
-        }
+        self.up.set(0);
         self.status.set(status.into());
         self.fetches_failed.inc();
     }
@@ -272,4 +274,22 @@ fn seconds(at: UtcTime) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of any year have fewer than 53 bits")]
     let millis = at.millis() as f64;
     millis / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_that_cannot_be_fetched_is_down_and_its_active_kid_is_not_missing() {
+        let gauges = Gauges::default();
+        let told = || [&gauges.up, &gauges.valid, &gauges.active].map(Gauge::get);
+        gauges.down(0);
+        assert_eq!(told(), [0, 1, 1]);
+        let fetched = key_set::Fetched { status: 200, ..key_set::Fetched::default() };
+        gauges.take(&key_set::inspect(b"{\"keys\":[]}", Some(&fetched), None, SystemClock.now()), &fetched, true);
+        assert_eq!(told(), [1, 0, 0]);
+        gauges.down(503);
+        assert_eq!(told(), [0, 0, 0], "what was last seen stands");
+    }
 }
