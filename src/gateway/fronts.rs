@@ -25,7 +25,7 @@ use crate::{
         quotes::{Quotes, Windows},
     },
     transport::{
-        accept::{self, Bounds, Protocol},
+        accept::{self, Bounds, Counts, Protocol},
         edge::{EdgeLayer, Site},
         live::Live,
         serve::{self, KEEPALIVE, Terms},
@@ -150,29 +150,31 @@ impl Gateway {
             tracer: self.tracer.clone(),
             pipeline: self.pipeline.clone(),
         }));
-        for (routes, listener, section, live) in [
-            (grpc, grpc_listener, &self.config.grpc, &self.lives.grpc),
-            (admin, admin_listener, &self.config.admin, &self.lives.admin),
+        let counts = |front| Counts { front, metrics: self.metrics.clone() };
+        for (front, routes, listener, section, live) in [
+            ("grpc", grpc, grpc_listener, &self.config.grpc, &self.lives.grpc),
+            ("admin", admin, admin_listener, &self.config.admin, &self.lives.admin),
         ] {
             let routes = edge.layer(with_reflection(routes, section)?.prepare());
             let routes = routes.map_request(|request: Request<Incoming>| request.map(Body::new));
             let protocol = Protocol::Mutual(live.clone(), section.trust_domain.clone());
-            let connections = accept::accept(listener, protocol, bounds, stop.clone());
+            let connections = accept::accept(listener, protocol, bounds, counts(front), stop.clone());
             calls.spawn(serve::serve(connections, routes, terms, stop.clone()));
         }
         let Pipeline { policy, stopped, published, .. } = &*self.pipeline;
         let sets = Sets { policy: policy.clone(), stopped: stopped.clone(), published: published.clone() };
         let sets = jwks::routes(sets, Lines::new(self.config.environment, self.metrics.clone()));
         let protocol = Protocol::Public(self.lives.jwks.clone());
-        let connections = accept::accept(jwks_listener, protocol, public_bounds, stop_sets.clone());
+        let connections = accept::accept(jwks_listener, protocol, public_bounds, counts("jwks"), stop_sets.clone());
         served.spawn(serve::serve(connections, sets, public_terms, stop_sets.clone()));
+        let counts = counts("operations");
         let watched = operations::routes(Operations {
             components: self.components,
             stopped: self.pipeline.stopped.clone(),
             published: self.pipeline.published.clone(),
             metrics: self.metrics,
         });
-        let connections = accept::accept(operations, Protocol::Plain, public_bounds, stop.clone());
+        let connections = accept::accept(operations, Protocol::Plain, public_bounds, counts, stop.clone());
         calls.spawn(serve::serve(connections, watched, public_terms, stop.clone()));
         Ok(Fronts { calls, sets: served })
     }

@@ -58,6 +58,7 @@ labels! {
     OrderLabels { signer: String, at: &'static str }
     SignerLabels { signer: String }
     FrontLabels { front: &'static str }
+    RefusedLabels { front: &'static str, why: &'static str }
     RequestLabels { status: u32 }
     DigestLabels { digest: String }
     StopLabels { kind: &'static str }
@@ -75,6 +76,7 @@ pub struct Metrics {
     seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
     stages: Family<StageLabels, Histogram, fn() -> Histogram>,
     spans_dropped: Counter,
+    connections_refused: Family<RefusedLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     verifications: Family<VerificationLabels, Counter>,
     serving: Family<ComponentLabels, Gauge>,
@@ -175,6 +177,7 @@ impl Default for Metrics {
             clock: single(of, "clock_timestamp_seconds", "What this machine's clock says"),
             reloads: family(of, "policy_reloads", "How many bundles came into force, and how many were refused"),
             calls: family(of, "calls", "Finished gRPC calls"),
+            connections_refused: family(of, "connections_refused", "Connections that came to nothing: nobody was let in"),
             requests: family(of, "jwks_requests", "Requests to the public key sets that were answered"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
@@ -258,6 +261,11 @@ impl Metrics {
     /// How many recorded calls were dropped.
     pub fn traces_dropped(&self, count: u64) {
         self.spans_dropped.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// A connection came to nothing, before anybody was let in.
+    pub fn connection_refused(&self, front: &'static str, why: &'static str) {
+        self.connections_refused.get_or_create(&RefusedLabels { front, why }).inc();
     }
 
     /// A request to the key sets was answered.
@@ -464,6 +472,7 @@ mod tests {
             seconds,
             stages,
             spans_dropped: _,
+            connections_refused,
             requests,
             verifications,
             serving,
@@ -506,6 +515,7 @@ mod tests {
         calls.get_or_create(&CallLabels { method: text(), status: text(), reason: text() }).inc();
         seconds.get_or_create(&MethodLabels { method: text() }).observe(1.0);
         stages.get_or_create(&StageLabels { stage: "sign" }).observe(1.0);
+        connections_refused.get_or_create(&RefusedLabels { front: "grpc", why: "timeout" }).inc();
         requests.get_or_create(&RequestLabels { status: 200 }).inc();
         verifications.get_or_create(&VerificationLabels { partner: text(), valid: "true" }).inc();
         serving.get_or_create(&ComponentLabels { component: text() }).set(1);

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{Clock as _, SystemClock},
-    telemetry::Share,
+    telemetry::{Metrics, Share},
 };
 
 use super::{live::Live, peer::Peer};
@@ -50,6 +50,15 @@ pub struct Bounds {
     pub handshake_timeout: Duration,
     /// How long a connection may be silent.
     pub idle_max: Duration,
+}
+
+/// Where a listener counts the connections that come to nothing.
+#[derive(Clone)]
+pub struct Counts {
+    /// The listener's name.
+    pub front: &'static str,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What a listener speaks.
@@ -159,6 +168,7 @@ struct Door {
     bounds: Bounds,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
+    counts: Counts,
     lines: Arc<Share>,
     ready: mpsc::Sender<Connection>,
 }
@@ -169,11 +179,13 @@ pub fn accept(
     listener: TcpListener,
     protocol: Protocol,
     bounds: Bounds,
+    counts: Counts,
     stop: CancellationToken,
 ) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(bounds.connections_max));
-    let door = Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), lines: Arc::default(), ready });
+    let door =
+        Arc::new(Door { protocol, bounds, places, addresses: Arc::default(), counts, lines: Arc::default(), ready });
     let handshakes = Arc::new(Handshakes::default());
     tokio::spawn(async move {
         for id in 0.. {
@@ -200,15 +212,15 @@ impl Door {
         let _without_nodelay_it_is_slower = socket.set_nodelay(true);
         let (stream, peer) = match timeout(self.bounds.handshake_timeout, self.shake(socket)).await {
             Ok(Ok(shaken)) => shaken,
-            Ok(Err(fault)) => return self.turned_away(address, &format!("a handshake failed: {fault}")),
-            Err(_) => return self.turned_away(address, "a handshake took too long"),
+            Ok(Err(fault)) => return self.turned_away(address, kind(&fault), &format!("a handshake failed: {fault}")),
+            Err(_) => return self.turned_away(address, "timeout", "a handshake took too long"),
         };
         let Ok(permit) = self.places.clone().try_acquire_owned() else {
-            return self.turned_away(address, "the listener holds as many connections as it may");
+            return self.turned_away(address, "no_room", "the listener holds as many connections as it may");
         };
         let holder = whose(address);
         if !self.addresses.enter(holder, self.bounds.connections_per_address_max) {
-            return self.turned_away(address, "an address holds as many connections as it may");
+            return self.turned_away(address, "no_room", "an address holds as many connections as it may");
         }
         let place = Place { holder, addresses: self.addresses.clone(), _permit: permit };
         let ends = peer.as_ref().map(|peer| Box::pin(tokio::time::sleep(life(peer))));
@@ -217,8 +229,9 @@ impl Door {
         let _gone_when_stopped = self.ready.send(connection).await;
     }
 
-    /// Tells of a connection that comes to nothing. Anybody can make as many of them as he likes.
-    fn turned_away(&self, address: IpAddr, why: &str) {
+    /// Counts and tells a connection that comes to nothing. Anybody can make as many of them as he likes.
+    fn turned_away(&self, address: IpAddr, kind: &'static str, why: &str) {
+        self.counts.metrics.connection_refused(self.counts.front, kind);
         self.lines.tell(
             || tracing::info!(%address, why, "a connection was turned away"),
             |connections| tracing::info!(connections, "connections that were turned away without a line of their own"),
@@ -239,6 +252,15 @@ impl Door {
             Peer::of(chain, domain, live.clone(), swaps)
         });
         Ok((Stream::Tls(Box::new(stream)), peer.map(Arc::new)))
+    }
+}
+
+/// In which way a handshake failed: of a peer without a certificate, or with one that counts for nothing, somebody is to know.
+fn kind(fault: &io::Error) -> &'static str {
+    match fault.get_ref().and_then(|fault| fault.downcast_ref()) {
+        Some(rustls::Error::NoCertificatesPresented) => "no_certificate",
+        Some(rustls::Error::InvalidCertificate(_)) => "bad_certificate",
+        _ => "handshake",
     }
 }
 

@@ -106,6 +106,12 @@ async fn no_frame_is_answered_to_whoever_has_no_valid_certificate() {
             gateway.logged(why).await;
         }
         talk(&gateway, front, client(&site, Some("pricing"), b"h2"), HELLO).await.unwrap();
+        // They are in no count of calls.
+        let metrics = gateway.operations("/metrics").await.1;
+        for (why, count) in [("no_certificate", 1), ("bad_certificate", 5)] {
+            let row = format!("quotesign_connections_refused_total{{front=\"{front}\",why=\"{why}\"}} {count}\n");
+            assert!(metrics.contains(&row), "{row}{metrics}");
+        }
     }
 }
 
