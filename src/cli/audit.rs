@@ -264,6 +264,9 @@ impl Summarise {
             summary.take(&record);
             Ok(())
         })?;
+        if !wanted.has_refusals() {
+            summary.signed_percent = None;
+        }
         match self.format {
             Format::Text => out::write(format_args!("{}", summary.text())),
             Format::Json => say!("{}", serde_json::to_string_pretty(&summary).map_err(Failure::failed)?),

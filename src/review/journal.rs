@@ -59,6 +59,12 @@ impl Wanted {
             && self.until.is_none_or(|until| record.at < until)
     }
 
+    /// Whether refusals are among what is wanted as often as what was signed: one often has no key yet.
+    #[must_use]
+    pub const fn has_refusals(&self) -> bool {
+        self.kid.is_none() && self.event.is_none()
+    }
+
     /// An id below those of all records that can be wanted: they rise with time.
     #[must_use]
     pub fn after(&self) -> Uuid {
@@ -86,7 +92,10 @@ pub struct Summary {
     pub signed_by_key: BTreeMap<String, u64>,
     /// By caller.
     pub signed_by_caller: BTreeMap<String, u64>,
-    /// Of a hundred new quotes that were decided on, how many were signed; absent where there was none.
+    /// How many of the refusals were of calls to sign a quote.
+    pub quotes_refused: u64,
+    /// Of a hundred calls to sign a new quote that were decided on, how many were served; absent where there was none. One that was refused
+    /// and asked again counts again.
     pub signed_percent: Option<f64>,
     /// What the operator said, by outcome.
     pub outcomes: BTreeMap<String, u64>,
@@ -142,6 +151,9 @@ impl Summary {
                 let stands_for = facts.count.unwrap_or(1);
                 let reason = self.refused.entry(facts.reason.clone().unwrap_or_default()).or_default();
                 *reason = reason.saturating_add(stands_for);
+                if may_be_of_a_quote(record) {
+                    self.quotes_refused = self.quotes_refused.saturating_add(stands_for);
+                }
             }
             Event::OutcomeReported => {
                 let said = facts.detail.as_deref().and_then(|detail| detail.split(';').next());
@@ -158,9 +170,8 @@ impl Summary {
             | Event::Read => {}
             _ => self.act(record),
         }
-        let of = |name: &str| self.events.get(name).copied().unwrap_or_default();
-        let (signed, refused) = (of("quote.committed"), self.refused.values().sum::<u64>());
-        let decided = signed.saturating_add(refused);
+        let signed = self.events.get(Event::Committed.name()).copied().unwrap_or_default();
+        let decided = signed.saturating_add(self.quotes_refused);
         #[expect(clippy::cast_precision_loss, reason = "a share to a tenth of a percent")]
         let percent = (decided > 0).then(|| (signed as f64 / decided as f64 * 1000.0).round() / 10.0);
         self.signed_percent = percent;
@@ -205,7 +216,7 @@ impl Summary {
             part(title, counted.iter().map(|(name, count)| (name.as_str(), *count)).collect());
         }
         if let Some(percent) = self.signed_percent {
-            lines.push(format!("signed: {percent} % of what was decided on"));
+            lines.push(format!("signed: {percent} % of the calls to sign a new quote"));
         }
         if !self.acts.is_empty() {
             lines.push("acts:".to_owned());
@@ -223,6 +234,12 @@ impl Summary {
         }
         lines.join("\n") + "\n"
     }
+}
+
+/// Whether a refusal was of a call to sign a quote. One that only counts others may not say of which method they were; floods are of quotes.
+fn may_be_of_a_quote(record: &Record) -> bool {
+    let is_signing = |method: &str| matches!(method.rsplit('/').next(), Some("SignQuote" | "SignQuotes"));
+    record.context.method.as_deref().map_or(record.facts.count.is_some(), is_signing)
 }
 
 #[cfg(test)]
@@ -243,11 +260,14 @@ mod tests {
     fn refusals_that_were_only_counted_are_in_the_sum() {
         let reason = Some("POLICY_DENIED".to_owned());
         let mut summary = Summary::default();
-        for count in [None, Some(940)] {
-            summary.take(&record(Event::Refused, 5, Facts { count, reason: reason.clone(), ..Facts::default() }));
+        for (count, method) in [(None, Some("SignQuote")), (Some(940), None), (None, Some("VerifyQuote"))] {
+            let mut refused = record(Event::Refused, 5, Facts { count, reason: reason.clone(), ..Facts::default() });
+            refused.context.method = method.map(|method| format!("quotesign.v1.QuoteSigningService/{method}"));
+            summary.take(&refused);
         }
         summary.take(&record(Event::Committed, 3, Facts { kid: Some("quote-a".parse().unwrap()), ..Facts::default() }));
-        assert_eq!(summary.refused["POLICY_DENIED"], 941);
+        assert_eq!(summary.refused["POLICY_DENIED"], 942);
+        assert_eq!(summary.quotes_refused, 941, "a read that was denied is no quote");
         assert_eq!((summary.signed_by_partner["acme-remit"], summary.signed_by_key["quote-a"]), (1, 1));
         assert_eq!((summary.first, summary.last), (Some(UtcTime::from_millis(3)), Some(UtcTime::from_millis(5))));
         assert_eq!(summary.signed_percent, Some(0.1));
