@@ -110,10 +110,10 @@ struct Filter {
     /// Of this quote.
     #[arg(long, value_name = "ID")]
     quote: Option<QuoteId>,
-    /// Of this partner.
+    /// Of this partner, its halts included.
     #[arg(long, value_name = "ID")]
     partner: Option<PartnerId>,
-    /// Of what this caller asked for.
+    /// Of what this caller asked for, and of its suspension.
     #[arg(long, value_name = "ID")]
     caller: Option<Caller>,
     /// About this key.

@@ -789,6 +789,9 @@ pub(in crate::ledger) mod tests {
             let waiting = pending(book.reserve(reserve("q2", 2)).unwrap());
             let what = format!("halted/{reach}");
             book.apply(&Op::Stop(stop(&what, true))).unwrap();
+            let Record { context, facts, .. } = book.records.last().unwrap();
+            let told = (context.partner.is_some(), facts.kid.is_some());
+            assert_eq!(told, (reach.starts_with("partner/"), reach.starts_with("kid/")));
             let halted = Err(Refusal::Halted { reach: reach.parse::<Reach>().unwrap() });
             assert_eq!(book.reserve(reserve("q1", 1)), halted);
             assert_eq!(book.reserve(reserve("q3", 3)), halted);
@@ -810,6 +813,7 @@ pub(in crate::ledger) mod tests {
             assert_eq!(book.apply(&Op::Publish(publish("quote-signing-a", "{1}"))), Ok(Done::Published));
         }
         assert_eq!(book.events(), [Event::Seeded, Event::Published], "the second time changed nothing");
+        assert!(book.records.last().unwrap().context.partner.is_some(), "it is its partner's");
         let kid: Kid = "quote-signing-a".parse().unwrap();
         let reused = Err(Refusal::KidReused { kid: kid.clone() });
         assert_eq!(book.apply(&Op::Publish(publish("quote-signing-a", "{2}"))), reused);

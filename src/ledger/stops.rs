@@ -66,6 +66,27 @@ impl Stop {
             Self::Suspended(_) => Some(format!("ReinstateCaller {self}")),
         }
     }
+
+    /// The key that it stops, where it is one key.
+    #[must_use]
+    pub const fn kid(&self) -> Option<&Kid> {
+        match self {
+            Self::Revoked(kid) | Self::Halted(Reach::Kid(kid)) => Some(kid),
+            Self::Halted(Reach::All | Reach::Partner(_)) | Self::Suspended(_) => None,
+        }
+    }
+
+    /// The partner that it stops, where it is one partner.
+    #[must_use]
+    pub const fn partner(&self) -> Option<&PartnerId> {
+        if let Self::Halted(Reach::Partner(partner)) = self { Some(partner) } else { None }
+    }
+
+    /// The caller that it stops.
+    #[must_use]
+    pub const fn caller(&self) -> Option<&Caller> {
+        if let Self::Suspended(caller) = self { Some(caller) } else { None }
+    }
 }
 
 impl fmt::Display for Stop {

@@ -12,6 +12,7 @@ use crate::{
     audit::{Event, Record, id_before},
     clock::UtcTime,
     domain::{Caller, CorrelationId, Kid, PartnerId, QuoteId},
+    ledger::stops::Stop,
 };
 
 /// Which records are wanted: those of which each field that is given holds.
@@ -19,9 +20,9 @@ use crate::{
 pub struct Wanted {
     /// Of this quote.
     pub quote_id: Option<QuoteId>,
-    /// Of this partner.
+    /// Of this partner, or what stopped it.
     pub partner: Option<PartnerId>,
-    /// Of what this caller asked for.
+    /// Of what this caller asked for, or that it was suspended.
     pub caller: Option<Caller>,
     /// About this key.
     pub kid: Option<Kid>,
@@ -48,10 +49,15 @@ impl Wanted {
             wanted.is_none_or(|wanted| is == Some(wanted))
         }
         let (context, facts) = (&record.context, &record.facts);
+        // Whoever asks for a partner, a key or a caller is told what was stopped of it, also by records that say so in this way alone.
+        let stop = facts.stop.as_deref().and_then(|stop| stop.parse::<Stop>().ok());
+        let of_stop = |is: &dyn Fn(&Stop) -> bool| stop.as_ref().is_some_and(is);
         holds(self.quote_id.as_ref(), context.quote_id.as_ref())
-            && holds(self.partner.as_ref(), context.partner.as_ref())
-            && holds(self.caller.as_ref(), context.caller.as_ref())
-            && holds(self.kid.as_ref(), facts.kid.as_ref())
+            && (holds(self.partner.as_ref(), context.partner.as_ref())
+                || of_stop(&|stop| stop.partner() == self.partner.as_ref()))
+            && (holds(self.caller.as_ref(), context.caller.as_ref())
+                || of_stop(&|stop| stop.caller() == self.caller.as_ref()))
+            && (holds(self.kid.as_ref(), facts.kid.as_ref()) || of_stop(&|stop| stop.kid() == self.kid.as_ref()))
             && holds(self.correlation_id.as_ref(), Some(&context.correlation_id))
             && holds(self.customer_ref.as_ref(), context.customer_ref.as_ref())
             && self.event.as_deref().is_none_or(|name| name == record.event.name())
@@ -292,6 +298,26 @@ mod tests {
             summary.take(&record(event, 1, Facts::default()));
         }
         assert!(summary.acts.is_empty(), "{:?}", summary.acts);
+    }
+
+    #[test]
+    fn a_filter_finds_what_was_stopped_of_what_it_asks_for() {
+        let (partner, kid, caller) = ("acme-remit".parse().ok(), "quote-a".parse().ok(), "dns:a.example".parse().ok());
+        let of_partner = Wanted { partner, ..Wanted::default() };
+        let of_kid = Wanted { kid, ..Wanted::default() };
+        let of_caller = Wanted { caller, ..Wanted::default() };
+        for (stop, finds) in [
+            ("halted/partner/acme-remit", [true, false, false]),
+            ("halted/partner/other", [false, false, false]),
+            ("halted/kid/quote-a", [false, true, false]),
+            ("revoked/quote-a", [false, true, false]),
+            ("suspended/dns:a.example", [false, false, true]),
+            ("halted/all", [false, false, false]),
+        ] {
+            let mut one = record(Event::Halted, 1, Facts { stop: Some(stop.to_owned()), ..Facts::default() });
+            one.context.partner = None;
+            assert_eq!([&of_partner, &of_kid, &of_caller].map(|wanted| wanted.is(&one)), finds, "{stop}");
+        }
     }
 
     #[test]

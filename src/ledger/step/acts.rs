@@ -2,7 +2,7 @@
 
 use super::{Step, Stop, Stops};
 use crate::{
-    audit::{Event, Facts, Record, Status},
+    audit::{self, Event, Facts, Record, Status},
     domain::SequenceNumber,
     ledger::{Done, Kept, Note, Noted, Proposal, Propose, Publish, Refusal, Seed, StopAct, acts::key_of},
 };
@@ -34,10 +34,12 @@ pub(super) fn stop(stops: &Stops, op: &StopAct) -> Result<Step, Refusal> {
         (Stop::Suspended(_), true) => Event::Suspended,
         (Stop::Suspended(_), false) => Event::Reinstated,
     };
-    let kid = if let Stop::Revoked(kid) = &op.stop { Some(kid.clone()) } else { None };
+    let kid = op.stop.kid().cloned();
+    let partner = op.stop.partner().or(op.context.partner.as_ref()).cloned();
+    let context = audit::Context { partner, ..op.context.clone() };
     let (stop, status) = (Some(op.stop.to_string()), op.context.answered(Status::Ok));
     let facts = Facts { kid, stop, status, detail: Some(op.reason.clone()), ..Facts::default() };
-    let record = Record::new(event, op.now, op.context.clone(), facts);
+    let record = Record::new(event, op.now, context, facts);
     let done = Done::Stopped(record.id);
     // Nobody has agreed to the end of what had not begun.
     let ends = op.stop.act_that_ends_it().filter(|_| op.stands);
@@ -57,9 +59,10 @@ pub(super) fn publish(kept: Option<&Kept>, op: &Publish) -> Result<Step, Refusal
         detail: Some(format!("for {}, published since {}", op.kept.partner, op.kept.published_since)),
         ..Facts::default()
     };
+    let context = audit::Context { partner: Some(op.kept.partner.clone()), ..op.context.clone() };
     Ok(Step {
         kept: Some((op.kid.clone(), op.kept.clone())),
-        record: Some(Record::new(Event::Published, op.now, op.context.clone(), facts)),
+        record: Some(Record::new(Event::Published, op.now, context, facts)),
         ..Step::unchanged(Done::Published)
     })
 }
@@ -84,7 +87,8 @@ pub(super) fn note(kept: Option<&Kept>, op: &Note) -> Result<Step, Refusal> {
     // No call asks for what else is noted.
     let status = if event == Event::Activated { op.context.answered(Status::Ok) } else { None };
     let facts = Facts { kid: Some(op.kid.clone()), status, detail, ..Facts::default() };
-    let record = Record::new(event, op.now, op.context.clone(), facts);
+    let context = audit::Context { partner: Some(kept.partner.clone()), ..op.context.clone() };
+    let record = Record::new(event, op.now, context, facts);
     let done = Done::Noted(Some(record.id));
     Ok(Step { kept: Some((op.kid.clone(), kept)), record: Some(record), ..Step::unchanged(done) })
 }
