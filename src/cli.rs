@@ -238,7 +238,7 @@ impl Cli {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 for line in failure.text.lines() {
-                    eprintln!("quotesign: {line}");
+                    out::warn(format_args!("{line}"));
                 }
                 ExitCode::from(failure.code)
             }

@@ -147,9 +147,7 @@ impl Config {
     /// Where the file cannot be read or holds no key.
     pub fn reference_key(&self) -> Result<Option<ReferenceKey>, String> {
         let Some(path) = &self.audit.reference_key else { return Ok(None) };
-        let fault = |fault: &dyn std::fmt::Display| format!("`audit.reference_key` = `{}`: {fault}", path.display());
-        let bytes = SecretSlice::from(fs::read(path).map_err(|error| fault(&error))?);
-        ReferenceKey::new(bytes.expose_secret()).map(Some).map_err(|error| fault(&error))
+        reference_key(path).map(Some).map_err(|fault| format!("`audit.reference_key` = `{}`: {fault}", path.display()))
     }
 
     /// The signers by name.
@@ -313,6 +311,15 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The key of customers' references that a file holds.
+///
+/// # Errors
+/// Where the file cannot be read or holds no key.
+pub(crate) fn reference_key(path: &Path) -> Result<ReferenceKey, String> {
+    let bytes = SecretSlice::from(fs::read(path).map_err(|fault| fault.to_string())?);
+    ReferenceKey::new(bytes.expose_secret()).map_err(|fault| fault.to_string())
 }
 
 /// The text of a config, with every override applied.

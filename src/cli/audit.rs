@@ -1,7 +1,7 @@
 //! `quotesign audit`: reads the journal of a ledger, also while the gateway writes it, and what was exported of it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs::OpenOptions,
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt as _,
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::{
     audit::{Event, Record},
     clock::UtcTime,
+    config,
     domain::{Caller, CorrelationId, Kid, PartnerId, QuoteId},
     ledger::Journal,
     review::{
@@ -128,6 +129,9 @@ struct Filter {
     /// Of quotes for this customer of --partner, by the subscription reference; needs the key of `audit.reference_key`.
     #[arg(long, value_name = "REFERENCE", requires = "partner")]
     customer: Option<String>,
+    /// A key of customers' references that was in use before the config's; may be given again.
+    #[arg(long, value_name = "FILE", requires = "customer")]
+    earlier_key: Vec<PathBuf>,
     /// Made then or later: RFC 3339, UTC.
     #[arg(long, value_name = "TIME", value_parser = UtcTime::parse)]
     since: Option<UtcTime>,
@@ -139,7 +143,7 @@ struct Filter {
 impl Filter {
     /// What a note of the read says of it: a customer's reference is nobody's to know.
     fn told(&self) -> Vec<String> {
-        let Self { quote, partner, caller, kid, event, correlation_id, customer, since, until } = self;
+        let Self { quote, partner, caller, kid, event, correlation_id, customer, earlier_key: _, since, until } = self;
         let told = [
             filter("quote", quote.as_ref()),
             filter("partner", partner.as_ref()),
@@ -155,16 +159,23 @@ impl Filter {
     }
 
     fn wanted(self, path: &ConfigPath) -> Result<Wanted, Failure> {
-        let Self { quote: quote_id, partner, caller, kid, event, correlation_id, customer, since, until } = self;
-        let customer_ref = match (customer, &partner) {
-            (Some(reference), Some(partner)) => {
-                let key = path.load()?.reference_key().map_err(Failure::unfit)?;
-                let key = key.ok_or_else(|| Failure::unfit("--customer: the config has no `audit.reference_key`"))?;
-                Some(key.of(partner.as_str(), &reference))
-            }
-            _ => None,
-        };
-        Ok(Wanted { quote_id, partner, caller, kid, event, correlation_id, customer_ref, since, until })
+        let customer_refs = self.customer_refs(path)?;
+        let Self { quote: quote_id, partner, caller, kid, event, correlation_id, since, until, .. } = self;
+        Ok(Wanted { quote_id, partner, caller, kid, event, correlation_id, customer_refs, since, until })
+    }
+
+    /// What records call the customer that is asked for, under each key that is known.
+    fn customer_refs(&self, path: &ConfigPath) -> Result<Vec<String>, Failure> {
+        let (Some(reference), Some(partner)) = (&self.customer, &self.partner) else { return Ok(Vec::new()) };
+        let mut keys: Vec<_> = path.load()?.reference_key().map_err(Failure::unfit)?.into_iter().collect();
+        for file in &self.earlier_key {
+            let fault = |fault| Failure::unfit(format!("--earlier-key {}: {fault}", file.display()));
+            keys.push(config::reference_key(file).map_err(fault)?);
+        }
+        if keys.is_empty() {
+            return Err(Failure::unfit("--customer: the config has no `audit.reference_key`"));
+        }
+        Ok(keys.iter().map(|key| key.of(partner.as_str(), reference)).collect())
     }
 }
 
@@ -317,15 +328,23 @@ fn into_file(path: &Path, put: impl FnOnce(&mut dyn Write) -> Result<(), Failure
 /// Gives every wanted record, by its id, which rises with time.
 fn each(ledger: &Noted, wanted: &Wanted, mut give: impl FnMut(Record) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut reads = ledger.reads()?;
-    let mut after = wanted.after();
+    let (mut after, mut untried) = (wanted.after(), BTreeSet::new());
     loop {
         let page = reads.records_after(after, PAGE).map_err(Failure::failed)?;
-        let Some(last) = page.last() else { return Ok(()) };
+        let Some(last) = page.last() else { break };
         after = last.id;
+        untried.extend(page.iter().filter_map(|record| wanted.untried_key(record)).map(str::to_owned));
         for record in page.into_iter().filter(|record| wanted.is(record)) {
             give(record)?;
         }
     }
+    if !untried.is_empty() {
+        let keys = untried.into_iter().collect::<Vec<_>>().join(", ");
+        out::warn(format_args!(
+            "records tell customers under other keys as well, and may be of this one: {keys}; give those keys with --earlier-key"
+        ));
+    }
+    Ok(())
 }
 
 fn line(record: &Record) -> Result<String, Failure> {

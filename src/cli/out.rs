@@ -14,6 +14,11 @@ pub(super) fn write(text: fmt::Arguments<'_>) {
     settle(out.write_fmt(text).and_then(|()| out.flush()));
 }
 
+/// Tells whoever reads standard error; where nobody does, the command still owes its exit code.
+pub(super) fn warn(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "quotesign: {line}"));
+}
+
 /// Keeps a fault that is none of a closed reader.
 fn settle(written: io::Result<()>) {
     match written {

@@ -30,8 +30,8 @@ pub struct Wanted {
     pub event: Option<String>,
     /// Of this call.
     pub correlation_id: Option<CorrelationId>,
-    /// Of quotes for this customer, as records call it.
-    pub customer_ref: Option<String>,
+    /// Of quotes for this customer, as records call it under each key that is tried; of any where there is none.
+    pub customer_refs: Vec<String>,
     /// Made then or later.
     pub since: Option<UtcTime>,
     /// Made before.
@@ -45,6 +45,24 @@ impl Wanted {
     /// Whether `record` is wanted.
     #[must_use]
     pub fn is(&self, record: &Record) -> bool {
+        let is_theirs = |customer: &String| self.customer_refs.contains(customer);
+        let is_of_customer =
+            self.customer_refs.is_empty() || record.context.customer_ref.as_ref().is_some_and(is_theirs);
+        is_of_customer && self.is_but_for_the_customer(record)
+    }
+
+    /// The id of the key under which `record` tells its customer, where that may be the one that is asked for: no such key was tried.
+    #[must_use]
+    pub fn untried_key<'r>(&self, record: &'r Record) -> Option<&'r str> {
+        fn key_of(customer: &str) -> Option<&str> {
+            customer.split_once(':').map(|(key, _)| key)
+        }
+        let key = key_of(record.context.customer_ref.as_deref()?)?;
+        let is_tried = self.customer_refs.iter().any(|tried| key_of(tried) == Some(key));
+        (!self.customer_refs.is_empty() && !is_tried && self.is_but_for_the_customer(record)).then_some(key)
+    }
+
+    fn is_but_for_the_customer(&self, record: &Record) -> bool {
         fn holds<T: PartialEq>(wanted: Option<&T>, is: Option<&T>) -> bool {
             wanted.is_none_or(|wanted| is == Some(wanted))
         }
@@ -59,7 +77,6 @@ impl Wanted {
                 || of_stop(&|stop| stop.caller() == self.caller.as_ref()))
             && (holds(self.kid.as_ref(), facts.kid.as_ref()) || of_stop(&|stop| stop.kid() == self.kid.as_ref()))
             && holds(self.correlation_id.as_ref(), Some(&context.correlation_id))
-            && holds(self.customer_ref.as_ref(), context.customer_ref.as_ref())
             && self.event.as_deref().is_none_or(|name| name == record.event.name())
             && self.since.is_none_or(|since| record.at >= since)
             && self.until.is_none_or(|until| record.at < until)

@@ -405,6 +405,19 @@ async fn a_key_set_is_watched_as_verifiers_see_it() {
     until("up again", async || metric("up").await == "1" && metric("valid").await == "1").await;
 }
 
+/// What watches for private keys reads the exit code, and may read nothing else.
+#[test]
+fn the_exit_code_is_the_commands_own_where_nobody_reads_what_it_says() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("set.json");
+    fs::write(&file, r#"{"keys":[{"kty":"RSA","kid":"quote-a","n":"AQAB","e":"AQAB","d":"AQAB"}]}"#).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut check = quotesign();
+    check.args(["jwks", "check"]).arg(&file).stdout(writer.try_clone().unwrap()).stderr(writer);
+    assert_eq!(check.status().unwrap().code(), Some(3));
+}
+
 /// A certificate that verifiers would refuse is refused in production before anything is served with it.
 #[test]
 fn a_certificate_that_verifiers_refuse_is_refused_in_production() {
