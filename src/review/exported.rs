@@ -120,6 +120,14 @@ pub enum Fault {
         /// Where the records begin.
         first: u64,
     },
+    /// A ledger holds a record that its journal does not reach.
+    #[error("{}record {index} stands in the ledger, and the journal does not reach it: somebody put it there", named(.lane))]
+    Outside {
+        /// In which lane.
+        lane: String,
+        /// The record's index.
+        index: u64,
+    },
     /// A head was kept of a lane that is not there.
     #[error("the journal has no lane `{lane}`, and a head of it was kept")]
     NoLane {
@@ -251,10 +259,24 @@ pub fn verify_ledger(journal: &dyn Journal, kept: &[Kept]) -> Result<Vec<Lane>, 
                 read => break read?,
             }
         };
+        nothing_is_outside(journal, &lane)?;
         lanes.push(lane);
     }
     every_kept_is_there(&lanes, kept)?;
     Ok(lanes)
+}
+
+/// Whether what was read of a lane is within the bounds that it has now, and nothing stands before them.
+fn nothing_is_outside(journal: &dyn Journal, Lane { name, summary, .. }: &Lane) -> Result<(), Fault> {
+    // Asked after what was read and before what is: meanwhile both bounds can only rise.
+    let Some(now) = journal.lanes()?.into_iter().find(|now| now.lane == *name) else { return Ok(()) };
+    let behind = (summary.head.next_index > now.head.next_index).then_some(now.head.next_index);
+    let oldest = journal.records(name, 0, 1)?.first().map(|stored| stored.index);
+    let before = oldest.filter(|oldest| *oldest < now.first.next_index);
+    match behind.or(before) {
+        Some(index) => Err(Fault::Outside { lane: name.clone(), index }),
+        None => Ok(()),
+    }
 }
 
 fn verify_lane(journal: &dyn Journal, stretch: &Stretch, kept: &[Kept]) -> Result<Lane, Fault> {

@@ -8,7 +8,9 @@ use std::{
 };
 
 use quotesign::{
-    domain::sha256,
+    audit::{self, Context, Event, Facts, Record},
+    clock::UtcTime,
+    domain::{CorrelationId, Environment, sha256},
     ledger::{Journal as _, sqlite::Reader},
     proto::{
         ActivateKeyRequest, GetSequenceRequest, HaltReach, HaltRequest, QuoteOutcome, ReloadPolicyRequest,
@@ -227,12 +229,54 @@ async fn a_record_under_another_id_is_named_and_leads_no_reader_in_circles() {
     assert!(said.contains(&named), "{said}");
     // Behind everything they would begin anew where it belongs.
     ledger.execute("UPDATE audit SET record_id = ?2 WHERE idx = ?1", params![at, [0xff_u8; 16]]).unwrap();
-    for args in
-        [&["verify"][..], &["summary"], &["tail", "--event", "quote.committed"], &["export", "--partner", PARTNER]]
-    {
+    for args in [
+        &["verify"][..],
+        &["summary"],
+        &["tail"],
+        &["tail", "--event", "quote.committed"],
+        &["export", "--partner", PARTNER],
+    ] {
         let said = failed(site.run(&[&["audit"], args].concat()), 1);
         assert!(said.contains(&named), "{args:?}: {said}");
     }
+}
+
+/// A row behind the head, chained as it should be, is what somebody writes who can write the ledger and forgot where it says that it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_the_journal_does_not_reach_is_in_no_report_and_verify_names_it() {
+    let site = with_a_journal().await;
+    let before = done(site.run(&["audit", "tail", "-n", "1"]));
+    let ledger = Connection::open(site.path("ledger.sqlite")).unwrap();
+    let next: u32 = ledger.query_row("SELECT next_idx FROM chain", (), |row| row.get(0)).unwrap();
+    let forged = Record::new(
+        Event::Committed,
+        UtcTime::from_millis(1_795_000_000_000),
+        Context::new(CorrelationId::made(), Environment::Development, String::new(), 1),
+        Facts::default(),
+    );
+    let (bytes, link): (_, [u8; 32]) =
+        (forged.to_bytes().unwrap(), ledger.query_row("SELECT link FROM chain", (), |row| row.get(0)).unwrap());
+    let leaf = audit::leaf(&bytes);
+    ledger
+        .execute(
+            "INSERT INTO audit VALUES (?1, ?2, 'quote.committed', NULL, ?3, ?4, ?5, ?6)",
+            params![
+                next,
+                forged.at.millis(),
+                forged.id.as_bytes(),
+                bytes,
+                leaf,
+                audit::link(&link, next.into(), &[leaf])
+            ],
+        )
+        .unwrap();
+    let tail = done(site.run(&["audit", "tail", "-n", "1"]));
+    assert!(!tail.contains(&forged.id.to_string()) && tail == before, "{tail}");
+    let said = failed(site.run(&["audit", "verify"]), 1);
+    assert!(said.contains(&format!("record {next} stands in the ledger, and the journal does not reach it")), "{said}");
+    // In front of what was pruned none is looked for by readers either.
+    ledger.execute("UPDATE audit SET idx = -1 WHERE idx = ?1", [next]).unwrap();
+    assert_eq!(done(site.run(&["audit", "tail", "-n", "1000"])).lines().count() as u32, next);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,7 +316,17 @@ async fn a_customers_records_are_found_by_who_has_the_key_and_nobody_reads_whose
         });
         tail(&["--customer", "sub_marker_one", "--partner", PARTNER])
     };
-    assert_eq!(done(asked(Some("other.key"))), "");
+    let of_none = asked(Some("other.key"));
+    let key = hashes.iter().next().unwrap().split(':').next().unwrap();
+    let told = String::from_utf8_lossy(&of_none.stderr).into_owned();
+    assert!(told.contains(key) && told.contains("--earlier-key"), "{told}");
+    assert_eq!(done(of_none), "");
+    // The key was exchanged: what was hashed under the one before is found with it.
+    let before = site.path("reference.key");
+    let args = ["--customer", "sub_marker_one", "--partner", PARTNER, "--earlier-key", before.to_str().unwrap()];
+    let found = tail(&args);
+    assert!(found.stderr.is_empty(), "{}", String::from_utf8_lossy(&found.stderr));
+    assert_eq!(lines(&done(found)).len(), of_one.len());
     assert!(failed(asked(Some("short.key")), 2).contains("has 31 bytes; give 32 to 1024 random ones"));
     let short = failed(site.run(&["config", "check"]), 2);
     assert!(short.contains("`audit.reference_key`") && short.contains("openssl rand"), "{short}");

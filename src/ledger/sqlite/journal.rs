@@ -70,7 +70,7 @@ pub(super) fn append(db: &Connection, position: Position, changes: &Changes<'_>)
 }
 
 const STORED_RECORD: &str = "SELECT idx, record, leaf, link, record_id FROM audit";
-/// Of what is read by ids: what the chain does not reach is none of the journal's. The signs keep SQLite from looking for it by the
+/// Of what is read by ids, and of the newest: what the chain does not reach is none of the journal's. The signs keep SQLite from looking for it by the
 /// index, through which it would read and sort all of the journal.
 const IN_JOURNAL: &str =
     "+idx >= (SELECT first_idx FROM chain WHERE one = 1) AND +idx < (SELECT next_idx FROM chain WHERE one = 1)";
@@ -128,8 +128,9 @@ pub(super) fn records_after(db: &Connection, id: Uuid, count: u32) -> Result<Vec
 }
 
 pub(super) fn tail(db: &Connection, count: u32) -> Result<Vec<StoredRecord>, EngineError> {
-    let mut select = db.prepare_cached(&format!("{STORED_RECORD} ORDER BY idx DESC LIMIT ?1"))?;
-    let mut records: Vec<_> = select.query_map([count], stored_record)?.collect::<Result<_, _>>()?;
+    let mut select = db.prepare_cached(&format!("{STORED_RECORD} WHERE {IN_JOURNAL} ORDER BY idx DESC LIMIT ?1"))?;
+    let found = select.query_map([count], stored_record)?;
+    let mut records = found.map(|stored| stored?.by_its_id()).collect::<Result<Vec<_>, _>>()?;
     records.reverse();
     Ok(records)
 }
