@@ -247,7 +247,7 @@ pub struct Facts {
     /// Who read with a command: the user of the machine where it ran.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reader: Option<String>,
-    /// The stable reason of a refusal or a void.
+    /// The stable reason of a refusal or a void; of a reported outcome, the operator's own error code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The sequence's scope.
