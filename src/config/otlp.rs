@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtlpSection {
-    /// As `https://collector.example:4317`; over HTTP without `/v1/logs`. Production takes https:// alone.
+    /// As `https://collector.example:4317`, without a path; over HTTP with that before `/v1/logs`, if there is one. Production takes https:// alone.
     pub endpoint: String,
     /// `grpc` or `http/protobuf`.
     #[serde(default = "grpc")]
@@ -77,6 +77,7 @@ impl OtlpSection {
     /// The rules that types cannot hold; files are read later.
     pub(super) fn check(&self, environment: Environment) -> Result<(), String> {
         let uri = self.uri()?;
+        self.check_path(uri.path().trim_end_matches('/'))?;
         let is_tls = uri.scheme_str() == Some("https");
         if !is_tls && environment == Environment::Production {
             return Err(
@@ -108,6 +109,20 @@ impl OtlpSection {
             return Err("`otlp.refuse_after_s` is out of range; give 10 to 86400, or leave it out".to_owned());
         }
         Ok(())
+    }
+
+    /// What would be left out of the address, or asked for twice, is not what was meant. It is not told back either.
+    fn check_path(&self, path: &str) -> Result<(), String> {
+        let is_of_signal = ["/v1/logs", "/v1/traces", "/v1/metrics"].iter().any(|signal| path.ends_with(signal));
+        match self.protocol {
+            OtlpProtocol::Grpc if !path.is_empty() => Err(
+                "`otlp.endpoint`: gRPC has no path; give the host and the port alone, or `protocol = \"http/protobuf\"`".to_owned()
+            ),
+            OtlpProtocol::HttpProtobuf if is_of_signal => Err(
+                "`otlp.endpoint`: leave `/v1/logs` and the like out at its end; each signal's own is put behind it".to_owned()
+            ),
+            OtlpProtocol::Grpc | OtlpProtocol::HttpProtobuf => Ok(()),
+        }
     }
 
     fn uri(&self) -> Result<Uri, String> {

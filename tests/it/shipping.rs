@@ -610,6 +610,11 @@ fn a_collector_that_cannot_be_one_is_refused_with_the_remedy() {
             "endpoint = 'https://token@collector:4317', ca = 'tls/ca.pem'",
             "`otlp.endpoint` is no http:// or https:// address",
         ),
+        ("endpoint = 'http://collector:4317/no/such'", "gRPC has no path"),
+        (
+            "endpoint = 'http://collector:4318/otlp/v1/logs', protocol = 'http/protobuf'",
+            "leave `/v1/logs` and the like out",
+        ),
         ("endpoint = 'https://collector:4317'", "`otlp.ca`: give the CA"),
         ("endpoint = 'https://collector:4317', ca = 'none.pem'", "[otlp]: "),
         ("endpoint = 'http://collector:4317', ca = 'tls/ca.pem'", "are for an https:// endpoint"),
