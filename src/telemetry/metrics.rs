@@ -3,7 +3,10 @@
 use std::{
     fmt::Debug,
     hash::Hash,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -84,7 +87,7 @@ pub struct Metrics {
     service: Family<SignerLabels, Gauge<f64, AtomicU64>>,
     records_dropped: Counter,
     unbound: Gauge<f64, AtomicU64>,
-    holds: Gauge,
+    holds: OnceLock<Gauge>,
     lag: Gauge<f64, AtomicU64>,
     waiting: Gauge,
     aside: Gauge,
@@ -159,15 +162,31 @@ impl Default for Metrics {
             seconds,
             stages,
             spans_dropped: single(of, "traces_dropped", "Recorded calls that no collector took"),
-            records_dropped: single(of, "audit_refusals_not_journalled", "Refusals beyond the journal's share for them"),
-            unbound: single(of, "journal_unbound_seconds", "How long the journal has waited for a checkpoint that cannot be made"),
-            holds: single(of, "journal_holds", "1 where all of the journal was, at the last look, what was written there"),
+            records_dropped: single(
+                of,
+                "audit_refusals_not_journalled",
+                "Refusals beyond the journal's share for them",
+            ),
+            unbound: single(
+                of,
+                "journal_unbound_seconds",
+                "How long the journal has waited for a checkpoint that cannot be made",
+            ),
+            holds: OnceLock::new(),
             lag: single(of, "audit_lag_seconds", "How long the oldest record of the journal has waited to be shipped"),
             waiting: single(of, "audit_lag_records", "How many records of the journal wait to be shipped"),
             aside: single(of, "audit_quarantined_records", "Records of the journal that no collector will take"),
-            gone: single(of, "audit_gone_records", "Records that were gone from the journal when they were to be shipped"),
+            gone: single(
+                of,
+                "audit_gone_records",
+                "Records that were gone from the journal when they were to be shipped",
+            ),
             shipped: single(of, "audit_records_shipped", "Records of the journal that a collector took"),
-            failures: single(of, "audit_shipping_failures", "How often a collector did not take what it was sent of the journal"),
+            failures: single(
+                of,
+                "audit_shipping_failures",
+                "How often a collector did not take what it was sent of the journal",
+            ),
             batches: single(of, "ledger_batches", "Transactions of the ledger"),
             operations: single(of, "ledger_operations", "What was in them: reservations, commits, records"),
             batch_seconds: single(of, "ledger_batch_seconds", "How long they took"),
@@ -177,7 +196,11 @@ impl Default for Metrics {
             clock: single(of, "clock_timestamp_seconds", "What this machine's clock says"),
             reloads: family(of, "policy_reloads", "How many bundles came into force, and how many were refused"),
             calls: family(of, "calls", "Finished gRPC calls"),
-            connections_refused: family(of, "connections_refused", "Connections that came to nothing: nobody was let in"),
+            connections_refused: family(
+                of,
+                "connections_refused",
+                "Connections that came to nothing: nobody was let in",
+            ),
             requests: family(of, "jwks_requests", "Requests to the public key sets that were answered"),
             verifications: family(of, "verifications", "What VerifyQuote found of quotes"),
             serving: family(of, "component_serving", "1 where the part can do its work"),
@@ -229,17 +252,10 @@ impl Default for Metrics {
             log_lines_lost: single(of, "log_lines_lost", "Lines of the log that nobody took in time"),
             registry: Mutex::new(all),
         }
-        .at_the_start()
     }
 }
 
 impl Metrics {
-    /// Nothing was found wrong yet.
-    fn at_the_start(self) -> Self {
-        self.holds.set(1);
-        self
-    }
-
     /// A call has ended.
     pub fn call(&self, method: &str, status: Code, reason: &str, took: Duration) {
         // A method that is not there is some caller's own text and must not become a label. An unidentified caller
@@ -363,9 +379,11 @@ impl Metrics {
         self.unbound.set(waits.as_secs_f64());
     }
 
-    /// Whether the journal is what it was made of.
+    /// Whether the journal is what it was made of. Until somebody has looked, nothing is told.
     pub fn journal_holds(&self, holds: bool) {
-        self.holds.set(i64::from(holds));
+        let help = "1 where all of the journal was, at the last look, what was written there";
+        let gauge = self.holds.get_or_init(|| single(&mut self.registry.lock(), "journal_holds", help));
+        gauge.set(i64::from(holds));
     }
 
     /// How far the shipping of the journal is behind.
@@ -539,6 +557,8 @@ mod tests {
         certificates.get_or_create(&FrontLabels { front: "jwks" }).set(1.0);
         certificates_refused.get_or_create(&FrontLabels { front: "jwks" }).set(1);
         metrics.reloads((1, 1));
+        assert!(!metrics.text().contains("journal_holds"), "nobody has looked");
+        metrics.journal_holds(true);
         metrics
     }
 

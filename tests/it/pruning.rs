@@ -177,7 +177,7 @@ async fn what_was_exported_and_is_past_its_time_goes_and_all_that_hangs_on_it_ho
     sign(&gateway, [12]).await;
     let newest = keep("last.jws");
     done(site.run(&["audit", "verify", "--checkpoint", &newest, "--key", &key]));
-    assert!(gateway.operations("/metrics").await.1.contains("quotesign_journal_holds 1"));
+    until("it has looked", async || gateway.operations("/metrics").await.1.contains("quotesign_journal_holds 1")).await;
     let log = gateway.log.lock().unwrap().concat();
     assert!(!log.contains("THE JOURNAL"), "{log}");
 }
@@ -403,7 +403,8 @@ async fn gateways_that_share_a_ledger_prune_their_lanes_and_the_first_those_of_w
     back.signing().await;
     sign_next(&back, &database).await;
     for gateway in [stays, back] {
-        assert!(gateway.operations("/metrics").await.1.contains("quotesign_journal_holds 1"));
+        let holds = async || gateway.operations("/metrics").await.1.contains("quotesign_journal_holds 1");
+        until("it has looked", holds).await;
         let log = gateway.log.lock().unwrap().concat();
         assert!(!log.contains("THE JOURNAL"), "{log}");
         assert!(gateway.stop().success());
