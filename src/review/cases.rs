@@ -49,6 +49,9 @@ pub struct Case {
     /// What it shows, in a sentence.
     pub name: String,
     caller: Caller,
+    /// Whether `caller` or `partner` is one that `policy.toml` does not have, and is meant to be.
+    #[serde(default)]
+    stranger: bool,
     /// An act of the schema; signing where it is absent.
     act: Option<String>,
     /// Whose, for an act on a partner that is not signing.
@@ -56,6 +59,11 @@ pub struct Case {
     at: Option<UtcTime>,
     /// A file in `cases/`.
     quote: Option<String>,
+    /// The quote's id, where its contract names no claim for it.
+    #[serde(default)]
+    quote_id: String,
+    /// When the values shown to the customer were fixed.
+    values_fixed_at: Option<UtcTime>,
     /// Claims that are other than in that file.
     #[serde(default)]
     set: BTreeMap<String, toml::Value>,
@@ -177,9 +185,26 @@ pub fn run(dir: &Path, policy: &Bundle, limits: &Limits) -> Result<Vec<Outcome>,
 
 impl Case {
     fn differs(&self, dir: &Path, policy: &Bundle, limits: &Limits) -> Result<Vec<String>, String> {
+        self.are_known(policy)?;
         match self.act.as_deref() {
             None | Some("SignQuote") => self.signing(dir, policy, limits),
             Some(name) => self.acting(name, policy),
+        }
+    }
+
+    /// A misspelt name is denied everything, and would prove nothing.
+    fn are_known(&self, policy: &Bundle) -> Result<(), String> {
+        let caller = (!policy.knows(&self.caller)).then(|| format!("caller `{}`", self.caller));
+        let partner = self.partner.as_ref().filter(|partner| policy.partner(partner).is_none());
+        let unknown = caller.or_else(|| partner.map(|partner| format!("partner `{partner}`")));
+        match (unknown, self.stranger) {
+            (Some(unknown), false) => Err(format!(
+                "policy.toml has no {unknown}, which is denied whatever the rules say; mend the name, or say `stranger = true` where that is meant"
+            )),
+            (None, true) => {
+                Err("`stranger` is for a caller or partner that policy.toml does not have; remove it".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -197,9 +222,10 @@ impl Case {
         let question = Question {
             caller: self.caller.clone(),
             payload: self.payload(dir)?,
-            quote_id: String::new(),
-            values_fixed_at: None,
+            quote_id: self.quote_id.clone(),
+            values_fixed_at: self.values_fixed_at,
             at,
+            is_reserved: false,
             signed_before: self.signed_before,
         };
         let found = forecast(policy, limits, &question);

@@ -48,6 +48,8 @@ pub struct Question {
     pub values_fixed_at: Option<UtcTime>,
     /// When.
     pub at: UtcTime,
+    /// Whether it has its number already; a new quote is taken only where it is of use for a while.
+    pub is_reserved: bool,
     /// How many others of the caller, partner and key were signed at that very moment.
     pub signed_before: u32,
 }
@@ -175,6 +177,9 @@ impl Forecast {
         }
         let key = policy.timeline.current(&terms.partner, question.at, |_| Standing::PLANNED);
         let kid = key.map(|key| key.kid.clone()).ok_or_else(|| NoKey::NoneActive(terms.partner.clone()))?;
+        if !question.is_reserved && terms.expires_at <= question.at.plus(policy.validity.useful()) {
+            return Err(LedgerError::Refused(Spent::Expired).into());
+        }
         let spent = spent(policy, &terms.partner, question, &kid);
         if let Err(Spent::QuotaSpent { quota, .. }) = &spent {
             self.quota = Some(quota.clone());

@@ -112,6 +112,7 @@ impl Replay {
             quote_id: quote_id.to_string(),
             values_fixed_at: context.values_fixed_at,
             at: record.at,
+            is_reserved: true,
             signed_before: 0,
         };
         let found = forecast(policy, limits, &question);

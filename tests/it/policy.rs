@@ -168,6 +168,10 @@ fn what_would_happen_is_told_with_the_rule_the_key_and_what_is_missing() {
         denied.contains("nearest acme-signs-gb-in") && denied.contains("principal in Role::\"acme-pricing\""),
         "{denied}"
     );
+    // It would be refused before it has ended, and so it is here.
+    let brief = explain(PRICING, "2026-11-26T10:09:57Z", &[]);
+    assert_eq!(brief.status.code(), Some(1));
+    assert!(String::from_utf8(brief.stdout).unwrap().contains("QUOTE_EXPIRED"));
     let late = explain(PRICING, "2026-11-26T10:10:00Z", &[]);
     assert_eq!(late.status.code(), Some(2));
     assert!(String::from_utf8(late.stdout).unwrap().contains("QUOTE_EXPIRED"));
@@ -176,6 +180,34 @@ fn what_would_happen_is_told_with_the_rule_the_key_and_what_is_missing() {
     assert_eq!(wrong.status.code(), Some(2));
     let wrong = String::from_utf8(wrong.stdout).unwrap();
     assert!(wrong.contains("/total_customer_cost") && !wrong.contains("251.98"), "{wrong}");
+}
+
+/// What a caller sends beside the payload a case says too, where the bundle asks for it.
+#[test]
+fn a_case_says_what_stands_beside_the_payload() {
+    let bundle = Copy::new();
+    bundle.replace("policy.toml", "values_fixed_at = \"optional\"", "values_fixed_at = \"required\"");
+    bundle.replace("policy.toml", "\nquote_id = \"quote_id\"", "\n#");
+    for file in ["acts.toml", "settings.toml"] {
+        fs::remove_file(bundle.path("cases").join(file)).unwrap();
+    }
+    let case = |name: &str, more: &str, expect: &str| {
+        format!(
+            "[[case]]\nname = \"{name}\"\ncaller = \"{PRICING}\"\nat = {AT}\nquote = \"quotes/gb-in.json\"\n{more}\nexpect = {expect}\n"
+        )
+    };
+    let said = "quote_id = \"q-1\"\nvalues_fixed_at = 2026-11-26T10:00:00Z";
+    let allowed = "{ decision = \"allow\", rules = [\"acme-signs-gb-in\"], kid = \"acme-quotes-2026-06\" }";
+    let cases = case("said", said, allowed) + &case("unsaid", "", "{ decision = \"invalid\" }");
+    fs::write(bundle.path("cases/signing.toml"), cases).unwrap();
+    let told = done(bundle.run(&["test"]));
+    assert!(told.contains("said") && !told.contains("FAIL"), "{told}");
+    let stranger = case("known", "stranger = true", "{ decision = \"invalid\" }");
+    fs::write(bundle.path("cases/signing.toml"), stranger).unwrap();
+    assert!(
+        failed(bundle.run(&["test"]), 2)
+            .contains("`stranger` is for a caller or partner that policy.toml does not have")
+    );
 }
 
 #[test]

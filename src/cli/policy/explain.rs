@@ -60,7 +60,15 @@ impl Explain {
         let fixed = self.values_fixed_at.as_deref().map(UtcTime::parse).transpose();
         let values_fixed_at = fixed.map_err(|fault| Failure::unfit(format!("--values-fixed-at: {fault}")))?;
         let at = self.at.time()?;
-        Ok(Question { caller, payload, quote_id: self.quote_id.clone(), values_fixed_at, at, signed_before: 0 })
+        Ok(Question {
+            caller,
+            payload,
+            quote_id: self.quote_id.clone(),
+            values_fixed_at,
+            at,
+            is_reserved: false,
+            signed_before: 0,
+        })
     }
 }
 
