@@ -80,6 +80,11 @@ impl Currencies {
         code.iter().all(u8::is_ascii_uppercase).then_some(Currency { code, exponent })
     }
 
+    /// The codes of all of them.
+    pub fn codes(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().filter_map(|code| std::str::from_utf8(code).ok())
+    }
+
     /// The currency of this code.
     #[must_use]
     pub fn get(&self, code: &str) -> Option<Currency> {
