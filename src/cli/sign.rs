@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use tonic::{Request, transport::Channel};
+use tonic::{Code, Request, transport::Channel};
 
 use crate::{
     client::ClientFile,
@@ -28,7 +28,8 @@ pub(super) struct Sign {
     /// The quote: one JSON object.
     file: PathBuf,
     /// Fill in what an example cannot keep: a fresh quote id, times from now, and the next sequence number as the
-    /// gateway tells it. For quotes of the shipped contract.
+    /// gateway tells it. For quotes of the shipped contract. Where the gateway gives the numbers, leave `quote_sequence` out of
+    /// the file: none is filled in then.
     #[arg(long)]
     fill: bool,
     /// Write the quote that was sent to this file, so that it can be sent again.
@@ -119,13 +120,26 @@ impl Sign {
     }
 }
 
-/// Fills in the claims of the shipped contract that go stale. The quote keeps its length of validity.
+/// Fills in the claims of the shipped contract that go stale. The quote keeps its length of validity, and one without a number stays so.
 async fn fill(payload: &[u8], gateway: &mut QuoteSigningServiceClient<Channel>) -> Result<Vec<u8>, Failure> {
     let template = Template::read(payload).map_err(|fault| Failure::unfit(format!("--fill: {fault}")))?;
-    let partner = template.partner().to_owned();
-    let mut request = Request::new(GetSequenceRequest { partner, corridor: String::new() });
-    request.set_timeout(Duration::from_secs(10));
-    let answer = gateway.get_sequence(request).await.map_err(|status| Failure::refused(&status))?.into_inner();
-    let quote = template.fill(&uuid::Uuid::now_v7().to_string(), Some(answer.last + 1), this_second());
+    let next = if template.has_number() { Some(last(&template, gateway).await? + 1) } else { None };
+    let quote = template.fill(&uuid::Uuid::now_v7().to_string(), next, this_second());
     serde_json::to_vec_pretty(&quote).map_err(Failure::failed)
+}
+
+/// The last number that was taken, of the partner or, where its sequences are by corridor, of the quote's: policy says which, and the
+/// gateway has it.
+async fn last(template: &Template, gateway: &mut QuoteSigningServiceClient<Channel>) -> Result<u64, Failure> {
+    let ask = |corridor: &str| {
+        let (partner, corridor) = (template.partner().to_owned(), corridor.to_owned());
+        let mut request = Request::new(GetSequenceRequest { partner, corridor });
+        request.set_timeout(Duration::from_secs(10));
+        request
+    };
+    let mut answer = gateway.get_sequence(ask("")).await;
+    if answer.as_ref().is_err_and(|status| status.code() == Code::InvalidArgument) && !template.corridor().is_empty() {
+        answer = gateway.get_sequence(ask(template.corridor())).await;
+    }
+    Ok(answer.map_err(|status| Failure::refused(&status))?.into_inner().last)
 }

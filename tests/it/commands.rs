@@ -39,6 +39,30 @@ pub fn client(site: &Site, gateway: &Gateway, args: &[&str]) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quote_is_filled_in_for_whichever_sequence_its_partner_has() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quote.json");
+    for mode in ["verify", "assign"] {
+        let site = Site::new();
+        site.edit_policy(|policy| {
+            let sequence = format!("{{ scope = ['partner', 'corridor'], mode = '{mode}', jump_max = 1000 }}");
+            policy["partners"][0]["sequence"] = toml(&sequence);
+        });
+        let mut quote: Value = serde_json::from_str(&fs::read_to_string(example).unwrap()).unwrap();
+        if mode == "assign" {
+            quote.as_object_mut().unwrap().remove("quote_sequence").unwrap();
+        }
+        let file = site.path("quote.json");
+        fs::write(&file, quote.to_string()).unwrap();
+        let gateway = site.serve().await;
+        for number in 1..=2 {
+            let args = ["sign", file.to_str().unwrap(), "--fill", "--format", "json"];
+            let told: Value = serde_json::from_str(&done(client(&site, &gateway, &args))).unwrap();
+            assert_eq!(told["sequence"], number, "{mode}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quote_is_signed_kept_sent_again_and_verified_by_command() {
     let site = Site::new();
     let gateway = site.serve().await;

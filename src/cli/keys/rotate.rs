@@ -222,8 +222,7 @@ impl Rotate {
         if reference.trim().is_empty() {
             return Err(Failure::unfit("--confirmed must say where the operator's word is on record"));
         }
-        let new = newest(bundle, partner, &revoked(client, partner)?)
-            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest_left(bundle, partner, &revoked(client, partner)?)?;
         if new.confirmed.is_some() {
             return Err(Failure::failed(format!("`{}` is confirmed already", new.kid)));
         }
@@ -245,8 +244,7 @@ impl Rotate {
     /// Where the newest key's rotation stands.
     fn show(&self, config: &Config, client: &ClientFile, bundle: &Bundle, partner: &PartnerId) -> Result<(), Failure> {
         let revoked = revoked(client, partner)?;
-        let new = newest(bundle, partner, &revoked)
-            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest_left(bundle, partner, &revoked)?;
         if let Some(lost) = newest(bundle, partner, &[]).filter(|lost| lost.publish_at > new.publish_at) {
             return Err(Failure::failed(format!(
                 "`{}`, which was to follow `{}`, was revoked, and `{}` ends at {}; begin anew with --start and another --kid, or \
@@ -273,8 +271,7 @@ impl Rotate {
         bundle: &Bundle,
         partner: &PartnerId,
     ) -> Result<[Step; 6], Failure> {
-        let new = newest(bundle, partner, &revoked(client, partner)?)
-            .ok_or_else(|| Failure::unfit("the partner has no key yet; give --start"))?;
+        let new = newest_left(bundle, partner, &revoked(client, partner)?)?;
         let registered = bundle.partner(partner).and_then(|partner| partner.jwks_url.clone());
         let (url, ca) = match self.url.clone().or(registered) {
             Some(url) => (url, self.url_ca.as_ref().unwrap_or(&config.jwks.url_ca)),
@@ -367,6 +364,21 @@ fn newest<'b>(bundle: &'b Bundle, partner: &'b PartnerId, revoked: &[String]) ->
     bundle.timeline.of(partner).rfind(|key| !key.standby && !revoked.iter().any(|kid| kid == key.kid.as_str()))
 }
 
+/// The same, where there is one left to be asked about.
+fn newest_left<'b>(
+    bundle: &'b Bundle,
+    partner: &'b PartnerId,
+    revoked: &[String],
+) -> Result<&'b Arc<TimedKey>, Failure> {
+    newest(bundle, partner, revoked).ok_or_else(|| match newest(bundle, partner, &[]) {
+        Some(lost) => Failure::failed(format!(
+            "`{}` was revoked, and no key is left to take its place; make one with --emergency",
+            lost.kid
+        )),
+        None => Failure::unfit("the partner has no key yet; give --start"),
+    })
+}
+
 /// The one before it.
 fn before<'b>(bundle: &'b Bundle, new: &'b TimedKey, revoked: &[String]) -> Option<&'b Arc<TimedKey>> {
     let is_other = |key: &&Arc<TimedKey>| !key.standby && key.kid != new.kid;
@@ -384,4 +396,22 @@ fn next_kid(old: &Kid, start: UtcTime) -> Option<Kid> {
 
 fn whole_minute(at: UtcTime) -> UtcTime {
     UtcTime::from_millis(at.millis().div_euclid(60_000).saturating_mul(60_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn whoever_has_lost_the_last_key_is_told_of_the_emergency_and_whoever_has_none_to_start() {
+        let bundle = Bundle::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("policy")).unwrap();
+        let (partner, nobody) = ("borealis-pay".parse().unwrap(), "nobody".parse().unwrap());
+        let newest = newest_left(&bundle, &partner, &[]).unwrap();
+        let all: Vec<String> = bundle.timeline.of(&partner).map(|key| key.kid.to_string()).collect();
+        let lost = newest_left(&bundle, &partner, &all).unwrap_err().text;
+        assert!(lost.contains(&format!("`{}` was revoked", newest.kid)) && lost.contains("--emergency"), "{lost}");
+        assert!(newest_left(&bundle, &nobody, &all).unwrap_err().text.contains("--start"));
+    }
 }

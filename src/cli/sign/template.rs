@@ -36,6 +36,11 @@ impl Template {
         self.quote.get("corridor").and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Whether it has a number of its own.
+    pub(in crate::cli) fn has_number(&self) -> bool {
+        self.quote.contains_key("quote_sequence")
+    }
+
     /// The same with another claim.
     pub(in crate::cli) fn with(mut self, claim: &str, value: &str) -> Self {
         self.quote.insert(claim.to_owned(), json!(value));
