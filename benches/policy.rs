@@ -72,7 +72,15 @@ fn terms(bundle: &Bundle, caller: &Caller) -> Terms {
     let payload = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quote.json")).unwrap();
     let at = UtcTime::parse("2026-06-15T10:00:01Z").unwrap();
     let caller = caller.clone();
-    let question = Question { caller, payload, quote_id: String::new(), values_fixed_at: None, at, signed_before: 0 };
+    let question = Question {
+        caller,
+        payload,
+        quote_id: String::new(),
+        values_fixed_at: None,
+        at,
+        is_reserved: false,
+        signed_before: 0,
+    };
     let found = forecast(bundle, &LimitsSection::default().payload(), &question);
     assert_eq!(found.decision, Decision::Allow);
     found.terms.unwrap()

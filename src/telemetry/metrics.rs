@@ -141,6 +141,21 @@ where
     family
 }
 
+/// A histogram of times.
+fn timings<L>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    buckets: fn() -> Histogram,
+) -> Family<L, Histogram, fn() -> Histogram>
+where
+    L: EncodeLabelSet + Debug + Clone + Hash + Eq + Send + Sync + 'static,
+{
+    let family = Family::new_with_constructor(buckets);
+    registry.register(name, help, family.clone());
+    family
+}
+
 /// A metric without labels.
 fn single<M: Clone + Default + Metric>(registry: &mut Registry, name: &str, help: &str) -> M {
     let single = M::default();
@@ -151,16 +166,14 @@ fn single<M: Clone + Default + Metric>(registry: &mut Registry, name: &str, help
 impl Default for Metrics {
     fn default() -> Self {
         let mut all = Registry::with_prefix("quotesign");
-        let seconds: Family<_, _, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_5, 2.0, 15)));
-        all.register("call_duration_seconds", "How long gRPC calls took", seconds.clone());
-        let stages: Family<_, _, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_01, 4.0, 10)));
-        all.register("stage_duration_seconds", "How long the stages of calls took", stages.clone());
         let of = &mut all;
         Self {
-            seconds,
-            stages,
+            seconds: timings(of, "call_duration_seconds", "How long gRPC calls took", || {
+                Histogram::new(exponential_buckets(0.000_5, 2.0, 15))
+            }),
+            stages: timings(of, "stage_duration_seconds", "How long the stages of calls took", || {
+                Histogram::new(exponential_buckets(0.000_01, 4.0, 10))
+            }),
             spans_dropped: single(of, "traces_dropped", "Recorded calls that no collector took"),
             records_dropped: single(
                 of,
