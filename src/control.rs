@@ -298,13 +298,13 @@ pub fn fits(
     accepts: impl Fn(&str, &str) -> Option<Result<(), String>>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    if bundle.environment != environment {
+    if bundle.environment == environment {
+        problems.extend(nobody_comes_in(bundle, domains));
+    } else {
         let theirs = bundle.environment;
         problems.push(format!(
             "policy.toml: `environment` = `{theirs}`, and this gateway is for {environment}; use its own bundle"
         ));
-    } else {
-        problems.extend(nobody_comes_in(bundle, domains));
     }
     for key in bundle.timeline.all() {
         for (signer, place) in &key.places {

@@ -146,7 +146,7 @@ impl Gateway {
             customers: config.reference_key().map_err(StartError::unfit)?,
             volumes: Volumes::default(),
             outcomes: Outcomes::default(),
-            refusals: Shares::default(),
+            shares: Shares::default(),
             backlog: Backlog::default(),
             room,
             behind_max: config.otlp.as_ref().and_then(OtlpSection::refuse_after),

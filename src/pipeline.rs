@@ -124,8 +124,8 @@ pub struct Pipeline {
     pub volumes: Volumes,
     /// What became of them at the operator's.
     pub outcomes: Outcomes,
-    /// How many refusals are journalled singly.
-    pub refusals: journal::Shares,
+    /// How much is journalled singly.
+    pub shares: journal::Shares,
     /// How far the shipping of the journal is behind.
     pub backlog: Backlog,
     /// How much room there is where the ledger is.
@@ -261,7 +261,8 @@ impl Pipeline {
         let course = &*call.course;
         let recall = async || {
             let from = course.begins(Stage::Recall);
-            let recalled = reserve::recall(&mark, &self.ledger, &self.stopped, now, trail).await;
+            let recalled =
+                reserve::recall(&mark, &self.ledger, &self.stopped, now, trail, || self.is_replay_written(trail)).await;
             course.ran(Stage::Recall, from);
             recalled
         };

@@ -1,7 +1,10 @@
-//! Journals refusals: a bounded number per caller and reason singly, the rest counted in one record, so that no
+//! Journals refusals and what is given again: a bounded number per caller and reason singly, the rest counted in one record, so that no
 //! caller can fill the journal. What is our own fault is logged too, and raises an alarm where it must not happen.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -22,25 +25,36 @@ const WINDOW: Duration = Duration::from_mins(1);
 /// Written singly in a window, per caller and reason.
 const SINGLY_MAX: u32 = 60;
 
-/// How many refusals each caller has had journalled of late.
+/// How much each caller has had journalled of late.
 #[derive(Debug, Default)]
-pub struct Shares(Mutex<HashMap<Told, Share>>);
+pub struct Shares(Mutex<HashMap<(Option<Caller>, Told), Share>>);
 
-/// Whom, why, and what was answered.
-type Told = (Option<Caller>, Reason, Status);
+/// What a caller was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Told {
+    /// Why it was refused, and with which status.
+    Refused(Reason, Status),
+    /// What it had been given before.
+    Replayed,
+}
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Share {
     since: UtcTime,
     written: u32,
-    counted: u64,
+    /// By the method that was called.
+    counted: BTreeMap<Option<String>, u64>,
 }
 
+/// How often a caller of a method was told the same, beyond what was written singly.
+type Counted = (Option<Caller>, Told, Option<String>, u64);
+
 impl Shares {
-    /// Whether one more refusal is written singly; else it is counted.
-    fn enter(&self, told: Told, now: UtcTime) -> bool {
+    /// Whether one more is written singly; else it is counted.
+    fn enter(&self, caller: Option<Caller>, told: Told, method: Option<&String>, now: UtcTime) -> bool {
         let mut shares = self.0.lock();
-        let share = shares.entry(told).or_insert(Share { since: now, written: 0, counted: 0 });
+        let fresh = || Share { since: now, written: 0, counted: BTreeMap::new() };
+        let share = shares.entry((caller, told)).or_insert_with(fresh);
         if now.since(share.since) >= WINDOW || now < share.since {
             (share.since, share.written) = (now, 0);
         }
@@ -48,30 +62,47 @@ impl Shares {
         if is_single {
             share.written += 1;
         } else {
-            share.counted += 1;
+            *share.counted.entry(method.cloned()).or_default() += 1;
         }
         is_single
     }
 
     /// Takes what was counted since this was last asked.
-    fn take_counted(&self) -> Vec<(Told, u64)> {
+    fn take_counted(&self) -> Vec<Counted> {
         let mut shares = self.0.lock();
-        let counted = shares.iter_mut().filter(|(_, share)| share.counted > 0);
-        counted.map(|(told, share)| (told.clone(), std::mem::take(&mut share.counted))).collect()
+        let counted = shares.iter_mut().flat_map(|((caller, told), share)| {
+            let counted = std::mem::take(&mut share.counted).into_iter();
+            counted.map(|(method, count)| (caller.clone(), *told, method, count))
+        });
+        counted.collect()
     }
 }
 
 impl Pipeline {
-    /// Journals how many refusals were only counted since this was last done: a record for each caller, reason and
-    /// answer.
+    /// Journals what was only counted since this was last done: a record for each caller, method, reason and answer.
     pub fn journal_counted(&self, context: &Context) {
         let now = SystemClock.now();
-        for ((caller, reason, status), count) in self.refusals.take_counted() {
-            let detail = Some("as many were refused for this reason beyond those written singly".to_owned());
-            let reason = Some(name(reason).to_owned());
+        for (caller, told, method, count) in self.shares.take_counted() {
+            let (event, reason, status, what) = match told {
+                Told::Refused(reason, status) => {
+                    (Event::Refused, Some(name(reason).to_owned()), status, "refused for this reason")
+                }
+                Told::Replayed => (Event::Replayed, None, Status::Ok, "given again"),
+            };
+            let detail = Some(format!("as many were {what} beyond those written singly"));
             let facts = Facts { count: Some(count), reason, status: Some(status), detail, ..Facts::default() };
-            self.ledger.journal(Record::new(Event::Refused, now, Context { caller, ..context.clone() }, facts));
+            self.ledger.journal(Record::new(event, now, Context { caller, method, ..context.clone() }, facts));
         }
+    }
+
+    /// Whether that a quote is given again is written singly; else it is counted.
+    pub(super) fn is_replay_written(&self, context: &Context) -> bool {
+        self.shares.enter(self.declared(context), Told::Replayed, context.method.as_ref(), SystemClock.now())
+    }
+
+    /// Its caller, where policy declares it: all others share.
+    fn declared(&self, context: &Context) -> Option<Caller> {
+        context.caller.clone().filter(|caller| self.policy.load().knows(caller))
     }
 
     /// Journals a refusal; the record joins the next batch and never holds the answer up.
@@ -93,8 +124,8 @@ impl Pipeline {
     /// Journals that an act was refused for `reason`, and that its caller was answered `status`.
     pub fn journal_denial(&self, context: Context, reason: Reason, status: Status, detail: String) {
         let now = SystemClock.now();
-        let declared = context.caller.clone().filter(|caller| self.policy.load().knows(caller));
-        if self.refusals.enter((declared, reason, status), now) {
+        let told = Told::Refused(reason, status);
+        if self.shares.enter(self.declared(&context), told, context.method.as_ref(), now) {
             let (reason, status) = (Some(name(reason).to_owned()), Some(status));
             let facts = Facts { reason, status, detail: Some(detail), ..Facts::default() };
             self.ledger.journal(Record::new(Event::Refused, now, context, facts));
@@ -110,18 +141,24 @@ mod tests {
     fn a_flood_is_counted_and_told_once_though_nothing_follows() {
         let shares = Shares::default();
         let at = |second: i64| UtcTime::from_millis(second * 1000);
-        let denied = (None, Reason::PolicyDenied, Status::PermissionDenied);
-        let malformed = (None, Reason::MalformedJson, Status::InvalidArgument);
-        let singly = (0..1000).filter(|_| shares.enter(denied.clone(), at(0))).count();
+        let denied = Told::Refused(Reason::PolicyDenied, Status::PermissionDenied);
+        let malformed = Told::Refused(Reason::MalformedJson, Status::InvalidArgument);
+        let method = |name: &str| Some(name.to_owned());
+        let enter = |told, name: &str, second| shares.enter(None, told, method(name).as_ref(), at(second));
+        let singly = (0..1000).filter(|_| enter(denied, "SignQuote", 0)).count();
         assert_eq!(singly, 60);
-        assert!(shares.enter(malformed, at(0)), "another reason has a share of its own");
-        assert!(!shares.enter(denied.clone(), at(59)));
-        assert_eq!(shares.take_counted(), [(denied.clone(), 941)]);
+        for other in [malformed, Told::Replayed] {
+            assert!(enter(other, "SignQuote", 0), "what else it is told has a share of its own");
+        }
+        assert!(!enter(denied, "GetJwks", 59), "and another method has not");
+        let mut counted = shares.take_counted();
+        counted.sort_by_key(|(.., count)| *count);
+        assert_eq!(counted, [(None, denied, method("GetJwks"), 1), (None, denied, method("SignQuote"), 940)]);
         assert!(shares.take_counted().is_empty());
-        assert!(!shares.enter(denied.clone(), at(59)), "what was told gives no new share");
+        assert!(!enter(denied, "SignQuote", 59), "what was told gives no new share");
         // A new window, with what was counted in the one before.
-        let singly = (0..61).filter(|_| shares.enter(denied.clone(), at(60))).count();
+        let singly = (0..61).filter(|_| enter(denied, "SignQuote", 60)).count();
         assert_eq!(singly, 60);
-        assert_eq!(shares.take_counted(), [(denied, 2)]);
+        assert_eq!(shares.take_counted(), [(None, denied, method("SignQuote"), 2)]);
     }
 }

@@ -106,7 +106,8 @@ pub async fn reserve(
 }
 
 /// What an earlier call had signed: no key, device or place is needed to give it again, and no transaction. It is
-/// journalled with the next batch; where the ledger must be on two servers, before it is given.
+/// journalled with the next batch, where it `is_written` and not only counted; where the ledger must be on two servers, always, and
+/// before it is given.
 ///
 /// # Errors
 /// Where the key that signed it was revoked since, the ledger cannot be read, or the JWS may not be on both.
@@ -116,6 +117,7 @@ pub async fn recall(
     stopped: &Stopped,
     now: UtcTime,
     trail: &audit::Context,
+    is_written: impl FnOnce() -> bool,
 ) -> Result<Option<Stored>, LedgerError> {
     let found = ledger.released(mark.identity.clone(), mark.payload, trail.caller.clone()).await?;
     let Some(recalled) = found.filter(|found| now < found.quote.expires_at) else { return Ok(None) };
@@ -126,7 +128,7 @@ pub async fn recall(
         Some(_) => return Ok(None),
     }
     let record = Record::new(Event::Replayed, now, trail.clone(), recalled.given(trail));
-    let released = ledger.give_again(recalled, record).await?;
+    let released = ledger.give_again(recalled, record, is_written()).await?;
     Ok(Some(Stored { released }))
 }
 

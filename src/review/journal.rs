@@ -161,7 +161,9 @@ impl Summary {
         self.first = Some(self.first.map_or(record.at, |first| first.min(record.at)));
         self.last = self.last.max(Some(record.at));
         let event = self.events.entry(record.event.name()).or_default();
-        *event = event.saturating_add(1);
+        // What was given again and only counted is as often told here.
+        let times = record.facts.count.filter(|_| record.event == Event::Replayed).unwrap_or(1);
+        *event = event.saturating_add(times);
         let (context, facts) = (&record.context, &record.facts);
         match record.event {
             Event::Committed => {

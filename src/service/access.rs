@@ -201,7 +201,7 @@ fn count(pipeline: &Pipeline, policy: &Bundle, call: &Call) -> Result<(), Status
 fn denied(pipeline: &Pipeline, policy: &Bundle, call: &Call, verdict: &Verdict, told: audit::Status) {
     let partner = call.subject.get().and_then(|subject| subject.partner.clone());
     let (rule_ids, trail) = (verdict.rule_ids.clone(), trail(call, pipeline.environment, policy));
-    let context = audit::Context { rule_ids, partner, ..trail };
+    let context = audit::Context { partner, rule_ids, ..trail };
     call.journalled.set();
     pipeline.journal_denial(context, Reason::PolicyDenied, told, "policy does not allow it".to_owned());
 }

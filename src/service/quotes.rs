@@ -127,6 +127,11 @@ impl QuoteSigningService for Quotes {
         let binding = self.binding(&policy, &report).await?;
         let report = report.bound(binding.as_ref());
         self.metrics.verification(partner.id.as_str(), report.is_valid());
+        if let Some((step, _)) = report.findings().iter().find(|(_, finding)| matches!(finding, Finding::Failed(_))) {
+            // Of the JWS itself nothing: it is the caller's own text.
+            let (id, caller, step) = (&call.correlation_id, &call.caller, step.name());
+            tracing::info!(correlation_id = %id, %caller, partner = %partner.id, step, "a quote that was presented is not valid");
+        }
         Ok(Response::new(proto::VerifyQuoteResponse {
             valid: report.is_valid(),
             steps: report.findings().iter().map(|(step, finding)| told(*step, finding)).collect(),

@@ -135,7 +135,7 @@ fn what_a_standby_may_never_have_had_is_not_given_again() {
     let wanted = reserve("q1", 1);
     let mark = Mark { identity: identity("q1"), payload: wanted.payload };
     let stopped = Stopped::open(None).unwrap();
-    let again = || runtime.block_on(recall(&mark, &ledger, &stopped, now(), &context()));
+    let again = || runtime.block_on(recall(&mark, &ledger, &stopped, now(), &context(), || true));
     let committing = runtime.spawn({
         let ledger = ledger.clone();
         async move { ledger.commit(commit(&held, "e30.e30.x")).await }
@@ -394,7 +394,7 @@ fn a_store_that_its_writer_does_not_trust_gives_nothing_and_ends_no_stop() {
     let ledger = Ledger::start(engine, CONFIG);
     let wanted = reserve("q1", 1);
     let mark = Mark { identity: identity("q1"), payload: wanted.payload };
-    let again = || runtime.block_on(recall(&mark, &ledger, &stopped, now(), &context()));
+    let again = || runtime.block_on(recall(&mark, &ledger, &stopped, now(), &context(), || true));
     runtime.block_on(async {
         ledger.seed(seed("GB-IN", 0)).await.unwrap();
         let Reserved::Pending(held) = ledger.reserve(wanted).await.unwrap() else { panic!("it is new") };

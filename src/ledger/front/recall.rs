@@ -47,16 +47,23 @@ impl Ledger {
         }
     }
 
-    /// Journals that what was read is given again, by `record`: with the next batch. Where a server shows what a failover could
+    /// Journals that what was read is given again, by `record`: with the next batch, where it `is_written` and not only counted. Where a server shows what a failover could
     /// still lose, it returns once the record is durable: what was before that on the same server is so then, too.
     ///
     /// # Errors
     /// Where it may not be given: the record cannot be made durable, or the store is not the one that was read any more.
-    pub async fn give_again(&self, recalled: Recalled, record: Record) -> Result<Released, LedgerError> {
+    pub async fn give_again(
+        &self,
+        recalled: Recalled,
+        record: Record,
+        is_written: bool,
+    ) -> Result<Released, LedgerError> {
         // A store that the writer does not trust, or cannot reach, is not the one to believe: and nobody would learn of the answer.
         self.0.queue.health().map_err(LedgerError::Unavailable)?;
         if self.0.reads_are_durable {
-            self.journal(record);
+            if is_written {
+                self.journal(record);
+            }
             return Ok(recalled.released);
         }
         self.record(record).await?;
