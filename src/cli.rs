@@ -165,9 +165,10 @@ fn misspelt(what: &str) -> Failure {
 }
 
 /// An act that stops something was done at one gateway, whose ledger is away.
-fn not_yet_durable(what: &str) -> Failure {
+fn not_yet_durable(what: &str, unknown: bool) -> Failure {
+    let misspelt = if unknown { "; nobody knows one of that name: is it misspelt?" } else { "" };
     let text = format!(
-        "not yet durable: {what} by the gateway that was asked, which keeps trying; tell the others by asking each"
+        "not yet durable: {what} by the gateway that was asked, which keeps trying; tell the others by asking each{misspelt}"
     );
     Failure { code: 5, text }
 }

@@ -234,20 +234,55 @@ pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) -> bool {
     }
 }
 
-/// Has the ledger know what was stopped here while it was away.
+/// Has the ledger know what was stopped here while it was away, unless it was taken elsewhere meanwhile, and has ended since.
 pub async fn make_durable(ledger: &Ledger, stopped: &Stopped) {
     fail::fail_point!("control::make-durable", |_| ());
-    for act in stopped.waiting() {
+    for act in stopped.take_waiting() {
         let stop = act.stop.clone();
-        match ledger.stop(act).await {
-            Ok(record) => {
-                tracing::info!(%stop, %record, "what was stopped here while the ledger was away is durable");
+        let done = match has_ended_since(ledger, &act).await {
+            Ok(true) => Ok(None),
+            Ok(false) => ledger.stop(act).await.map(Some),
+            Err(fault) => Err(fault),
+        };
+        match done {
+            Ok(Some(record)) => {
+                tracing::warn!(%stop, %record, "what was stopped here while the ledger was away is durable");
                 stopped.is_durable(&stop);
             }
-            Err(fault) => tracing::warn!(%stop, %fault, "what was stopped here is not yet durable"),
+            Ok(None) => {
+                tracing::warn!(%stop, "what was stopped here while the ledger was away has ended since, and is not stopped again");
+                stopped.is_durable(&stop);
+            }
+            Err(fault) => {
+                tracing::warn!(%stop, %fault, "what was stopped here is not yet durable");
+                stopped.waits(&stop);
+            }
         }
     }
 }
+
+/// Whether somebody has ended what `act` stops after that was asked for. Nothing ends a revocation.
+async fn has_ended_since(ledger: &Ledger, act: &StopAct) -> Result<bool, LedgerError> {
+    if act.stop.act_that_ends_it().is_none() {
+        return Ok(false);
+    }
+    let (stop, mut after) = (act.stop.to_string(), audit::id_before(act.now));
+    let ends = |record: &Record| {
+        let ended = matches!(record.event, Event::Resumed | Event::Reinstated) && record.at >= act.now;
+        ended && record.facts.stop.as_ref() == Some(&stop)
+    };
+    loop {
+        let page = ledger.records_after(after, PAGE).await?;
+        if page.iter().any(ends) {
+            return Ok(true);
+        }
+        let Some(last) = page.last() else { return Ok(false) };
+        after = last.id;
+    }
+}
+
+/// As many records are read at once.
+const PAGE: u32 = 2_000;
 
 /// Has `stopped` know what the ledger says, and the ledger what it has lost.
 ///
@@ -282,7 +317,9 @@ fn nobody_comes_in(bundle: &Bundle, domains: &TrustDomains) -> Vec<String> {
     if !bundle.callers().any(|caller| comes_in(&caller, &domains.grpc)) {
         problems.push("policy.toml: no caller is of the trust domain in `grpc.trust_domain`, so nobody can call; mend one of them".to_owned());
     }
-    if !bundle.callers().filter(may_revoke).any(|caller| comes_in(&caller, &domains.admin)) {
+    let mut may_revoke = bundle.callers().filter(may_revoke).peekable();
+    // That nobody may is told of the bundle itself.
+    if may_revoke.peek().is_some() && !may_revoke.any(|caller| comes_in(&caller, &domains.admin)) {
         let why = "policy.toml: no caller that may revoke keys is of the trust domain in `admin.trust_domain`, so nobody could; mend one of them";
         problems.push(why.to_owned());
     }

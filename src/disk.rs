@@ -2,8 +2,9 @@
 //! is beside it, and whether it can be written there at all.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -43,9 +44,21 @@ pub fn is_read_only(path: &Path) -> bool {
 /// # Errors
 /// Where it cannot be written. What was there before is there then.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put_with(path, bytes, 0o666)
+}
+
+/// The same for nobody else to read.
+///
+/// # Errors
+/// As there.
+pub fn put_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put_with(path, bytes, 0o600)
+}
+
+fn put_with(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // Of this process alone, so that two who write the same file do not write into one another.
     let new = path.with_added_extension(format!("{}.new", std::process::id()));
-    let mut file = File::create(&new)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;

@@ -56,7 +56,7 @@ use tracing::Instrument as _;
 use crate::{
     audit::{self, customer::ReferenceKey},
     backlog::{Backlog, TooFarBehind},
-    call::{Call, Course, Stage},
+    call::{Call, Course, Stage, Subject},
     clock::{ClockGuard, UtcTime},
     domain::{Environment, Identity, Kid, PolicyDigest},
     json::Limits,
@@ -177,6 +177,7 @@ impl Pipeline {
         let parsed = course.time(Stage::Parse, || parse::parse(counted, request, self.environment, &self.limits))?;
         trail.customer_ref = self.customer_ref(policy, parsed.quote());
         let valid = course.time(Stage::Validate, || validate::validate(parsed, policy, now, trail))?;
+        let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
         let authorized = course.time(Stage::Authorize, || authorize::authorize(valid, policy, call, trail))?;
         let canonical = course.time(Stage::Canonicalise, || canonicalise::canonicalise(authorized, policy))?;
         let identity = canonical.mark().identity.clone();
@@ -337,6 +338,8 @@ impl Pipeline {
         let gone = CancellationToken::new();
         // Dropped with the call: what has not reached its device by then would be signed for nobody.
         let _here = gone.clone().drop_guard();
+        // And so is how the call ends, unless it is signed: its caller may be gone by then.
+        call.journalled.set();
         let finishing = async move {
             let finished = path.sign_and_commit(pending, &policy, &course, deadline, gone, context.clone()).await;
             finished.inspect_err(|refusal| path.journal_refusal(context, refusal))

@@ -51,8 +51,8 @@ pub struct Stopped {
     told: AtomicBool,
     /// What was stopped here and the ledger has not taken yet.
     pending: Mutex<Vec<Pending>>,
-    /// Where that waits.
-    waits_in: Option<PathBuf>,
+    /// Where that waits; held while it is written.
+    waits_in: Mutex<Option<PathBuf>>,
 }
 
 /// What was stopped here and the ledger has not taken yet.
@@ -95,7 +95,7 @@ impl Stopped {
         let known: Stops = kids.chain(pending.iter().map(|waits| waits.act.stop.clone())).collect();
         let told = AtomicBool::new(mirrored.as_ref().is_some_and(|mirrored| mirrored.is_whole));
         let (known, mirrored) = (ArcSwap::from_pointee(known), Mutex::new(mirrored));
-        Ok(Self { known, mirror, mirrored, told, pending: Mutex::new(pending), waits_in })
+        Ok(Self { known, mirror, mirrored, told, pending: Mutex::new(pending), waits_in: Mutex::new(waits_in) })
     }
 
     /// Whether ledger or mirror has told which kids were revoked. Until then no key may be published: it could be one.
@@ -129,12 +129,13 @@ impl Stopped {
     /// # Errors
     /// Where that cannot be written; it is known all the same.
     pub fn stop_here(&self, act: StopAct) -> Result<(), MirrorError> {
+        self.stands(&act.stop);
         let mut pending = self.pending.lock();
         if pending.iter().all(|waits| waits.act.stop != act.stop) {
             pending.push(Pending { act, is_asked: true });
         }
-        let kept = self.keep(&pending);
         drop(pending);
+        let kept = self.keep();
         let known = Stops::clone(&self.known.load());
         // Nobody has told more than before.
         self.take_over(known, false).and(kept)
@@ -150,10 +151,20 @@ impl Stopped {
         here.on(identity, kid, caller).cloned()
     }
 
-    /// What somebody has to ask the ledger for.
+    /// What the ledger is to be asked for: by whoever takes it, who says what became of it.
     #[must_use]
-    pub fn waiting(&self) -> Vec<StopAct> {
-        self.pending.lock().iter().filter(|waits| !waits.is_asked).map(|waits| waits.act.clone()).collect()
+    pub fn take_waiting(&self) -> Vec<StopAct> {
+        let mut pending = self.pending.lock();
+        let waiting = pending.iter_mut().filter_map(|waits| {
+            let was_asked = std::mem::replace(&mut waits.is_asked, true);
+            (!was_asked).then(|| waits.act.clone())
+        });
+        waiting.collect()
+    }
+
+    /// Whether the ledger has not taken it yet.
+    pub fn is_pending(&self, stop: &Stop) -> bool {
+        self.pending.lock().iter().any(|waits| waits.act.stop == *stop)
     }
 
     /// The ledger did not take it: it is to be asked again.
@@ -163,30 +174,32 @@ impl Stopped {
 
     /// The ledger has taken it.
     pub fn is_durable(&self, stop: &Stop) {
-        let mut pending = self.pending.lock();
-        pending.retain(|waits| waits.act.stop != *stop);
-        if let Err(fault) = self.keep(&pending) {
-            tracing::error!(%fault, "what the ledger has taken waits there all the same, and is told to it again after a restart");
+        self.pending.lock().retain(|waits| waits.act.stop != *stop);
+        if let Err(fault) = self.keep() {
+            tracing::error!(%fault, "what the ledger has taken waits there all the same, and is looked at again after a restart");
         }
     }
 
-    fn keep(&self, pending: &[Pending]) -> Result<(), MirrorError> {
-        let Some(path) = &self.waits_in else { return Ok(()) };
+    /// Writes down what waits. Nobody who releases a quote waits for that.
+    fn keep(&self) -> Result<(), MirrorError> {
+        let waits_in = self.waits_in.lock();
+        let Some(path) = &*waits_in else { return Ok(()) };
         let fault = |why: String| MirrorError { path: path.clone(), why };
+        let pending: Vec<StopAct> = self.pending.lock().iter().map(|waits| waits.act.clone()).collect();
         if pending.is_empty() {
-            return match fs::remove_file(path) {
+            let removed = fs::remove_file(path).and_then(|()| disk::sync_folder_of(path));
+            return match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error.to_string())),
                 _ => Ok(()),
             };
         }
         let mut text = String::new();
-        for Pending { act, .. } in pending {
-            let StopAct { stop, reason, context, now, .. } = act;
-            let line = Line { stop: stop.to_string(), reason: reason.clone(), context: context.clone(), at: *now };
+        for StopAct { stop, reason, context, now, .. } in pending {
+            let line = Line { stop: stop.to_string(), reason, context, at: now };
             text += &serde_json::to_string(&line).map_err(|error| fault(error.to_string()))?;
             text.push('\n');
         }
-        disk::put(path, text.as_bytes()).map_err(|error| fault(error.to_string()))
+        disk::put_private(path, text.as_bytes()).map_err(|error| fault(error.to_string()))
     }
 
     /// Takes over what the ledger says, with the revocations that are known already.
@@ -324,12 +337,13 @@ mod tests {
         let stopped = Stopped::open(Some(&home.path().join("anchor"))).unwrap();
         let kid = Stop::Revoked("quote-a".parse().unwrap());
         stopped.stop_here(act("quote-a")).unwrap();
-        assert!(stopped.waiting().is_empty(), "whoever revoked it asks");
+        assert!(stopped.take_waiting().is_empty(), "whoever revoked it asks");
         assert!(stopped.lost_by(&Stops::default()).is_empty(), "it never had it");
         stopped.waits(&kid);
-        assert_eq!(stopped.waiting().len(), 1);
+        assert_eq!(stopped.take_waiting().len(), 1);
+        assert!(stopped.take_waiting().is_empty() && stopped.is_pending(&kid), "somebody asks");
         stopped.is_durable(&kid);
-        assert!(stopped.waiting().is_empty());
+        assert!(!stopped.is_pending(&kid));
         assert_eq!(stopped.lost_by(&Stops::default()).len(), 1, "it had it");
     }
 

@@ -64,7 +64,7 @@ impl Suspend {
             let done = gateway(&client).await?.suspend_caller(request).await;
             let done = done.map_err(|status| Failure::refused(&status))?.into_inner();
             if done.not_yet_durable {
-                return Err(super::not_yet_durable(&format!("nothing more is done for `{caller}`")));
+                return Err(super::not_yet_durable(&format!("nothing more is done for `{caller}`"), done.unknown));
             }
             say!("`{caller}` is suspended on every gateway of this ledger until `quotesign callers reinstate`");
             say!("audit record {}", done.audit_record_id);

@@ -87,7 +87,7 @@ impl Act {
             let done = act(gateway(&client).await?, reach, self.reason).await;
             let Done { record, unknown } = done.map_err(|status| Failure::refused(&status))?;
             if record.is_empty() {
-                return Err(super::not_yet_durable(&format!("nothing more is released {text}")));
+                return Err(super::not_yet_durable(&format!("nothing more is released {text}"), unknown));
             }
             say!("signing {}", told(text.clone()));
             say!("audit record {record}");

@@ -128,7 +128,7 @@ pub async fn recall(
         Some(_) => return Ok(None),
     }
     let record = Record::new(Event::Replayed, now, trail.clone(), recalled.given(trail));
-    let released = ledger.give_again(recalled, record, is_written()).await?;
+    let released = ledger.give_again(recalled, record, is_written).await?;
     Ok(Some(Stored { released }))
 }
 

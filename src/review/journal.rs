@@ -85,7 +85,15 @@ impl Wanted {
     /// Whether refusals are among what is wanted as often as what was signed: one often has no key yet.
     #[must_use]
     pub const fn has_refusals(&self) -> bool {
-        self.kid.is_none() && self.event.is_none()
+        self.kid.is_none() && self.event.is_none() && self.counts_all()
+    }
+
+    /// Whether what was only counted is among what is wanted: it names neither a partner nor a quote, a customer or a call.
+    const fn counts_all(&self) -> bool {
+        self.partner.is_none()
+            && self.quote_id.is_none()
+            && self.correlation_id.is_none()
+            && self.customer_refs.is_empty()
     }
 
     /// An id below those of all records that can be wanted: they rise with time.
@@ -247,10 +255,7 @@ impl Summary {
             lines.push("acts:".to_owned());
         }
         if self.acts_left_out > 0 {
-            lines.push(format!(
-                "  {} before these are left out; a later `--since` leaves out none of its own",
-                self.acts_left_out
-            ));
+            lines.push(format!("  {} before these are left out; an earlier `--until` shows them", self.acts_left_out));
         }
         for Act { at, event, caller, operator, detail, .. } in &self.acts {
             let who = caller.as_ref().map(ToString::to_string).or_else(|| operator.clone());

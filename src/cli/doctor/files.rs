@@ -72,7 +72,7 @@ const OTHERS_WRITE: u32 = 0o002;
 const WRITE: u32 = 0o222;
 const STICKY: u32 = 0o1000;
 /// What lies beside a SQLite ledger and an anchor, by what follows their names. The list of revoked kids is no secret.
-const BESIDE: [(&str, u32); 7] = [
+const BESIDE: [(&str, u32); 8] = [
     ("", SECRET),
     ("-wal", SECRET),
     ("-shm", SECRET),
@@ -80,6 +80,7 @@ const BESIDE: [(&str, u32); 7] = [
     (".reads", SECRET),
     (".reads.taken", SECRET),
     (".revoked", CHANGE),
+    (".pending", SECRET),
 ];
 /// How deep a bundle's directory is looked through.
 const DEPTH_MAX: usize = 4;

@@ -56,12 +56,12 @@ impl Ledger {
         &self,
         recalled: Recalled,
         record: Record,
-        is_written: bool,
+        is_written: impl FnOnce() -> bool,
     ) -> Result<Released, LedgerError> {
         // A store that the writer does not trust, or cannot reach, is not the one to believe: and nobody would learn of the answer.
         self.0.queue.health().map_err(LedgerError::Unavailable)?;
         if self.0.reads_are_durable {
-            if is_written {
+            if is_written() {
                 self.journal(record);
             }
             return Ok(recalled.released);

@@ -81,9 +81,12 @@ impl Writer {
         for read in reads {
             // Its caller learns of a panic from the answer that never comes.
             match self.guarded(|engine| read(engine)) {
-                Err(EngineError::Unknown(why) | EngineError::Unfit(why) | EngineError::Away(why))
-                    if self.outage.is_none() =>
-                {
+                Err(
+                    EngineError::Failing(why)
+                    | EngineError::Unknown(why)
+                    | EngineError::Unfit(why)
+                    | EngineError::Away(why),
+                ) if self.outage.is_none() => {
                     self.fail(&why, PAUSES.0);
                 }
                 _ => {}

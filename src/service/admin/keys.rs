@@ -28,7 +28,9 @@ impl Admin {
         let reason = format!("{}: {}", cause_of(request.cause()), why_of(&request.reason)?);
         let now = SystemClock.now();
         let stood_before = self.pipeline.stopped.known().is_revoked(&kid);
-        let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
+        let stop = Stop::Revoked(kid.clone());
+        let context = audit::Context { partner: self.partner_of(&stop), ..context };
+        let act = StopAct { stop, stands: true, reason, context, now };
         let record = self.stop_here(act).await;
         let known = self.knows(&Stop::Revoked(kid.clone()));
         Ok(proto::RevokeKeyResponse { unknown_kid: !known, stood_before, ..self.told(&kid, record, now) })
@@ -37,9 +39,7 @@ impl Admin {
     fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
         let policy = self.pipeline.policy.load();
         let standings = self.pipeline.standings();
-        // A key that the bundle in force has no more, or not yet, is still its partner's.
-        let of_ledger = || self.pipeline.published.kids().get(kid).map(|kept| kept.partner.clone());
-        let partner = policy.key(kid).map(|key| key.partner.clone()).or_else(of_ledger);
+        let partner = self.partner_of(&Stop::Revoked(kid.clone()));
         let partner = partner.and_then(|partner| policy.partner(&partner));
         let replacement =
             partner.and_then(|partner| policy.timeline.current(&partner.id, now, |kid| standings.of(kid)));

@@ -11,10 +11,10 @@ use crate::{
     call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
     control,
-    domain::{Caller, Kid},
+    domain::{Caller, Kid, PartnerId},
     ledger::{HoldAct, Reach, Stop, StopAct, asked::hold_of},
     policy::authority::Resource,
-    proto::{HaltReach, halt_reach},
+    proto::{HaltReach, Reason, halt_reach},
     service::{
         access::{self, Rpc},
         status,
@@ -96,12 +96,17 @@ impl Admin {
         let (stop, reason) = (stop?, why_of(&reason)?);
         let act = format!("{} {stop}", rpc.action.name());
         let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
+        let context = audit::Context { partner: self.partner_of(&stop), ..context };
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         if stands {
             return Ok(self.stop_here(act).await);
         }
         // What was stopped here while the ledger was away is there before it ends.
         control::make_durable(&self.pipeline.ledger, &self.pipeline.stopped).await;
+        if self.pipeline.stopped.is_pending(&act.stop) {
+            let waits = "it is not yet durable that it is stopped; ask again once it is";
+            return Err(status::plain(Reason::LedgerUnavailable, waits));
+        }
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         Ok(Some(record))
@@ -123,6 +128,15 @@ impl Admin {
         let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
         let act = HoldAct { id, since, reason, context, now: SystemClock.now() };
         self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
+    }
+
+    /// Whom it stops, where it is one partner or one of its keys: also one that the bundle in force has no more.
+    pub(super) fn partner_of(&self, stop: &Stop) -> Option<PartnerId> {
+        let of_kid = |kid: &Kid| {
+            let in_force = self.pipeline.policy.load().key(kid).map(|key| key.partner.clone());
+            in_force.or_else(|| self.pipeline.published.kids().get(kid).map(|kept| kept.partner.clone()))
+        };
+        stop.partner().cloned().or_else(|| stop.kid().and_then(of_kid))
     }
 
     /// Whether there is anything that `stop` would stop: by the bundle in force, and for kids by the ledger too.
