@@ -234,3 +234,32 @@ async fn a_suspended_caller_is_refused_everything_at_once_and_what_it_had_signed
     }
     assert!(gateway.stop().success());
 }
+
+/// A halt that waits in the file beside the anchor, and was taken and resumed all the same: the process ended before the file was gone,
+/// or another gateway did both.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_since_it_was_stopped_here_is_not_stopped_again() {
+    let site = site();
+    let gateway = site.serve().await;
+    gateway.quotes("pricing").await.sign(&Quote::number(1)).await.unwrap();
+    for act in ["halt", "resume"] {
+        done(client(&site, &gateway, &[act, "--all", "--reason", "OPS-40"]));
+    }
+    let halted = site.journalled("signing.halted", 1).await.remove(0);
+    assert!(gateway.stop().success());
+    let waits = |stop: &str| {
+        let (context, at) = (&halted["context"], &halted["at"]);
+        serde_json::json!({ "stop": stop, "reason": "OPS-40", "context": context, "at": at }).to_string() + "\n"
+    };
+    let pending = site.path("ledger.anchor.pending");
+    fs::write(&pending, waits("halted/all") + &waits("halted/partner/borealis-pay")).unwrap();
+    let gateway = site.serve().await;
+    until("the ledger was asked", async || !pending.exists()).await;
+    gateway.quotes("pricing").await.sign(&Quote::number(2)).await.unwrap();
+    let status = done(client(&site, &gateway, &["admin", "status"]));
+    assert!(!status.contains("halted/all") && status.contains("halted/partner/borealis-pay"), "{status}");
+    assert!(gateway.stop().success());
+    fs::write(&pending, "no line\n").unwrap();
+    let told = failed(site.run(&["serve"]), 2);
+    assert!(told.contains("ledger.anchor.pending") && told.contains("cannot be read"), "{told}");
+}
