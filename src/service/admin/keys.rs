@@ -28,9 +28,8 @@ impl Admin {
         let reason = format!("{}: {}", cause_of(request.cause()), why_of(&request.reason)?);
         let now = SystemClock.now();
         let stood_before = self.pipeline.stopped.known().is_revoked(&kid);
-        let stop = Stop::Revoked(kid.clone());
-        let context = audit::Context { partner: self.partner_of(&stop), ..context };
-        let act = StopAct { stop, stands: true, reason, context, now };
+        let context = audit::Context { partner: self.partner_of(&kid), ..context };
+        let act = StopAct { stop: Stop::Revoked(kid.clone()), stands: true, reason, context, now };
         let record = self.stop_here(act).await;
         let known = self.knows(&Stop::Revoked(kid.clone()));
         Ok(proto::RevokeKeyResponse { unknown_kid: !known, stood_before, ..self.told(&kid, record, now) })
@@ -39,7 +38,7 @@ impl Admin {
     fn told(&self, kid: &Kid, record: Option<Uuid>, now: UtcTime) -> proto::RevokeKeyResponse {
         let policy = self.pipeline.policy.load();
         let standings = self.pipeline.standings();
-        let partner = self.partner_of(&Stop::Revoked(kid.clone()));
+        let partner = self.partner_of(kid);
         let partner = partner.and_then(|partner| policy.partner(&partner));
         let replacement =
             partner.and_then(|partner| policy.timeline.current(&partner.id, now, |kid| standings.of(kid)));

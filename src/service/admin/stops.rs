@@ -96,13 +96,13 @@ impl Admin {
         let (stop, reason) = (stop?, why_of(&reason)?);
         let act = format!("{} {stop}", rpc.action.name());
         let (context, reason) = self.agreed(rpc, call, (&act, Resource::Gateway), context, reason).await?;
-        let context = audit::Context { partner: self.partner_of(&stop), ..context };
+        let partner = stop.kid().and_then(|kid| self.partner_of(kid));
+        let context = audit::Context { partner, ..context };
         let act = StopAct { stop, stands, reason, context, now: SystemClock.now() };
         if stands {
             return Ok(self.stop_here(act).await);
         }
-        // What was stopped here while the ledger was away is there before it ends.
-        control::make_durable(&self.pipeline.ledger, &self.pipeline.stopped).await;
+        // What was stopped here while the ledger was away is there before it ends: the gateway sees to that twice a second.
         if self.pipeline.stopped.is_pending(&act.stop) {
             let waits = "it is not yet durable that it is stopped; ask again once it is";
             return Err(status::plain(Reason::LedgerUnavailable, waits));
@@ -130,13 +130,10 @@ impl Admin {
         self.pipeline.ledger.hold(act).await.map_err(status::of_ledger_error)
     }
 
-    /// Whom it stops, where it is one partner or one of its keys: also one that the bundle in force has no more.
-    pub(super) fn partner_of(&self, stop: &Stop) -> Option<PartnerId> {
-        let of_kid = |kid: &Kid| {
-            let in_force = self.pipeline.policy.load().key(kid).map(|key| key.partner.clone());
-            in_force.or_else(|| self.pipeline.published.kids().get(kid).map(|kept| kept.partner.clone()))
-        };
-        stop.partner().cloned().or_else(|| stop.kid().and_then(of_kid))
+    /// Whose key it is: also one that the bundle in force has no more, or not yet.
+    pub(super) fn partner_of(&self, kid: &Kid) -> Option<PartnerId> {
+        let in_force = self.pipeline.policy.load().key(kid).map(|key| key.partner.clone());
+        in_force.or_else(|| self.pipeline.published.kids().get(kid).map(|kept| kept.partner.clone()))
     }
 
     /// Whether there is anything that `stop` would stop: by the bundle in force, and for kids by the ledger too.
