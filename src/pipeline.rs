@@ -176,12 +176,14 @@ impl Pipeline {
         let course = &*call.course;
         let parsed = course.time(Stage::Parse, || parse::parse(counted, request, self.environment, &self.limits))?;
         trail.customer_ref = self.customer_ref(policy, parsed.quote());
-        let valid = course.time(Stage::Validate, || validate::validate(parsed, policy, now, trail))?;
+        let valid = course.time(Stage::Validate, || validate::validate(parsed, policy, now, trail));
+        // As far as it was learnt, also where it is not valid.
         let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
+        let valid = valid?;
         let authorized = course.time(Stage::Authorize, || authorize::authorize(valid, policy, call, trail))?;
         let canonical = course.time(Stage::Canonicalise, || canonicalise::canonicalise(authorized, policy))?;
-        let identity = canonical.mark().identity.clone();
-        let (released, replayed) = match self.hold(canonical, policy, call, now, trail).await? {
+        let mark = canonical.mark().clone();
+        let (released, replayed) = match self.hold(canonical, &mark, policy, call, now, trail).await? {
             Held::Replay(stored) => (verify::verify_again(stored, policy, now)?, true),
             Held::Pending(pending) => self.finish(pending, policy, call, trail.clone()).await?,
         };
@@ -189,7 +191,7 @@ impl Pipeline {
         if released.expires_at <= self.clock.now()? {
             return Err(verify::VerifyError::Expired.into());
         }
-        self.may_release(&identity, &released.kid, call)?;
+        self.may_release(&mark.identity, &released.kid, call)?;
         Ok(Answer { released, policy: policy.digest, replayed })
     }
 
@@ -253,17 +255,17 @@ impl Pipeline {
     async fn hold(
         &self,
         canonical: Canonical,
+        mark: &canonicalise::Mark,
         policy: &Bundle,
         call: &Call,
         now: UtcTime,
         trail: &audit::Context,
     ) -> Result<Held, Refusal> {
-        let mark = canonical.mark().clone();
         let course = &*call.course;
         let recall = async || {
             let from = course.begins(Stage::Recall);
             let recalled =
-                reserve::recall(&mark, &self.ledger, &self.stopped, now, trail, || self.is_replay_written(trail)).await;
+                reserve::recall(mark, &self.ledger, &self.stopped, now, trail, || self.is_replay_written(trail)).await;
             course.ran(Stage::Recall, from);
             recalled
         };

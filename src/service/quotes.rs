@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     audit::{self, Event, Facts, Record},
-    call::{Call, Subject},
+    call::Call,
     clock::{Clock as _, SystemClock, UtcTime},
     domain::{Corridor, Environment, Identity, Malformed, SequenceNumber},
     jws::CompactJws,
@@ -59,7 +59,6 @@ async fn sign(
     let mut trail = access::trail(call, pipeline.environment, &policy);
     let request = QuoteRequest { environment, payload, quote_id, values_fixed_at };
     let signed = pipeline.sign_quote(&policy, call, request, &mut trail).await;
-    let _first = call.subject.set(Subject { partner: trail.partner.clone(), quote_id: trail.quote_id.clone() });
     match signed {
         Ok(answer) => Ok(proto::SignQuoteResponse {
             jws: answer.released.jws.as_str().to_owned(),
