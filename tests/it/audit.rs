@@ -455,6 +455,32 @@ async fn whatever_a_known_caller_is_refused_is_journalled_once() {
     assert!(gateway.stop().success());
 }
 
+/// One quote, asked for again and again: the journal stays bounded, and the count is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_again_is_written_up_to_a_bound_and_else_counted() {
+    let site = Site::new();
+    let gateway = site.serve().await;
+    let pricing = gateway.quotes("pricing").await;
+    let quote = Quote::number(1);
+    let signed = pricing.sign(&quote).await.unwrap();
+    for _ in 0..75 {
+        let again = pricing.sign(&quote).await.unwrap();
+        assert!(again.replayed && again.jws == signed.jws);
+    }
+    assert!(gateway.stop().success());
+    let replayed: Vec<Value> =
+        site.journal().into_iter().filter(|record| record["event"] == "quote.replayed").collect();
+    let (counted, singly): (Vec<&Value>, Vec<&Value>) =
+        replayed.iter().partition(|record| !record["facts"]["count"].is_null());
+    // A minute may have begun anew.
+    assert!((60..75).contains(&singly.len()), "{}", singly.len());
+    let counts: u64 = counted.iter().map(|record| record["facts"]["count"].as_u64().unwrap()).sum();
+    assert_eq!(counts + singly.len() as u64, 75);
+    assert!(counted.iter().all(|record| record["context"]["method"].as_str().unwrap().ends_with("/SignQuote")));
+    let summary = done(site.run(&["audit", "summary", "--format", "json"]));
+    assert_eq!(serde_json::from_str::<Value>(&summary).unwrap()["events"]["quote.replayed"], 75);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_ends_a_call_says_what_the_call_was_answered_with() {
     let site = Site::new();
