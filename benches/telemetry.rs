@@ -1,8 +1,8 @@
-//! What audit shipping, checkpoints, traces and metrics cost a call: `cargo bench --bench telemetry`. One gateway after another,
-//! in turns, over mutual TLS with a SoftHSM token, each asked for as many quotes; told are the CPU of the gateway's own process for each
-//! signed quote and how many were signed in a second, beside those of a gateway with all of it off. The collector there looks at nothing
-//! that it takes. `-- collectors` has one that decodes all of it, and is slow, wrong, silent or absent; `-- parts` what each part takes by
-//! itself, on one thread, for a quote with two records.
+//! What audit shipping, checkpoints, traces and metrics cost a call: `cargo bench --bench telemetry`. Gateways that differ in nothing
+//! else sign side by side, over mutual TLS with a SoftHSM token each; told are the CPU of the gateway's own process for each signed quote
+//! and how many were signed in a second, beside those of the gateways with all of it off. The collector there looks at nothing that it
+//! takes. `-- loaded` has each sign as much as it can, one after the other; so has `-- collectors`, with one that decodes all of it, and is
+//! slow, wrong, silent or absent; `-- parts` tells what each part takes by itself, on one thread, for a quote with two records.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,18 +15,16 @@
 )]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -39,7 +37,7 @@ mod parts;
 mod harness;
 
 use drain::Drain;
-use harness::{Caller, Gateway, Quote, Site, toml};
+use harness::{Caller, Gateway, PARTNER, Quote, Site, done, toml};
 
 /// The gateway's.
 #[global_allocator]
@@ -47,8 +45,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CALLERS: usize = 64;
 
-/// How many quotes a gateway signs before it is another's turn.
-const TURN: u64 = 400;
+const KID: &str = "quote-signing-bench";
 
 /// A collector that decodes what it gets.
 struct Sink {
@@ -100,11 +97,22 @@ struct Kind {
     collector: Collector,
     micros: Vec<f64>,
     rates: Vec<f64>,
+    threads: BTreeMap<String, f64>,
+    signed: u64,
 }
 
 fn site() -> Site {
     let site = Site::new();
+    // A short key, so that the gateways have more of the processors, and their device less.
+    let generate =
+        ["keys", "generate", "--signer", "hsm-primary", "--partner", PARTNER, "--bits", "2048", "--kid", KID];
+    let printed: toml_edit::DocumentMut = done(site.run(&generate)).parse().unwrap();
     site.edit_policy(|policy| {
+        let old = policy["keys"][0]["kid"].as_str().unwrap().to_owned();
+        fs::remove_file(site.path(&format!("policy/keys/{old}.jwk.json"))).unwrap();
+        for field in ["kid", "locator"] {
+            policy["keys"][0][field] = printed["keys"][0][field].clone();
+        }
         // Callers do not race for numbers: every call is a signature.
         policy["partners"][0]["sequence"]["mode"] = toml("'assign'");
         for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
@@ -119,6 +127,8 @@ fn site() -> Site {
 enum Collector {
     /// Nobody: all of it is off.
     Off,
+    /// Nobody, and checkpoints are made.
+    None,
     Absent,
     Drain(Drain),
     Sink(Sink),
@@ -133,7 +143,7 @@ impl Collector {
 
     fn port(&self) -> Option<u16> {
         match self {
-            Self::Off => None,
+            Self::Off | Self::None => None,
             Self::Absent => Some(1),
             Self::Drain(drain) => Some(drain.port),
             Self::Sink(sink) => Some(sink.ports["grpc"]),
@@ -144,66 +154,94 @@ impl Collector {
 async fn kind(name: &'static str, site: Site, collector: Collector, trace_ratio: &str) -> Kind {
     site.edit_config(|config| match collector.port() {
         Some(port) => {
-            let rest = format!("timeout_ms = 1000, metrics_interval_s = 1, trace_ratio = {trace_ratio}");
+            let rest = format!("timeout_ms = 1000, trace_ratio = {trace_ratio}");
             config["otlp"] = toml(&format!("{{ endpoint = 'http://127.0.0.1:{port}', {rest} }}"));
         }
-        None => drop(config["audit"].as_table_mut().unwrap().remove("checkpoint")),
+        None if matches!(collector, Collector::Off) => {
+            drop(config["audit"].as_table_mut().unwrap().remove("checkpoint"));
+        }
+        None => {}
     });
     let gateway = site.serve().await;
     let client = gateway.quotes("pricing").await;
-    Kind { name, site, gateway, client, collector, micros: Vec::new(), rates: Vec::new() }
+    Kind {
+        name,
+        site,
+        gateway,
+        client,
+        collector,
+        micros: Vec::new(),
+        rates: Vec::new(),
+        threads: BTreeMap::new(),
+        signed: 0,
+    }
 }
 
-/// The CPU that each thread of a process has used, in nanoseconds (the kernel's `schedstat`).
-fn used(pid: u32) -> BTreeMap<u32, u64> {
+/// The CPU that each thread of a process has used, in nanoseconds (the kernel's `schedstat`), by its number and name.
+fn used(pid: u32) -> BTreeMap<(u32, String), u64> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let of = |thread: fs::DirEntry| {
-        let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        Some((thread.file_name().to_str()?.parse().ok()?, stat.split_whitespace().next()?.parse().ok()?))
+        let read = |file| fs::read_to_string(thread.path().join(file)).ok();
+        let key = (thread.file_name().to_str()?.parse().ok()?, read("comm")?.trim_end().to_owned());
+        Some((key, read("schedstat")?.split_whitespace().next()?.parse().ok()?))
     };
     // A thread that ends had nothing to do for as long as a round takes.
     threads.filter_map(|thread| of(thread.ok()?)).collect()
 }
 
 impl Kind {
-    /// Has `count` quotes signed by callers that each wait for their answer, and gives how long that took.
-    async fn sign(&self, count: u64) -> Duration {
-        let (mut callers, begun) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
-        let began = Instant::now();
-        for _ in 0..CALLERS {
-            let (client, begun) = (self.client.clone(), Arc::clone(&begun));
+    /// What was measured while it became warm.
+    fn forget(&mut self) {
+        (self.micros, self.rates, self.threads, self.signed) = (Vec::new(), Vec::new(), BTreeMap::new(), 0);
+        if let Collector::Drain(drain) = &self.collector {
+            drain.bytes.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Has quotes signed for so long, so many in a second at an even pace, and gives how many. A caller that was late does not wait.
+    async fn sign(&self, lasts: Duration, rate: f64, late: f64) -> u64 {
+        let (mut callers, begins) = (JoinSet::new(), Instant::now());
+        for caller in 0..CALLERS {
+            let client = self.client.clone();
             callers.spawn(async move {
-                while begun.fetch_add(1, Ordering::Relaxed) < count {
+                for turn in 0.. {
+                    let due = Duration::from_secs_f64(((caller + turn * CALLERS) as f64 + late) / rate);
+                    if due >= lasts || begins.elapsed() >= lasts {
+                        return turn as u64;
+                    }
+                    tokio::time::sleep_until((begins + due).into()).await;
                     client.sign(&Quote::number(1).without("quote_sequence")).await.unwrap();
                 }
+                0
             });
         }
-        while let Some(ended) = callers.join_next().await {
-            ended.unwrap();
-        }
-        began.elapsed()
+        callers.join_all().await.iter().sum()
     }
 }
 
-/// Has `count` quotes signed by each, a few at a time and by one after the other, so that all of them have the same share of whatever
-/// else the machine does; what each of them cost is told once what they shipped has gone.
-async fn round(kinds: &mut [Kind], number: usize, count: u64) {
+/// Has each sign for so long: all of them at once, so that whatever else the machine does is done to all alike, or one after the other
+/// where each is to reach what it can. What a quote cost each is told once what they shipped has gone.
+async fn round(kinds: &mut [Kind], number: usize, lasts: Duration, rate: Option<f64>) {
     let before: Vec<_> = kinds.iter().map(|kind| used(kind.gateway.pid())).collect();
-    let mut took = vec![Duration::ZERO; kinds.len()];
-    for turn in 0..usize::try_from(count / TURN).unwrap() {
-        for place in 0..kinds.len() {
-            // There and back, each time with another first.
-            let at = (place + number + turn / 2) % kinds.len();
-            let at = if turn % 2 == 0 { at } else { kinds.len() - 1 - at };
-            took[at] += kinds[at].sign(TURN).await;
-        }
-    }
+    // Each round another is first.
+    let load = (0..kinds.len()).map(|place| {
+        let kind = &kinds[(place + number) % kinds.len()];
+        kind.sign(lasts, rate.unwrap_or(f64::INFINITY), place as f64 / kinds.len() as f64)
+    });
+    let side_by_side = if rate.is_some() { kinds.len() } else { 1 };
+    let mut signed: Vec<u64> = stream::iter(load).buffered(side_by_side).collect().await;
+    signed.rotate_right(number % kinds.len());
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    for ((kind, before), took) in kinds.iter_mut().zip(before).zip(took) {
-        let after = used(kind.gateway.pid());
-        let nanos: u64 = after.iter().map(|(thread, nanos)| nanos - before.get(thread).copied().unwrap_or(0)).sum();
-        kind.micros.push(nanos as f64 / 1e3 / count as f64);
-        kind.rates.push(count as f64 / took.as_secs_f64());
+    for ((kind, before), signed) in kinds.iter_mut().zip(before).zip(signed) {
+        let mut all = 0.0;
+        for (thread, nanos) in used(kind.gateway.pid()) {
+            let micros = (nanos - before.get(&thread).copied().unwrap_or(0)) as f64 / 1e3;
+            *kind.threads.entry(thread.1).or_default() += micros;
+            all += micros;
+        }
+        kind.micros.push(all / signed as f64);
+        kind.rates.push(signed as f64 / lasts.as_secs_f64());
+        kind.signed += signed;
     }
 }
 
@@ -243,44 +281,57 @@ async fn main() {
         return tokio::task::spawn_blocking(parts::tell).await.unwrap();
     }
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (rounds, count) = (number("ROUNDS", 12), number("QUOTES", 2_000));
+    let (rounds, lasts) = (number("ROUNDS", 12), Duration::from_secs(number("SECONDS", 10)));
     let mut kinds = vec![kind("off", site(), Collector::Off, "0.0").await];
+    let mut rate = None;
     if which == "collectors" {
         kinds.extend(bad_collectors().await);
     } else {
-        for (name, ratio) in [("traces of none", "0.0"), ("traces of 1 %", "0.01"), ("traces of all", "1.0")] {
+        rate = (which != "loaded").then(|| number("RATE", 200) as f64);
+        kinds.push(kind("checkpoints", site(), Collector::None, "0.0").await);
+        for (name, ratio) in [("traces of 1 %", "0.01"), ("traces of all", "1.0")] {
             kinds.push(kind(name, site(), Collector::Drain(Drain::new().await), ratio).await);
         }
+        // Whoever was made first, or last, can have it better.
+        kinds.push(kind("off again", site(), Collector::Off, "0.0").await);
     }
-    for kind in &kinds {
-        kind.sign(200).await;
-    }
+    round(&mut kinds, 0, Duration::from_secs(3), rate).await;
+    kinds.iter_mut().for_each(Kind::forget);
     for number in 0..rounds {
-        round(&mut kinds, usize::try_from(number).unwrap(), count).await;
+        round(&mut kinds, usize::try_from(number).unwrap(), lasts, rate).await;
     }
-    tell(&kinds, rounds, count);
+    tell(&kinds, rounds, lasts);
     drop(kinds.iter().map(|kind| kind.site.path("")).collect::<Vec<_>>());
 }
 
-/// What each kind takes more is what it took more than the first in the same round: the mean of the middle half of the rounds, with the
-/// quartiles beside it, and how far that mean is off as a rule, by taking rounds at random of those there are.
-fn tell(kinds: &[Kind], rounds: u64, count: u64) {
-    let (off, rate) = (&kinds[0].micros, median(&kinds[0].rates));
-    println!("{rounds} rounds of {count} quotes each, {CALLERS} callers; medians");
+/// What each kind takes more is what it took more than those that have all of it off, in the same round: the mean of the middle half of
+/// the rounds, with the quartiles beside it, and how far that mean is off as a rule, by taking rounds at random of those there are.
+fn tell(kinds: &[Kind], rounds: u64, lasts: Duration) {
+    let off: Vec<_> = kinds.iter().filter(|kind| matches!(kind.collector, Collector::Off)).collect();
+    let mean = |of: &dyn Fn(&Kind) -> f64| off.iter().map(|kind| of(kind)).sum::<f64>() / off.len() as f64;
+    println!("{rounds} rounds of {} s, {CALLERS} callers for each gateway; medians", lasts.as_secs());
     println!(
         "{:<16} {:>14} {:>28} {:>12} {:>10} {:>16}",
         "", "CPU us/quote", "more", "quotes/s", "of off", "shipped B/quote"
     );
     for kind in kinds {
-        let more: Vec<f64> = kind.micros.iter().zip(off).map(|(micros, off)| micros - off).collect();
+        let more: Vec<f64> =
+            kind.micros.iter().enumerate().map(|(round, micros)| micros - mean(&|off| off.micros[round])).collect();
         let (low, middle, high) = middle_half(&more);
         let (micros, own) = (median(&kind.micros), median(&kind.rates));
         let shipped = match &kind.collector {
-            Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / (rounds * count + 200),
+            Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / kind.signed,
             _ => 0,
         };
         let more = format!("{middle:.1} ± {:.1} ({low:.1} to {high:.1})", off_by(&more));
-        println!("{:<16} {micros:>14.1} {more:>28} {own:>12.0} {:>10.3} {shipped:>16}", kind.name, own / rate);
+        let share = own / mean(&|off| median(&off.rates));
+        println!("{:<16} {micros:>14.1} {more:>28} {own:>12.0} {share:>10.3} {shipped:>16}", kind.name);
+    }
+    let threads: BTreeSet<_> = kinds.iter().flat_map(|kind| kind.threads.keys()).collect();
+    for thread in threads {
+        let own = |kind: &Kind| kind.threads.get(thread).copied().unwrap_or_default() / kind.signed as f64;
+        let each: Vec<_> = kinds.iter().map(|kind| format!("{:>8.1}", own(kind))).collect();
+        println!("{thread:<16} {}", each.join(" "));
     }
 }
 

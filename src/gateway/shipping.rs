@@ -30,8 +30,8 @@ use crate::{
 mod again;
 mod page;
 
-/// How often it is looked whether there is anything new.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often it is looked whether there is anything new: as long as OpenTelemetry's own processors of log records wait by default.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often it is taken down how far the journal was shipped: what was shipped since is shipped again after a crash.
 const SAVE: Duration = Duration::from_secs(5);
 /// How often it tells how far it is behind.
