@@ -24,6 +24,12 @@ pub fn instant(at: prost_types::Timestamp) -> Option<crate::clock::UtcTime> {
     (UtcTime::parse(&instant.to_string()) == Ok(instant)).then_some(instant)
 }
 
+/// The text of a message's instant; empty where there is none.
+#[must_use]
+pub fn text_of(at: Option<prost_types::Timestamp>) -> String {
+    at.and_then(instant).map(|at| at.to_string()).unwrap_or_default()
+}
+
 /// An instant, as messages hold it.
 pub fn timestamp(at: crate::clock::UtcTime) -> prost_types::Timestamp {
     let (seconds, millis) = (at.millis().div_euclid(1000), at.millis().rem_euclid(1000));

@@ -6,7 +6,10 @@ use tonic::transport::Channel;
 use crate::{
     client::ClientFile,
     domain::Environment,
-    proto::{GetStatusRequest, ReloadPolicyRequest, SeedSequenceRequest, admin_service_client::AdminServiceClient},
+    proto::{
+        GetStatusRequest, Hold, ReloadPolicyRequest, SeedSequenceRequest, admin_service_client::AdminServiceClient,
+        text_of,
+    },
 };
 
 use super::{ClientPath, Failure, block_on, jwks::partner_of, out::say};
@@ -86,6 +89,14 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
     }
     for stop in status.stops {
         say!("STOPPED     {stop}");
+    }
+    match status.holds {
+        Some(held) => {
+            for Hold { hold, since } in held.holds {
+                say!("held        {hold}: nothing is pruned that expired or was journalled since {}", text_of(since));
+            }
+        }
+        None => say!("held        it is not known whether anything is: the ledger cannot be read now"),
     }
     for replica in status.replicas.iter().filter(|replica| !replica.name.is_empty()) {
         let vote = if replica.no_vote.is_empty() { String::new() } else { format!(", no vote: {}", replica.no_vote) };

@@ -9,7 +9,7 @@ use super::{
     Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Place, Reads, Shipment, Waiting,
     batch::{Growing, Replies},
     chain::Heads,
-    step::Quote,
+    step::{Holds, Quote},
     stops::Stops,
 };
 use crate::{
@@ -58,6 +58,10 @@ impl Reads for Absent {
 
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.engine()?.stops()
+    }
+
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        self.engine()?.holds()
     }
 
     fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {

@@ -21,7 +21,7 @@ use super::{
     Engine, EngineError, Holding, Kept, Lease, Op, OpenReads, Reads, Shipment, Waiting,
     batch::{Growing, Replies},
     chain::{Heads, Position},
-    step::Quote,
+    step::{Holds, Quote},
     stops::Stops,
 };
 use crate::{
@@ -33,8 +33,6 @@ use crate::{
 
 /// The most that one slot holds: a hundred lanes and more.
 const SLOT_BYTES: usize = 32 * 1024;
-/// What is said of a file that is damaged.
-pub const NO_WHOLE_SLOT: &str = "holds no whole slot";
 const FORMAT: &str = "quotesign.anchor.v1";
 
 /// What a slot says.
@@ -95,13 +93,26 @@ impl Anchor {
     /// # Errors
     /// Where it cannot be used, is of another environment, or holds no whole slot.
     pub fn open(path: &Path, environment: Environment) -> Result<Option<Self>, EngineError> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unusable(path, &error)),
-        };
-        let mark = Self::mark(path, environment)?;
+        let Some(file) = Self::file(path)? else { return Ok(None) };
+        let mark = Self::mark(path, environment)?.ok_or_else(|| damaged(path))?;
         Ok(Some(Self { path: path.to_owned(), file, mark }))
+    }
+
+    /// Opens the file for whoever can do without it; absent also where it is damaged.
+    ///
+    /// # Errors
+    /// Where it cannot be used, or is of another environment.
+    pub fn open_whole(path: &Path, environment: Environment) -> Result<Option<Self>, EngineError> {
+        let Some(file) = Self::file(path)? else { return Ok(None) };
+        Ok(Self::mark(path, environment)?.map(|mark| Self { path: path.to_owned(), file, mark }))
+    }
+
+    fn file(path: &Path) -> Result<Option<File>, EngineError> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unusable(path, &error)),
+        }
     }
 
     /// Where the lanes stood, of a file that is read and no more; absent where there is none.
@@ -112,19 +123,16 @@ impl Anchor {
         if !path.try_exists().map_err(|error| unusable(path, &error))? {
             return Ok(None);
         }
-        Self::mark(path, environment)?.heads().map(Some).ok_or_else(|| unread(path))
+        let mark = Self::mark(path, environment)?.ok_or_else(|| damaged(path))?;
+        mark.heads().map(Some).ok_or_else(|| unread(path))
     }
 
-    /// The newest whole slot.
-    fn mark(path: &Path, environment: Environment) -> Result<Mark, EngineError> {
+    /// The newest whole slot, where there is one.
+    fn mark(path: &Path, environment: Environment) -> Result<Option<Mark>, EngineError> {
         let bytes = fs::read(path).map_err(|error| unusable(path, &error))?;
         let marks = bytes.chunks(SLOT_BYTES).filter_map(Mark::read);
-        let mark = marks.max_by_key(|mark| mark.count).ok_or_else(|| {
-            let remedy = "if the ledger is the right one, run `quotesign ledger anchor adopt`";
-            EngineError::Unfit(format!("the anchor `{}` {NO_WHOLE_SLOT}: {remedy}", path.display()))
-        })?;
-        if mark.environment != environment {
-            let theirs = mark.environment;
+        let mark = marks.max_by_key(|mark| mark.count);
+        if let Some(theirs) = mark.as_ref().map(|mark| mark.environment).filter(|theirs| *theirs != environment) {
             return Err(EngineError::Unfit(format!(
                 "the anchor `{}` belongs to the environment `{theirs}`, not to `{environment}`: name that \
                  environment's own",
@@ -308,6 +316,10 @@ impl Reads for Anchored {
         self.inner.stops()
     }
 
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        self.inner.holds()
+    }
+
     fn last_taken(&mut self, scope: &Scope) -> Result<Option<SequenceNumber>, EngineError> {
         self.inner.last_taken(scope)
     }
@@ -380,6 +392,11 @@ impl Engine for Anchored {
     fn newest_record_at(&mut self) -> Result<Option<UtcTime>, EngineError> {
         self.inner.newest_record_at()
     }
+}
+
+fn damaged(path: &Path) -> EngineError {
+    let remedy = "if the ledger is the right one, run `quotesign ledger anchor adopt`";
+    EngineError::Unfit(format!("the anchor `{}` holds no whole slot: {remedy}", path.display()))
 }
 
 fn unread(path: &Path) -> EngineError {

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::{
     CheckpointAct, Commit, Done, Engine, EngineError, HoldAct, Holding, Kept, Lease, LedgerError, Note, Op, Propose,
     Prune, PruneJournal, Publish, Reads, Released, Reservation, Reserve, Reserved, Seed, Shipment, StopAct, Void,
-    step::Quote, stops::Stops,
+    step::{Holds, Quote},
+    stops::Stops,
 };
 use crate::{
     audit::{Context, Record},
@@ -269,6 +270,14 @@ impl Ledger {
         self.look(|reads| reads.stops()).await
     }
 
+    /// What keeps the ledger from pruning.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn holds(&self) -> Result<Holds, LedgerError> {
+        self.look(|reads| reads.holds()).await
+    }
+
     /// All that is remembered of kids.
     ///
     /// # Errors
@@ -518,6 +527,10 @@ mod tests {
 
         fn stops(&mut self) -> Result<Stops, EngineError> {
             self.inner.stops()
+        }
+
+        fn holds(&mut self) -> Result<Holds, EngineError> {
+            self.inner.holds()
         }
 
         fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {

@@ -20,7 +20,7 @@ use super::{
     batch::{self, Changes, Needs, Replies},
     chain::{Heads, Lane, Position, StoredRecord, end_of, regression},
     encoding::stored,
-    step::Quote,
+    step::{Holds, Quote},
     stops::Stops,
 };
 use crate::{
@@ -371,6 +371,10 @@ impl Reads for Postgres {
 
     fn stops(&mut self) -> Result<Stops, EngineError> {
         self.read(async |open| read::all_stops(&open.session.client).await)
+    }
+
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        self.read(async |open| read::all_holds(&open.session.client).await)
     }
 
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::{EngineError, Kept, step::Quote, stops::Stops};
+use super::{
+    EngineError, Kept,
+    step::{Holds, Quote},
+    stops::Stops,
+};
 use crate::{
     audit::Record,
     domain::{Identity, Kid, Scope, SequenceNumber},
@@ -36,6 +40,12 @@ pub trait Reads: Send {
     /// # Errors
     /// Where the store cannot be read.
     fn stops(&mut self) -> Result<Stops, EngineError>;
+
+    /// What keeps the ledger from pruning.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    fn holds(&mut self) -> Result<Holds, EngineError>;
 
     /// All that is remembered of kids.
     ///

@@ -138,6 +138,10 @@ impl Reads for Sqlite {
         rows::stops(self.connection()?)
     }
 
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        rows::holds(self.connection()?)
+    }
+
     fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {
         rows::kids(self.connection()?)
     }
@@ -384,6 +388,10 @@ impl Reads for Reader {
 
     fn stops(&mut self) -> Result<Stops, EngineError> {
         rows::stops(self.0.get_mut())
+    }
+
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        rows::holds(self.0.get_mut())
     }
 
     fn kids(&mut self) -> Result<BTreeMap<Kid, Kept>, EngineError> {

@@ -1,6 +1,6 @@
 //! `AdminService`: for operators. Every act leaves an audit record before it is answered.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -29,6 +29,9 @@ mod keys;
 mod signed;
 mod stops;
 
+/// How long the ledger may take to tell what is held.
+const HOLDS: Duration = Duration::from_secs(1);
+
 /// Serves operators.
 pub struct Admin {
     /// The path of a quote, for its ledger and policy.
@@ -55,6 +58,9 @@ impl AdminService for Admin {
             serving: fault.is_none(),
             detail: fault.unwrap_or_default(),
         });
+        let holds = tokio::time::timeout(HOLDS, self.pipeline.ledger.holds()).await;
+        let hold = |(hold, since)| proto::Hold { hold, since: Some(proto::timestamp(since)) };
+        let holds = holds.ok().and_then(Result::ok).map(|holds| holds.into_iter().map(hold).collect());
         Ok(Response::new(proto::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             environment: self.pipeline.environment.to_string(),
@@ -65,6 +71,7 @@ impl AdminService for Admin {
             last_reload_error: self.control.last_error().unwrap_or_default(),
             stops: self.pipeline.stopped.known().iter().map(ToString::to_string).collect(),
             replicas: self.replicas(),
+            holds: holds.map(|holds| proto::Holds { holds }),
         }))
     }
 

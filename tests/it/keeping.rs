@@ -286,11 +286,17 @@ async fn quotes_are_forgotten_when_their_time_is_over_and_nobody_holds_them() {
     // Several sweeps.
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
     assert!(there(), "the hold keeps it");
+    let status = || done(client(&site, &gateway, &["admin", "status"]));
+    assert!(
+        status()
+            .contains(&format!("held        case-1: nothing is pruned that expired or was journalled since {since}"))
+    );
     let ahead = failed(client(&site, &gateway, &ahead), 1);
     assert!(ahead.contains("INVALID_REQUEST: `since` lies ahead"), "{ahead}");
     let nobody = failed(client(&site, &gateway, &["ledger", "release", "case-2", "--reason", "x"]), 1);
     assert!(nobody.contains("no hold is named `case-2`"), "{nobody}");
     done(client(&site, &gateway, &["ledger", "release", "case-1", "--reason", "OPS-12 closed"]));
+    assert!(!status().contains("held "), "{}", status());
     until("it is pruned", async || !there()).await;
     assert_eq!(reason_of(&pricing, &quote).await, "QUOTE_EXPIRED", "and never signed again");
     assert_eq!(pricing.last().await, 1, "its number stays taken");

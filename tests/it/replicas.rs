@@ -17,7 +17,10 @@ use std::{
 
 use quotesign::{
     ledger::{self, Place},
-    proto::{GetJwksRequest, ReinstateCallerRequest, ReloadPolicyRequest, RevokeKeyRequest, SuspendCallerRequest},
+    proto::{
+        GetJwksRequest, GetStatusRequest, ReinstateCallerRequest, ReloadPolicyRequest, RevokeKeyRequest,
+        SuspendCallerRequest,
+    },
 };
 use rustix::process::Signal;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
@@ -562,8 +565,12 @@ async fn a_gateway_starts_while_its_ledger_is_away() {
     assert_eq!((ready(&gateway, "jwks").await, ready(&gateway, "signing").await), (503, 503));
     let directory = gateway.keys("pricing").await.get_jwks(GetJwksRequest { partner: "acme-remit".to_owned() }).await;
     assert_eq!(reason(&directory.unwrap_err()), "LEDGER_UNAVAILABLE");
+    let held =
+        async || gateway.admin("operator").await.get_status(GetStatusRequest {}).await.unwrap().into_inner().holds;
+    assert_eq!(held().await, None, "of what the ledger has nobody knows");
     cluster.start(&[]);
     gateway.signing().await;
+    assert_eq!(held().await.unwrap().holds, []);
     assert_eq!((kids(&gateway).await, ready(&gateway, "jwks").await), (Ok(1), 200));
     assert!(!pricing.sign(&quote).await.unwrap().replayed);
     // What acts on the ledger itself leaves it to who is there, and what is refused takes no lane.

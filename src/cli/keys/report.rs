@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     client::ClientFile,
     clock::{Clock as _, SystemClock, UtcTime},
-    proto::{self, ListSignedQuotesRequest, SignedQuote, list_signed_quotes_request::Of, timestamp},
+    proto::{self, ListSignedQuotesRequest, SignedQuote, list_signed_quotes_request::Of, text_of, timestamp},
 };
 
 use super::super::{ClientPath, Failure, admin::gateway, block_on, out};
@@ -160,11 +160,6 @@ pub(super) async fn signed_since(client: &ClientFile, kid: &str, since: UtcTime)
         }
         page_token = page.next_page_token;
     }
-}
-
-/// An instant of an answer; empty where there is none.
-pub(super) fn text_of(at: Option<prost_types::Timestamp>) -> String {
-    at.and_then(proto::instant).map(|at| at.to_string()).unwrap_or_default()
 }
 
 impl Report {

@@ -12,12 +12,12 @@ use crate::{
     clock::{Clock as _, SystemClock, UtcTime},
     domain::Kid,
     key_set,
-    proto::{RevocationCause, RevokeKeyRequest, RevokeKeyResponse},
+    proto::{RevocationCause, RevokeKeyRequest, RevokeKeyResponse, text_of},
 };
 
 use super::{
     super::{ClientPath, Failure, admin::gateway, block_on, out},
-    report::{FOR_PEOPLE, Format, Report, Step, signed_since, since_of, text_of},
+    report::{FOR_PEOPLE, Format, Report, Step, signed_since, since_of},
 };
 
 /// Exit codes: 0 revoked and gone from the public URL where there is one, 1 refused, 2 not understood, 4 revoked and the

@@ -8,8 +8,8 @@ use crate::{
     config::Config,
     domain::CorrelationId,
     ledger::{
-        Done, Engine, EngineError, Journal, Op, Place,
-        anchor::{Anchor, NO_WHOLE_SLOT},
+        Done, Engine, Journal, Op, Place,
+        anchor::Anchor,
         batch::{self, Snapshot},
         chain::Position,
     },
@@ -40,10 +40,7 @@ pub(super) fn trail(journal: &dyn Journal, config: &Config) -> Result<Context, F
 
 /// The anchor where it is there and whole.
 pub(super) fn whole_anchor(path: &Path, config: &Config) -> Result<Option<Anchor>, Failure> {
-    match Anchor::open(path, config.environment) {
-        Err(EngineError::Unfit(why)) if why.contains(NO_WHOLE_SLOT) => Ok(None),
-        opened => opened.map_err(Failure::failed),
-    }
+    Anchor::open_whole(path, config.environment).map_err(Failure::failed)
 }
 
 /// A record of what the command decided.

@@ -115,12 +115,21 @@ impl Reading<'_> {
         }
         let count = PAGE.min(left.try_into().unwrap_or(PAGE));
         let page = journal.records(&self.lane.lane, self.next, count).map_err(Failure::failed)?;
+        if page.first().is_none_or(|first| first.index > self.next) && self.is_pruned(journal)? {
+            return Err(Failure::failed("the journal was pruned past where it was read; run it once more"));
+        }
         self.next = page.last().map_or(self.lane.head.next_index, |last| last.index.saturating_add(1));
         for stored in page.iter().filter(|stored| stored.index < self.lane.head.next_index) {
             let fault = |fault| Failure::failed(format!("record {}: {fault}", stored.index));
             self.page.push_back(serde_json::from_slice(&stored.bytes).map_err(fault)?);
         }
         Ok(())
+    }
+
+    /// Whether the lane begins behind where it is to be read on by now.
+    fn is_pruned(&self, journal: &dyn Journal) -> Result<bool, Failure> {
+        let lanes = journal.lanes().map_err(Failure::failed)?;
+        Ok(lanes.iter().any(|now| now.lane == self.lane.lane && now.first.next_index > self.next))
     }
 }
 
@@ -149,4 +158,51 @@ fn whole_since(readings: &[Reading<'_>]) -> Option<UtcTime> {
     let pruned = readings.iter().filter(|reading| reading.lane.first.next_index > 0);
     let begin = pruned.filter_map(|reading| Some(reading.page.front()?.at)).max()?;
     Some(if readings.len() == 1 { UtcTime::from_millis(0) } else { begin.plus(SLACK) })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        audit::{Context, Event, Facts},
+        domain::{CorrelationId, Environment},
+        ledger::{Done, Engine as _, Op, Place, PruneJournal, Store, chain::Position, sqlite::Sqlite},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_journal_that_is_pruned_past_where_it_is_read_is_not_told_as_one_with_records_missing() {
+        let home = tempfile::tempdir().unwrap();
+        let (file, here) = (home.path().join("ledger.sqlite"), Environment::Sandbox);
+        Sqlite::migrate(&file, here).unwrap();
+        let mut engine = Sqlite::open(&file, here).unwrap();
+        let context = || Context::new(CorrelationId::made(), here, "ab".repeat(32), 1);
+        let at = |millis: i64| UtcTime::from_millis(1_765_000_000_000 + millis);
+        for second in 0..4 {
+            let record = Record::new(Event::Seeded, at(1000 * second), context(), Facts::default());
+            engine.apply(&[Op::Record(record)]).unwrap();
+        }
+        let journal = Place { store: Store::Sqlite(file), anchor: None }.journal().unwrap();
+        let lanes = journal.lanes().unwrap();
+        let [lane] = &lanes[..] else { panic!("one lane") };
+        let mut reading = Reading { lane, next: 1, page: VecDeque::new() };
+        let second = journal.records("", 1, 1).unwrap().pop().unwrap();
+        let prune = PruneJournal {
+            lane: String::new(),
+            from: lane.first,
+            to: Position { next_index: 2, link: second.link.unwrap() },
+            newest: at(1000),
+            before: at(2000),
+            again: Vec::new(),
+            context: context(),
+            now: at(5000),
+        };
+        let done = engine.apply(&[Op::PruneJournal(prune)]).unwrap().pop().unwrap().unwrap();
+        assert!(matches!(done, Done::PrunedJournal(2)), "{done:?}");
+        let Err(refused) = reading.fill(&*journal) else { panic!("it was read") };
+        assert!(refused.text.contains("run it once more"), "{}", refused.text);
+        reading.next = 2;
+        reading.fill(&*journal).unwrap();
+        assert_eq!(reading.page.len(), 2, "what is there can be read, up to where it stood");
+    }
 }

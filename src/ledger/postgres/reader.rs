@@ -91,6 +91,10 @@ impl Reads for Reader {
         self.runtime.block_on(in_time(self.timeout, read::all_stops(&self.session.client)))
     }
 
+    fn holds(&mut self) -> Result<Holds, EngineError> {
+        self.runtime.block_on(in_time(self.timeout, read::all_holds(&self.session.client)))
+    }
+
     fn numbered(&mut self, scope: &Scope, sequence: SequenceNumber) -> Result<Option<Quote>, EngineError> {
         let number = stored(sequence.get())?;
         self.runtime.block_on(in_time(self.timeout, read::numbered(&self.session.client, scope, number)))
