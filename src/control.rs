@@ -238,24 +238,24 @@ pub async fn look_at_stops(ledger: &Ledger, stopped: &Stopped) -> bool {
 pub async fn make_durable(ledger: &Ledger, stopped: &Stopped) {
     fail::fail_point!("control::make-durable", |_| ());
     for act in stopped.take_waiting() {
-        let stop = act.stop.clone();
+        let stop = &act.stop;
         let done = match has_ended_since(ledger, &act).await {
             Ok(true) => Ok(None),
-            Ok(false) => ledger.stop(act).await.map(Some),
+            Ok(false) => ledger.stop(act.clone()).await.map(Some),
             Err(fault) => Err(fault),
         };
         match done {
             Ok(Some(record)) => {
                 tracing::warn!(%stop, %record, "what was stopped here while the ledger was away is durable");
-                stopped.is_durable(&stop);
+                stopped.is_durable(&act);
             }
             Ok(None) => {
                 tracing::warn!(%stop, "what was stopped here while the ledger was away has ended since, and is not stopped again");
-                stopped.is_durable(&stop);
+                stopped.is_durable(&act);
             }
             Err(fault) => {
                 tracing::warn!(%stop, %fault, "what was stopped here is not yet durable");
-                stopped.waits(&stop);
+                stopped.waits(&act);
             }
         }
     }

@@ -63,6 +63,14 @@ struct Pending {
     is_asked: bool,
 }
 
+impl Pending {
+    /// Whether it is what `act` asks for, and by whom.
+    fn is_of(&self, act: &StopAct) -> bool {
+        let who = |act: &StopAct| (act.context.caller.clone(), act.context.operator.clone());
+        self.act.stop == act.stop && who(&self.act) == who(act)
+    }
+}
+
 /// The same as a line of its file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +139,8 @@ impl Stopped {
     pub fn stop_here(&self, act: StopAct) -> Result<(), MirrorError> {
         self.stands(&act.stop);
         let mut pending = self.pending.lock();
-        if pending.iter().all(|waits| waits.act.stop != act.stop) {
+        // Each who asks has a record; who asks again meanwhile has one.
+        if !pending.iter().any(|waits| waits.is_of(&act)) {
             pending.push(Pending { act, is_asked: true });
         }
         drop(pending);
@@ -168,13 +177,13 @@ impl Stopped {
     }
 
     /// The ledger did not take it: it is to be asked again.
-    pub fn waits(&self, stop: &Stop) {
-        self.pending.lock().iter_mut().filter(|waits| waits.act.stop == *stop).for_each(|waits| waits.is_asked = false);
+    pub fn waits(&self, act: &StopAct) {
+        self.pending.lock().iter_mut().filter(|waits| waits.is_of(act)).for_each(|waits| waits.is_asked = false);
     }
 
-    /// The ledger has taken it.
-    pub fn is_durable(&self, stop: &Stop) {
-        self.pending.lock().retain(|waits| waits.act.stop != *stop);
+    /// The ledger has taken it. What somebody else asked for besides is for the ledger to take as well, so that each has a record.
+    pub fn is_durable(&self, act: &StopAct) {
+        self.pending.lock().retain(|waits| !waits.is_of(act));
         if let Err(fault) = self.keep() {
             tracing::error!(%fault, "what the ledger has taken waits there all the same, and is looked at again after a restart");
         }
@@ -326,7 +335,7 @@ mod tests {
         assert!(nowhere.stop_here(act("quote-a")).is_err());
         drop(nowhere.learn(Stops::default()));
         assert!(nowhere.known().is_revoked(&a), "until the ledger has taken it");
-        nowhere.is_durable(&Stop::Revoked(a.clone()));
+        nowhere.is_durable(&act("quote-a"));
         drop(nowhere.learn(stops(&["revoked/quote-a"])));
         assert!(nowhere.known().is_revoked(&a));
     }
@@ -339,12 +348,37 @@ mod tests {
         stopped.stop_here(act("quote-a")).unwrap();
         assert!(stopped.take_waiting().is_empty(), "whoever revoked it asks");
         assert!(stopped.lost_by(&Stops::default()).is_empty(), "it never had it");
-        stopped.waits(&kid);
+        stopped.waits(&act("quote-a"));
         assert_eq!(stopped.take_waiting().len(), 1);
         assert!(stopped.take_waiting().is_empty() && stopped.is_pending(&kid), "somebody asks");
-        stopped.is_durable(&kid);
+        stopped.is_durable(&act("quote-a"));
         assert!(!stopped.is_pending(&kid));
         assert_eq!(stopped.lost_by(&Stops::default()).len(), 1, "it had it");
+    }
+
+    #[test]
+    fn who_stops_what_somebody_else_has_stopped_is_not_forgotten() {
+        let home = TempDir::new().unwrap();
+        let anchor = home.path().join("anchor");
+        let by = |caller: &str| {
+            let act = act("quote-a");
+            let caller = Some(format!("spiffe://example.org/{caller}").parse().unwrap());
+            StopAct { context: Context { caller, ..act.context.clone() }, ..act }
+        };
+        let (one, other) = (by("operator"), by("second"));
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        for act in [&one, &other, &one] {
+            stopped.stop_here(act.clone()).unwrap();
+            stopped.waits(act);
+        }
+        // Also after a restart each is asked for, whoever asked twice once.
+        let stopped = Stopped::open(Some(&anchor)).unwrap();
+        let callers = |acts: Vec<StopAct>| acts.into_iter().map(|act| act.context.caller).collect::<Vec<_>>();
+        assert_eq!(callers(stopped.take_waiting()), [one.context.caller.clone(), other.context.caller.clone()]);
+        stopped.is_durable(&one);
+        assert!(stopped.is_pending(&one.stop), "nothing ends it before the other has a record, too");
+        stopped.is_durable(&other);
+        assert!(!stopped.is_pending(&one.stop) && !home.path().join("anchor.pending").exists());
     }
 
     #[test]

@@ -96,7 +96,9 @@ async fn status(mut gateway: Gateway) -> Result<(), Failure> {
                 say!("held        {hold}: nothing is pruned that expired or was journalled since {}", text_of(since));
             }
         }
-        None => say!("held        it is not known whether anything is: the ledger cannot be read now"),
+        None => say!(
+            "held        the gateway did not tell: its ledger did not answer within a second, or it is of an older release"
+        ),
     }
     for replica in status.replicas.iter().filter(|replica| !replica.name.is_empty()) {
         let vote = if replica.no_vote.is_empty() { String::new() } else { format!(", no vote: {}", replica.no_vote) };

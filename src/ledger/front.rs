@@ -424,6 +424,10 @@ impl Ledger {
     ) -> Result<(T, Opening), LedgerError> {
         let (answer, outcome) = oneshot::channel();
         self.0.desk.ask(Box::new(move |reader| {
+            // Nobody waits for it any more.
+            if answer.is_closed() {
+                return;
+            }
             let found = reader.read(&mut read).map_err(|error| LedgerError::Unavailable(error.to_string()));
             drop(answer.send(found));
         }))?;

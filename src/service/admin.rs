@@ -1,6 +1,6 @@
 //! `AdminService`: for operators. Every act leaves an audit record before it is answered.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -29,9 +29,6 @@ mod keys;
 mod signed;
 mod stops;
 
-/// How long the ledger may take to tell what is held.
-const HOLDS: Duration = Duration::from_secs(1);
-
 /// Serves operators.
 pub struct Admin {
     /// The path of a quote, for its ledger and policy.
@@ -51,16 +48,14 @@ impl AdminService for Admin {
         request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         let call = access::GET_STATUS.call(&request)?;
+        access::GET_STATUS.with_gateway(&self.pipeline, &self.pipeline.policy.load(), &call)?;
+        let holds = self.holds().await;
         let policy = self.pipeline.policy.load();
-        access::GET_STATUS.with_gateway(&self.pipeline, &policy, &call)?;
         let components = self.components.all().into_iter().map(|(name, fault)| proto::Component {
             name,
             serving: fault.is_none(),
             detail: fault.unwrap_or_default(),
         });
-        let holds = tokio::time::timeout(HOLDS, self.pipeline.ledger.holds()).await;
-        let hold = |(hold, since)| proto::Hold { hold, since: Some(proto::timestamp(since)) };
-        let holds = holds.ok().and_then(Result::ok).map(|holds| holds.into_iter().map(hold).collect());
         Ok(Response::new(proto::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             environment: self.pipeline.environment.to_string(),
@@ -71,7 +66,7 @@ impl AdminService for Admin {
             last_reload_error: self.control.last_error().unwrap_or_default(),
             stops: self.pipeline.stopped.known().iter().map(ToString::to_string).collect(),
             replicas: self.replicas(),
-            holds: holds.map(|holds| proto::Holds { holds }),
+            holds,
         }))
     }
 

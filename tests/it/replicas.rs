@@ -571,6 +571,16 @@ async fn a_gateway_starts_while_its_ledger_is_away() {
     cluster.start(&[]);
     gateway.signing().await;
     assert_eq!(held().await.unwrap().holds, []);
+    // One that hangs is not waited for.
+    let database = Database { port: replicas.database.port, name: replicas.database.name.clone() };
+    let locked =
+        tokio::task::spawn_blocking(move || database.sql("BEGIN; LOCK TABLE meta; SELECT pg_sleep(4); COMMIT"));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let began = Instant::now();
+    assert_eq!(held().await, None);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    locked.await.unwrap();
+    gateway.signing().await;
     assert_eq!((kids(&gateway).await, ready(&gateway, "jwks").await), (Ok(1), 200));
     assert!(!pricing.sign(&quote).await.unwrap().replayed);
     // What acts on the ledger itself leaves it to who is there, and what is refused takes no lane.

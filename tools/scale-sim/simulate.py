@@ -39,7 +39,7 @@ PARAMETERS = {
     "plan_ledger": Parameter(0.6, "of what a ledger can do is planned for", "choice: room for a failover's backlog"),
     "plan_cpu": Parameter(0.6, "of a node's cores are planned for", "choice"),
     "plan_device": Parameter(0.7, "of what devices can do is planned for", "choice"),
-    "cpu_us": Parameter(700, "µs of CPU for a quote", "docs/performance.md, traces of 1 %, a slow token: an upper bound"),
+    "cpu_us": Parameter(700, "µs of CPU for a quote", "docs/performance.md: above what it takes under load, below the 952 at a slow token's pace, where a core has time"),
     "cores": Parameter(8, "cores of a node", "choice"),
     "ledger_pairs": Parameter(17_366, "pairs/s at the most", "docs/performance.md, PostgreSQL, 3 gateways, 256 callers, 2 cores for all"),
     "ledger_sync_ms": Parameter(2.0, "ms more for each batch", "assumption: a disk's flush, a synchronous standby in another zone and two round trips; what was measured is one machine whose disk answers from its cache"),

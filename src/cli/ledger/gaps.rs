@@ -116,7 +116,8 @@ impl Reading<'_> {
         let count = PAGE.min(left.try_into().unwrap_or(PAGE));
         let page = journal.records(&self.lane.lane, self.next, count).map_err(Failure::failed)?;
         if page.first().is_none_or(|first| first.index > self.next) && self.is_pruned(journal)? {
-            return Err(Failure::failed("the journal was pruned past where it was read; run it once more"));
+            let text = "the journal was pruned past where it was read; run it once more, behind a `quotesign ledger hold` if need be";
+            return Err(Failure { code: 3, text: text.to_owned() });
         }
         self.next = page.last().map_or(self.lane.head.next_index, |last| last.index.saturating_add(1));
         for stored in page.iter().filter(|stored| stored.index < self.lane.head.next_index) {
@@ -201,8 +202,15 @@ mod tests {
         assert!(matches!(done, Done::PrunedJournal(2)), "{done:?}");
         let Err(refused) = reading.fill(&*journal) else { panic!("it was read") };
         assert!(refused.text.contains("run it once more"), "{}", refused.text);
+        assert_eq!(refused.code, 3);
         reading.next = 2;
         reading.fill(&*journal).unwrap();
         assert_eq!(reading.page.len(), 2, "what is there can be read, up to where it stood");
+        // What somebody took out is for the book to find.
+        let gone = "DELETE FROM audit WHERE idx = 2";
+        rusqlite::Connection::open(home.path().join("ledger.sqlite")).unwrap().execute(gone, ()).unwrap();
+        let mut reading = Reading { lane, next: 2, page: VecDeque::new() };
+        reading.fill(&*journal).unwrap();
+        assert_eq!(reading.page.len(), 1);
     }
 }

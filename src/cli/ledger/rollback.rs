@@ -65,7 +65,10 @@ impl AcceptRollback {
         let journal = act::journal(&place, &config)?;
         let path = path_of(&place)?;
         let anchor = act::whole_anchor(&path, &config)?.ok_or_else(|| {
-            Failure::failed(format!("the anchor `{}` is missing: see `quotesign ledger anchor adopt`", path.display()))
+            Failure::failed(format!(
+                "the anchor `{}` is missing or damaged: see `quotesign ledger anchor adopt`",
+                path.display()
+            ))
         })?;
         let behind = anchor.heads().and_then(|heads| journal.gone_back(&heads)).map_err(Failure::failed)?;
         if behind.is_empty() {

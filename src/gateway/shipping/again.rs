@@ -12,7 +12,7 @@ use crate::{
 /// How long after a pass over them the next one begins; the first does at the start.
 const AGAIN: Duration = Duration::from_mins(10);
 /// So many are tried behind a round.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 32;
 /// So many that are refused again end a pass. The next goes on behind them, so that they are in nobody's way.
 const REFUSED_MAX: usize = 64;
 

@@ -14,7 +14,7 @@ use crate::{
     domain::{Caller, Kid, PartnerId},
     ledger::{HoldAct, Reach, Stop, StopAct, asked::hold_of},
     policy::authority::Resource,
-    proto::{HaltReach, Reason, halt_reach},
+    proto::{self, HaltReach, Reason, halt_reach},
     service::{
         access::{self, Rpc},
         status,
@@ -52,6 +52,9 @@ pub(super) fn reach_of(reach: Option<HaltReach>) -> Result<Reach, Status> {
 /// How long the ledger may take to know what is stopped before whoever asked for it is told that it does not yet.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long the ledger may take to tell what it holds.
+const HOLDS_WITHIN: Duration = Duration::from_secs(1);
+
 impl Admin {
     /// Stops at once here, whatever keeps the ledger, and has the ledger know it: the record of the act, once that is durable. With the
     /// ledger away that is as soon as it is back.
@@ -63,14 +66,13 @@ impl Admin {
         // In a task of its own: whoever asked for it may not wait as long as the ledger takes.
         let pipeline = Arc::clone(&self.pipeline);
         let asked = tokio::spawn(async move {
-            let stop = act.stop.clone();
-            let record = pipeline.ledger.stop(act).await;
+            let record = pipeline.ledger.stop(act.clone()).await;
             match &record {
                 Ok(_) => {
-                    pipeline.stopped.stands(&stop);
-                    pipeline.stopped.is_durable(&stop);
+                    pipeline.stopped.stands(&act.stop);
+                    pipeline.stopped.is_durable(&act);
                 }
-                Err(_) => pipeline.stopped.waits(&stop),
+                Err(_) => pipeline.stopped.waits(&act),
             }
             record.ok()
         });
@@ -110,6 +112,15 @@ impl Admin {
         let record = self.pipeline.ledger.stop(act).await.map_err(status::of_ledger_error)?;
         control::look_at_stops(&self.pipeline.ledger, &self.pipeline.stopped).await;
         Ok(Some(record))
+    }
+
+    /// What the ledger holds, where it answers.
+    pub(super) async fn holds(&self) -> Option<proto::Holds> {
+        // It is not asked where it is known not to answer: whoever watches the status would fill its queue.
+        self.pipeline.ledger.health().ok()?;
+        let told = tokio::time::timeout(HOLDS_WITHIN, self.pipeline.ledger.holds()).await.ok()?.ok()?;
+        let hold = |(hold, since)| proto::Hold { hold, since: Some(proto::timestamp(since)) };
+        Some(proto::Holds { holds: told.into_iter().map(hold).collect() })
     }
 
     /// Has the ledger hold what expired or was journalled since an instant, or let go of it.
