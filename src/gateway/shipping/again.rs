@@ -12,7 +12,7 @@ use crate::{
 /// How long after a pass over them the next one begins; the first does at the start.
 const AGAIN: Duration = Duration::from_mins(10);
 /// So many are tried behind a round.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
 /// So many that are refused again end a pass. The next goes on behind them, so that they are in nobody's way.
 const REFUSED_MAX: usize = 64;
 
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn every_record_has_its_turn_and_a_pass_ends() {
-        let many: Vec<_> = (0..40).map(|index| ("a", index)).chain([("b", 3), ("theirs", 1)]).collect();
+        let many: Vec<_> = (0..10).map(|index| ("a", index)).chain([("b", 3), ("theirs", 1)]).collect();
         let lanes = lanes(&many);
         let mut trials = Trials::default();
         let pass = |trials: &mut Trials| {
@@ -155,11 +155,11 @@ mod tests {
             slices
         };
         let of = |lane: &str, indexes: std::ops::Range<u64>| (lane.to_owned(), indexes.collect::<Vec<_>>());
-        assert_eq!(pass(&mut trials), [of("a", 0..32), of("a", 32..40), of("b", 3..4)]);
+        assert_eq!(pass(&mut trials), [of("a", 0..8), of("a", 8..10), of("b", 3..4)]);
         assert_eq!(pass(&mut trials), [], "the next one is not due");
         // One that ended in the middle is gone on with.
-        trials = Trials { behind: Some(("a".to_owned(), 32)), ..Trials::default() };
-        assert_eq!(pass(&mut trials), [of("a", 33..40), of("b", 3..4), of("a", 0..32), of("a", 32..33)]);
+        trials = Trials { behind: Some(("a".to_owned(), 8)), ..Trials::default() };
+        assert_eq!(pass(&mut trials), [of("a", 9..10), of("b", 3..4), of("a", 0..8), of("a", 8..9)]);
     }
 
     #[test]
