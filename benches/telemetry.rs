@@ -95,8 +95,15 @@ struct Kind {
     gateway: Gateway,
     client: Caller,
     collector: Collector,
+    measured: Measured,
+}
+
+#[derive(Default)]
+struct Measured {
+    /// The CPU of a quote in each round, in microseconds, and how many quotes a second.
     micros: Vec<f64>,
     rates: Vec<f64>,
+    /// The CPU of threads by their names, in microseconds, and how many quotes, of all rounds.
     threads: BTreeMap<String, f64>,
     signed: u64,
 }
@@ -164,17 +171,7 @@ async fn kind(name: &'static str, site: Site, collector: Collector, trace_ratio:
     });
     let gateway = site.serve().await;
     let client = gateway.quotes("pricing").await;
-    Kind {
-        name,
-        site,
-        gateway,
-        client,
-        collector,
-        micros: Vec::new(),
-        rates: Vec::new(),
-        threads: BTreeMap::new(),
-        signed: 0,
-    }
+    Kind { name, site, gateway, client, collector, measured: Measured::default() }
 }
 
 /// The CPU that each thread of a process has used, in nanoseconds (the kernel's `schedstat`), by its number and name.
@@ -192,7 +189,7 @@ fn used(pid: u32) -> BTreeMap<(u32, String), u64> {
 impl Kind {
     /// What was measured while it became warm.
     fn forget(&mut self) {
-        (self.micros, self.rates, self.threads, self.signed) = (Vec::new(), Vec::new(), BTreeMap::new(), 0);
+        self.measured = Measured::default();
         if let Collector::Drain(drain) = &self.collector {
             drain.bytes.store(0, Ordering::Relaxed);
         }
@@ -200,15 +197,16 @@ impl Kind {
 
     /// Takes down what a turn came to.
     fn note(&mut self, before: &BTreeMap<(u32, String), u64>, signed: u64, lasts: Duration) {
+        let Measured { micros, rates, threads, signed: in_all } = &mut self.measured;
         let mut all = 0.0;
         for (thread, nanos) in used(self.gateway.pid()) {
-            let micros = (nanos - before.get(&thread).copied().unwrap_or(0)) as f64 / 1e3;
-            *self.threads.entry(thread.1).or_default() += micros;
-            all += micros;
+            let took = (nanos - before.get(&thread).copied().unwrap_or(0)) as f64 / 1e3;
+            *threads.entry(thread.1).or_default() += took;
+            all += took;
         }
-        self.micros.push(all / signed as f64);
-        self.rates.push(signed as f64 / lasts.as_secs_f64());
-        self.signed += signed;
+        micros.push(all / signed as f64);
+        rates.push(signed as f64 / lasts.as_secs_f64());
+        *in_all += signed;
     }
 
     /// Has quotes signed for so long, so many in a second at an even pace, and gives how many. A caller that was late does not wait.
@@ -325,21 +323,27 @@ fn tell(kinds: &[Kind], rounds: u64, lasts: Duration) {
         "", "CPU us/quote", "more (middle half)", "quotes/s", "of off", "shipped B/quote"
     );
     for kind in kinds {
-        let more: Vec<f64> =
-            kind.micros.iter().enumerate().map(|(round, micros)| micros - mean(&|off| off.micros[round])).collect();
+        let more: Vec<f64> = kind
+            .measured
+            .micros
+            .iter()
+            .enumerate()
+            .map(|(round, micros)| micros - mean(&|off| off.measured.micros[round]))
+            .collect();
         let (low, middle, high) = middle_half(&more);
-        let (micros, own) = (median(&kind.micros), median(&kind.rates));
+        let (micros, own) = (median(&kind.measured.micros), median(&kind.measured.rates));
         let shipped = match &kind.collector {
-            Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / kind.signed,
+            Collector::Drain(drain) => drain.bytes.load(Ordering::Relaxed) / kind.measured.signed,
             _ => 0,
         };
         let more = format!("{middle:.1} ± {:.1} ({low:.1} to {high:.1})", off_by(&more));
-        let share = own / mean(&|off| median(&off.rates));
+        let share = own / mean(&|off| median(&off.measured.rates));
         println!("{:<16} {micros:>14.1} {more:>28} {own:>12.0} {share:>10.3} {shipped:>16}", kind.name);
     }
-    let threads: BTreeSet<_> = kinds.iter().flat_map(|kind| kind.threads.keys()).collect();
+    let threads: BTreeSet<_> = kinds.iter().flat_map(|kind| kind.measured.threads.keys()).collect();
     for thread in threads {
-        let own = |kind: &Kind| kind.threads.get(thread).copied().unwrap_or_default() / kind.signed as f64;
+        let own =
+            |kind: &Kind| kind.measured.threads.get(thread).copied().unwrap_or_default() / kind.measured.signed as f64;
         let each: Vec<_> = kinds.iter().map(|kind| format!("{:>8.1}", own(kind))).collect();
         println!("{thread:<16} {}", each.join(" "));
     }

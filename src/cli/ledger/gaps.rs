@@ -26,6 +26,7 @@ const SLACK: Duration = Duration::from_mins(1);
 /// What is said of a journal that does not begin with its first record.
 const PRUNED: &str = "the journal's oldest records were pruned: of numbers from before nothing is told";
 
+/// Exit codes: 0 told, 1 records were taken out of the journal, 2 not understood, 3 it was pruned meanwhile: to be run once more.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Gaps {
     #[command(flatten)]
