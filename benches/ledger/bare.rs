@@ -2,6 +2,7 @@
 //! nothing decided, checked or told. What the ledger takes beyond that is its own.
 
 use std::{
+    fs::File,
     path::Path,
     sync::{
         Arc,
@@ -26,7 +27,8 @@ const TABLES: &str = "
     CREATE UNIQUE INDEX quote_key ON quote (key);
     CREATE TABLE release (idx INTEGER PRIMARY KEY, jws TEXT NOT NULL) STRICT;
     CREATE TABLE audit (idx INTEGER PRIMARY KEY, record BLOB NOT NULL, link BLOB NOT NULL) STRICT;";
-/// As the ledger does it: after so many operations a thread moves the log, and of one of so many pages the writer moves the rest.
+/// As the ledger does it: after so many operations a thread moves the log, and of one of so many pages, once the file is on the disk,
+/// the writer moves the rest.
 const LOOK_AFTER: usize = 512;
 const PAGES: (i64, i64) = (2_000, 500);
 
@@ -45,11 +47,17 @@ pub(crate) fn measure(path: &Path, count: usize) -> Measured {
     let (queue, waiting) = mpsc::sync_channel(4_096);
     let (look, looks) = mpsc::sync_channel::<()>(1);
     let (beside, is_low) = (Connection::open(path).unwrap(), Arc::new(AtomicBool::new(false)));
+    // Never closed: that would let go of SQLite's locks.
+    let file: &File = Box::leak(Box::new(File::open(path).unwrap()));
     let checkpoints = thread::spawn({
         let is_low = Arc::clone(&is_low);
         move || {
             while looks.recv().is_ok() {
-                let [pages, left] = move_log(&beside);
+                let [mut pages, mut left] = move_log(&beside);
+                if pages >= PAGES.0 {
+                    file.sync_data().unwrap();
+                    [pages, left] = move_log(&beside);
+                }
                 is_low.store(pages >= PAGES.0 && left <= PAGES.1, Ordering::Release);
             }
         }

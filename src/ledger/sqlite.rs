@@ -34,6 +34,7 @@ use schema::After;
 mod checkpoint;
 mod condition;
 mod copy;
+mod held;
 #[cfg(test)]
 mod joined;
 mod journal;

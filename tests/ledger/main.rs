@@ -126,3 +126,36 @@ fn a_journal_that_is_pruned_does_not_grow_its_file() {
     assert!(sizes[7] < sizes[3] * 3 / 2, "{sizes:?}");
     assert!(settled < 4 << 20, "{settled}: {sizes:?}");
 }
+
+/// The log is moved while the gateway writes, and begins anew; whoever reads with a shell and ends takes nothing away, however often
+/// the file was opened and closed here.
+#[test]
+fn a_log_is_bounded_and_is_left_alone_by_who_reads_it() {
+    const MIB: u64 = 1 << 20;
+    let file = File(TempDir::new().unwrap());
+    Sqlite::migrate(&file.path(), Environment::Sandbox).unwrap();
+    let mut engine = file.open();
+    let log = file.path().with_extension("sqlite-wal");
+    let size = || std::fs::metadata(&log).map_or(0, |found| found.len());
+    let record = || {
+        let facts = Facts { detail: Some("x".repeat(6_000)), ..Facts::default() };
+        Op::Record(Record::new(Event::Refused, ops::now(), ops::context(), facts))
+    };
+    let (mut written, mut longest) = (0, 0);
+    // So much in each transaction that the thread that moves it is woken after every one.
+    while written < 200 * MIB {
+        let batch: Vec<_> = std::iter::repeat_with(record).take(520).collect();
+        engine.apply(&batch).unwrap();
+        written += 520 * 6_000;
+        longest = longest.max(size());
+    }
+    println!("{written} bytes through a log of at most {longest}");
+    assert!(longest < 80 * MIB, "{longest}");
+    drop(engine);
+    let mut engine = file.open();
+    engine.apply(&[record()]).unwrap();
+    let other = std::process::Command::new("sqlite3").arg(file.path()).arg("SELECT count(*) FROM audit").output();
+    assert_eq!(String::from_utf8(other.unwrap().stdout).unwrap().trim(), (written / 6_000 + 1).to_string());
+    assert!(size() > 0, "another process took itself for the last");
+    engine.apply(&[record()]).unwrap();
+}

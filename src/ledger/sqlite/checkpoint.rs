@@ -1,8 +1,9 @@
 //! Moves the log into the file beside the writer, so that no commit pays for it. A thread with a connection of its own does
-//! nearly all of it while commits go on; the writer does what is left between two batches, when that is little, since the
-//! log begins anew only where all of it has been moved.
+//! nearly all of it while commits go on, and sees to it that it is on the disk; the writer does what is left between two batches, when
+//! that is little, since the log begins anew only where all of it has been moved.
 
 use std::{
+    fs::File,
     path::Path,
     sync::{
         Arc,
@@ -14,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::schema;
+use super::{held, schema};
 use crate::ledger::EngineError;
 
 /// After so many operations the thread looks at the log.
@@ -25,6 +26,8 @@ const PAGES_MOVED: u32 = 2_000;
 const MOVES_MAX: usize = 4;
 /// So few pages the writer moves itself.
 const PAGES_LEFT: u32 = 500;
+/// With so many in it, 64 MiB, it moves whatever is left: where commits are large and the disk is slow, it is never little.
+const PAGES_MAX: u32 = 16_000;
 /// A log of so many pages, 256 MiB, is told: somebody reads the file without end.
 const PAGES_TOLD: u32 = 64_000;
 
@@ -51,24 +54,51 @@ struct Log {
     left: u32,
 }
 
+impl Log {
+    /// Whether it is to begin anew.
+    fn is_due(self) -> bool {
+        self.pages >= PAGES_MOVED
+    }
+
+    /// Whether the writer is to move what is left of it.
+    fn is_the_writers(self) -> bool {
+        self.is_due() && self.left <= PAGES_LEFT || self.pages >= PAGES_MAX
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Moving(#[from] rusqlite::Error),
+    #[error("the file could not be synchronised: {0}")]
+    Synchronising(#[from] std::io::Error),
+}
+
 impl Checkpoints {
     /// Starts the thread for the file at `path`; the writer's own connection must not move the log by itself.
     pub(super) fn start(path: &Path) -> Result<Self, EngineError> {
         let connection = schema::connect(path)?;
+        let file = held::file(path).map_err(|error| EngineError::RolledBack(format!("{}: {error}", path.display())))?;
         let found = Arc::new(Mutex::new(Found::default()));
         let (wake, woken) = mpsc::sync_channel(1);
         let finding = Arc::clone(&found);
         let work = move || {
+            let mut is_told = false;
             while woken.recv().is_ok() {
-                let mut found = match catch_up(&connection) {
+                if finding.lock().log.is_the_writers() {
+                    // Whoever of the two came second would find the first at it, and move nothing.
+                    continue;
+                }
+                let mut found = match catch_up(&connection, file) {
                     Ok(log) => Found { log, fault: None },
                     Err(fault) => Found { log: Log::default(), fault: Some(fault.to_string()) },
                 };
-                let mut known = finding.lock();
-                if found.log.pages > PAGES_TOLD && known.log.pages <= PAGES_TOLD {
-                    let pages = found.log.pages;
+                let pages = found.log.pages;
+                let was_told = std::mem::replace(&mut is_told, pages > PAGES_TOLD);
+                if is_told && !was_told {
                     tracing::warn!(pages, "the ledger's log grows: another process reads the file and does not end");
                 }
+                let mut known = finding.lock();
                 found.fault = known.fault.take().or(found.fault);
                 *known = found;
             }
@@ -83,17 +113,18 @@ impl Checkpoints {
     /// # Errors
     /// Where the log could not be moved: the file is to be opened again.
     pub(super) fn before_batch(&mut self, writer: &Connection) -> Result<(), EngineError> {
-        let Log { pages, left } = {
+        let log = {
             let mut found = self.found.lock();
             if let Some(fault) = found.fault.take() {
                 return Err(EngineError::Unknown(format!("the ledger's log could not be moved: {fault}")));
             }
-            // Once for each look.
-            std::mem::take(&mut found.log)
+            found.log
         };
-        if pages >= PAGES_MOVED && left <= PAGES_LEFT {
+        if log.is_the_writers() {
             let grown = move_log(writer).and_then(|_| schema::size_cache(writer));
             grown.map_err(|fault| EngineError::Unknown(fault.to_string()))?;
+            // From here on it is the thread's again.
+            self.found.lock().log = Log::default();
         }
         Ok(())
     }
@@ -118,14 +149,19 @@ impl Drop for Checkpoints {
     }
 }
 
-/// Moves the log, and one that is to begin anew until so little is left that the writer can move the rest.
-fn catch_up(connection: &Connection) -> rusqlite::Result<Log> {
+/// Moves the log, and one that is to begin anew until so little is left that the writer can move the rest. What was moved is on the disk
+/// by then: SQLite itself synchronises the file when nothing is left, and the writer would wait for all of it.
+fn catch_up(connection: &Connection, file: &File) -> Result<Log, Fault> {
     let mut log = move_log(connection)?;
     for _ in 1..MOVES_MAX {
-        if log.pages < PAGES_MOVED || log.left <= PAGES_LEFT {
+        if !log.is_due() {
             break;
         }
+        file.sync_data()?;
         log = move_log(connection)?;
+        if log.is_the_writers() {
+            break;
+        }
     }
     Ok(log)
 }
@@ -137,4 +173,16 @@ fn move_log(connection: &Connection) -> rusqlite::Result<Log> {
             [row.get::<_, i64>(1)?, row.get::<_, i64>(2)?].map(|pages| u32::try_from(pages).unwrap_or(0));
         Ok(Log { pages, left: pages.saturating_sub(moved) })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_moves_what_is_little_or_what_has_become_much() {
+        let is_the_writers = |pages, left| Log { pages, left }.is_the_writers();
+        assert!(!is_the_writers(PAGES_MOVED - 1, 0) && is_the_writers(PAGES_MOVED, PAGES_LEFT));
+        assert!(!is_the_writers(PAGES_MAX - 1, PAGES_LEFT + 1) && is_the_writers(PAGES_MAX, PAGES_MAX));
+    }
 }
