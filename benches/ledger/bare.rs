@@ -27,7 +27,7 @@ const TABLES: &str = "
     CREATE UNIQUE INDEX quote_key ON quote (key);
     CREATE TABLE release (idx INTEGER PRIMARY KEY, jws TEXT NOT NULL) STRICT;
     CREATE TABLE audit (idx INTEGER PRIMARY KEY, record BLOB NOT NULL, link BLOB NOT NULL) STRICT;";
-/// As the ledger does it: after so many operations a thread moves the log, and of one of so many pages, once the file is on the disk,
+/// Much as the ledger does it: after so many operations a thread moves the log, and of one of so many pages, once the file is on the disk,
 /// the writer moves the rest.
 const LOOK_AFTER: usize = 512;
 const PAGES: (i64, i64) = (2_000, 500);

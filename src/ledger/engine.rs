@@ -23,6 +23,10 @@ pub enum EngineError {
     /// The store cannot be reached; nothing was begun.
     #[error("{0}")]
     Away(String),
+    /// The disk did not take what was written, and may never: nothing more is written before this process has ended. Whoever synchronises
+    /// again is told that all is well, and it is not.
+    #[error("{0}")]
+    Lost(String),
     /// The store is not what this gateway can use: another environment, another version, a broken chain.
     #[error("{0}")]
     Unfit(String),

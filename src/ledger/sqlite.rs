@@ -63,6 +63,8 @@ pub struct Sqlite {
     known: Known,
     /// A batch whose COMMIT was begun: where the journal stands if it was applied, and its replies.
     undecided: Option<(Lane, Replies)>,
+    /// Why nothing more may be written before this process has ended.
+    lost: Option<String>,
     _lock: File,
 }
 
@@ -100,17 +102,23 @@ impl Sqlite {
         let lock = schema::lock(path)?;
         let (writing, chain) = begin(path, environment, After::Start)?;
         let (path, connection, known) = (path.to_owned(), Some(writing), Known::default());
-        Ok(Self { path, environment, connection, chain, known, undecided: None, _lock: lock })
+        Ok(Self { path, environment, connection, chain, known, undecided: None, lost: None, _lock: lock })
     }
 
     fn connection(&self) -> Result<&Connection, EngineError> {
-        let writing = self.connection.as_ref().ok_or_else(|| unknown("the ledger is closed"))?;
+        let writing = self.connection.as_ref().ok_or_else(|| closed(self.lost.as_deref()))?;
         Ok(&writing.connection)
+    }
+
+    /// Leaves the file as it is until this process ends. No connection is closed: the last one would fold the log, and remove it.
+    fn lose(&mut self, why: &str) {
+        std::mem::forget(self.connection.take());
+        self.lost = Some(why.to_owned());
     }
 
     fn transact(&mut self, batch: &mut dyn Growing) -> Result<Replies, EngineError> {
         let Writing { checkpoints, connection } =
-            self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+            self.connection.as_mut().ok_or_else(|| closed(self.lost.as_deref()))?;
         checkpoints.before_batch(connection)?;
         // No operation is to blame where a transaction cannot begin: the store is to be opened again.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
@@ -163,7 +171,7 @@ impl Engine for Sqlite {
     }
 
     fn ship(&mut self, shipment: &Shipment) -> Result<(), EngineError> {
-        let Writing { connection, .. } = self.connection.as_mut().ok_or_else(|| unknown("the ledger is closed"))?;
+        let Writing { connection, .. } = self.connection.as_mut().ok_or_else(|| closed(self.lost.as_deref()))?;
         let shipped = (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
             shipment::put(&transaction, shipment)?;
@@ -202,6 +210,10 @@ impl Engine for Sqlite {
                 self.connection = None;
                 Err(EngineError::Unknown(why))
             }
+            Err(EngineError::Lost(why)) => {
+                self.lose(&why);
+                Err(EngineError::Lost(why))
+            }
             // Rolled back; where even that failed, only closing ends the transaction.
             Err(error) if self.connection().is_ok_and(|connection| !connection.is_autocommit()) => {
                 self.connection = None;
@@ -212,8 +224,15 @@ impl Engine for Sqlite {
     }
 
     fn reopen(&mut self) -> Result<Option<Replies>, EngineError> {
+        if self.lost.is_some() {
+            return Err(closed(self.lost.as_deref()));
+        }
         (self.connection, self.known) = (None, Known::default());
-        let (writing, chain) = begin(&self.path, self.environment, After::Unknown)?;
+        let begun = begin(&self.path, self.environment, After::Unknown);
+        if let Err(EngineError::Lost(why)) = &begun {
+            self.lose(why);
+        }
+        let (writing, chain) = begun?;
         let replies = match self.undecided.take_if(|(after, _)| after.position == chain.position) {
             Some((_, replies)) => Some(replies),
             None if self.chain.position == chain.position => None,
@@ -310,6 +329,10 @@ fn write(
 
 fn unknown(why: impl std::fmt::Display) -> EngineError {
     EngineError::Unknown(why.to_string())
+}
+
+fn closed(lost: Option<&str>) -> EngineError {
+    lost.map_or_else(|| unknown("the ledger is closed"), |why| EngineError::Lost(why.to_owned()))
 }
 
 fn moved() -> EngineError {

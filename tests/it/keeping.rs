@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     commands::client,
-    harness::{DAY, PARTNER, Quote, Site, done, failed, reason, until},
+    harness::{DAY, PARTNER, Quote, Site, done, failed, reason, toml, until},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +115,55 @@ async fn the_ledger_is_read_with_the_plain_shell() {
     let events = shell("SELECT CAST(record AS TEXT) ->> '$.event' FROM audit ORDER BY idx DESC LIMIT 2");
     assert_eq!(events, "quote.committed\nquote.reserved");
     assert!(gateway.stop().success());
+}
+
+/// Whoever synchronises again after the disk has failed to take something is told that all is well, and it need not be.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_disk_has_not_taken_the_ledgers_file_nothing_is_signed_until_a_new_start() {
+    let mut site = Site::new().with("FAILPOINTS", "ledger::synchronise=1*return->off");
+    site.edit_policy(|policy| {
+        for quota in ["attempts_per_caller", "signed_per_partner", "signed_per_caller", "signed_per_key"] {
+            policy["quotas"][quota] = toml("{ per_second = 1000000, burst = 1000000 }");
+        }
+    });
+    let gateway = site.serve().await;
+    let client = gateway.quotes("pricing").await;
+    // Until the log is long enough to be moved as a whole.
+    let (mut signed, mut refused) = (Vec::new(), None);
+    for number in 1..5_000 {
+        let quote = Quote::number(number);
+        match client.sign(&quote).await {
+            Ok(answer) => signed.push((quote, answer.jws)),
+            Err(status) => {
+                refused = Some(status);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("the log was never moved");
+    assert_eq!(reason(&refused), "LEDGER_UNAVAILABLE");
+    let next = signed.len() as u64 + 10;
+    // It is not forgotten by trying again, though the disk takes all of it now.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(reason(&client.sign(&Quote::number(next)).await.unwrap_err()), "LEDGER_UNAVAILABLE");
+    let (status, told) = gateway.operations("/readyz?for=signing").await;
+    assert!(status == 503 && told.contains("start it again"), "{status}: {told}");
+    let log = fs::metadata(site.path("ledger.sqlite-wal")).unwrap().len();
+    assert!(gateway.stop().success());
+    assert_eq!(
+        fs::metadata(site.path("ledger.sqlite-wal")).unwrap().len(),
+        log,
+        "it is folded by nobody before the start"
+    );
+    site.env.remove("FAILPOINTS");
+    let gateway = site.serve().await;
+    let client = gateway.quotes("pricing").await;
+    for (quote, jws) in signed.iter().rev().take(20) {
+        assert_eq!(client.sign(quote).await.unwrap().jws, *jws);
+    }
+    client.sign(&Quote::number(next + 1)).await.unwrap();
+    assert!(gateway.stop().success());
+    done(site.run(&["audit", "verify"]));
 }
 
 /// Removes the ledger, as a lost disk would.

@@ -85,6 +85,7 @@ impl Writer {
                     EngineError::Failing(why)
                     | EngineError::Unknown(why)
                     | EngineError::Unfit(why)
+                    | EngineError::Lost(why)
                     | EngineError::Away(why),
                 ) if self.outage.is_none() => {
                     self.fail(&why, PAUSES.0);
@@ -137,6 +138,7 @@ impl Writer {
                 EngineError::Failing(why)
                 | EngineError::Unknown(why)
                 | EngineError::Unfit(why)
+                | EngineError::Lost(why)
                 | EngineError::Away(why),
             ) => {
                 // One that can be opened and takes nothing is left alone for longer and longer, and is told of all the while.

@@ -1,6 +1,6 @@
 //! Moves the log into the file beside the writer, so that no commit pays for it. A thread with a connection of its own does
-//! nearly all of it while commits go on, and sees to it that it is on the disk; the writer does what is left between two batches, when
-//! that is little, since the log begins anew only where all of it has been moved.
+//! nearly all of it while commits go on, and sees to it that nearly all of that is on the disk; the writer does what is left between two
+//! batches, when that is little or the log has become long, since the log begins anew only where all of it has been moved.
 
 use std::{
     fs::File,
@@ -45,16 +45,22 @@ struct Found {
     /// Pages in the log, and how many of them are not in the file yet.
     log: Log,
     /// Why it could not be moved. Then nothing is known of what is on the disk.
-    fault: Option<String>,
+    fault: Option<EngineError>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Log {
     pages: u32,
     left: u32,
+    /// Somebody reads the file as it was, so that no more of it can be moved.
+    is_read: bool,
 }
 
 impl Log {
+    fn moved(self) -> u32 {
+        self.pages.saturating_sub(self.left)
+    }
+
     /// Whether it is to begin anew.
     fn is_due(self) -> bool {
         self.pages >= PAGES_MOVED
@@ -62,16 +68,8 @@ impl Log {
 
     /// Whether the writer is to move what is left of it.
     fn is_the_writers(self) -> bool {
-        self.is_due() && self.left <= PAGES_LEFT || self.pages >= PAGES_MAX
+        self.is_due() && !self.is_read && (self.left <= PAGES_LEFT || self.pages >= PAGES_MAX)
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Moving(#[from] rusqlite::Error),
-    #[error("the file could not be synchronised: {0}")]
-    Synchronising(#[from] std::io::Error),
 }
 
 impl Checkpoints {
@@ -90,8 +88,10 @@ impl Checkpoints {
                     continue;
                 }
                 let mut found = match catch_up(&connection, file) {
-                    Ok(log) => Found { log, fault: None },
-                    Err(fault) => Found { log: Log::default(), fault: Some(fault.to_string()) },
+                    Ok(Some(log)) => Found { log, fault: None },
+                    // It is told by whoever is at it, and by the next look.
+                    Ok(None) => continue,
+                    Err(fault) => Found { log: Log::default(), fault: Some(fault) },
                 };
                 let pages = found.log.pages;
                 let was_told = std::mem::replace(&mut is_told, pages > PAGES_TOLD);
@@ -108,7 +108,7 @@ impl Checkpoints {
         Ok(Self { wake: Some(wake), thread: Some(thread), found, ops: 0 })
     }
 
-    /// Before a batch: moves what little is left of a long log.
+    /// Before a batch: moves what is left of a log where that is the writer's.
     ///
     /// # Errors
     /// Where the log could not be moved: the file is to be opened again.
@@ -116,15 +116,17 @@ impl Checkpoints {
         let log = {
             let mut found = self.found.lock();
             if let Some(fault) = found.fault.take() {
-                return Err(EngineError::Unknown(format!("the ledger's log could not be moved: {fault}")));
+                return Err(fault);
             }
             found.log
         };
         if log.is_the_writers() {
-            let grown = move_log(writer).and_then(|_| schema::size_cache(writer));
-            grown.map_err(|fault| EngineError::Unknown(fault.to_string()))?;
-            // From here on it is the thread's again.
-            self.found.lock().log = Log::default();
+            let moved = move_log(writer)?;
+            schema::size_cache(writer).map_err(failed)?;
+            if moved.is_some() {
+                // From here on it is the thread's again.
+                self.found.lock().log = Log::default();
+            }
         }
         Ok(())
     }
@@ -149,30 +151,48 @@ impl Drop for Checkpoints {
     }
 }
 
-/// Moves the log, and one that is to begin anew until so little is left that the writer can move the rest. What was moved is on the disk
-/// by then: SQLite itself synchronises the file when nothing is left, and the writer would wait for all of it.
-fn catch_up(connection: &Connection, file: &File) -> Result<Log, Fault> {
-    let mut log = move_log(connection)?;
+/// Moves the log, and one that is to begin anew until so little is left that the writer can move the rest. All but what came last is on the
+/// disk by then: SQLite itself synchronises the file when nothing is left, and the writer would wait for all of it. Nothing where another
+/// process is at it.
+fn catch_up(connection: &Connection, file: &File) -> Result<Option<Log>, EngineError> {
+    let Some(mut log) = move_log(connection)? else { return Ok(None) };
     for _ in 1..MOVES_MAX {
-        if !log.is_due() {
+        if !log.is_due() || log.is_read {
             break;
         }
-        file.sync_data()?;
-        log = move_log(connection)?;
+        synchronise(file).map_err(|fault| schema::lost(&fault))?;
+        let Some(moved) = move_log(connection)? else { return Ok(None) };
+        let is_read = moved.left > 0 && moved.moved() <= log.moved();
+        log = Log { is_read, ..moved };
         if log.is_the_writers() {
             break;
         }
     }
-    Ok(log)
+    Ok(Some(log))
 }
 
-/// Moves as much as can be without waiting for anybody.
-fn move_log(connection: &Connection) -> rusqlite::Result<Log> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| {
+fn synchronise(file: &File) -> std::io::Result<()> {
+    fail::fail_point!("ledger::synchronise", |_| Err(std::io::Error::other("so it was asked for")));
+    file.sync_data()
+}
+
+/// Moves as much as can be without waiting for anybody; nothing where another connection is at it.
+fn move_log(connection: &Connection) -> Result<Option<Log>, EngineError> {
+    let moved = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| {
         let [pages, moved] =
             [row.get::<_, i64>(1)?, row.get::<_, i64>(2)?].map(|pages| u32::try_from(pages).unwrap_or(0));
-        Ok(Log { pages, left: pages.saturating_sub(moved) })
-    })
+        let is_busy: bool = row.get(0)?;
+        Ok((!is_busy).then_some(Log { pages, left: pages.saturating_sub(moved), is_read: false }))
+    });
+    moved.map_err(failed)
+}
+
+/// Nothing is known then of what is on the disk.
+fn failed(error: rusqlite::Error) -> EngineError {
+    match schema::not_moved(error) {
+        lost @ EngineError::Lost(_) => lost,
+        fault => EngineError::Unknown(format!("the ledger's log could not be moved: {fault}")),
+    }
 }
 
 #[cfg(test)]
@@ -181,8 +201,10 @@ mod tests {
 
     #[test]
     fn the_writer_moves_what_is_little_or_what_has_become_much() {
-        let is_the_writers = |pages, left| Log { pages, left }.is_the_writers();
+        let is_the_writers = |pages, left| Log { pages, left, is_read: false }.is_the_writers();
         assert!(!is_the_writers(PAGES_MOVED - 1, 0) && is_the_writers(PAGES_MOVED, PAGES_LEFT));
         assert!(!is_the_writers(PAGES_MAX - 1, PAGES_LEFT + 1) && is_the_writers(PAGES_MAX, PAGES_MAX));
+        // In vain.
+        assert!(!Log { pages: PAGES_MAX, left: 1, is_read: true }.is_the_writers());
     }
 }

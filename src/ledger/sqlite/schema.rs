@@ -125,7 +125,18 @@ pub(super) fn open(path: &Path, environment: Environment, after: After) -> Resul
     let stamped = this_version(&connection, path)?;
     same_environment(path, &stamped, environment)?;
     size_cache(&connection)?;
-    match (fold_wal(&connection)?, after) {
+    let folded = match fold_wal(&connection) {
+        Err(error) => {
+            let error = not_moved(error);
+            if matches!(error, EngineError::Lost(_)) {
+                // The last connection that is closed folds the log, and removes it.
+                std::mem::forget(connection);
+            }
+            return Err(error);
+        }
+        Ok(folded) => folded,
+    };
+    match (folded, after) {
         (Folded::Whole, _) => {}
         (Folded::IsRead, After::Start) => {
             tracing::warn!("the ledger's log could not be folded into its file: another process reads it");
@@ -244,9 +255,28 @@ enum Folded {
 
 /// Moves the whole log into the file. After a failed fsync the kernel may hold the log's newest pages without
 /// ever writing them; to append behind them would put every later commit behind a hole.
-fn fold_wal(connection: &Connection) -> Result<Folded, EngineError> {
+fn fold_wal(connection: &Connection) -> rusqlite::Result<Folded> {
     let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
     Ok(if busy { Folded::IsRead } else { Folded::Whole })
+}
+
+/// Why the log was not moved. Where the disk did not take it, the kernel may have forgotten what it was to write, and says so once: the log is
+/// the only place where that still is.
+pub(super) fn not_moved(error: rusqlite::Error) -> EngineError {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) if failure.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC => {
+            lost(&error)
+        }
+        error => EngineError::from(error),
+    }
+}
+
+/// The file could not be synchronised.
+pub(super) fn lost(fault: &dyn std::fmt::Display) -> EngineError {
+    EngineError::Lost(format!(
+        "the disk did not take what was moved into the ledger's file ({fault}): see to the disk, end this gateway and whoever else has the \
+         file open, and start it again, which moves it anew"
+    ))
 }
 
 pub(super) fn present(path: &Path) -> Result<(), EngineError> {
